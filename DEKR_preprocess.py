@@ -1,0 +1,68 @@
+#!/usr/bin/env python3
+"""Turn COCO pictures into network tensors, original and flipped, in five fixed sizes.
+
+Reads DATASET.ROOT/images/val2017.zip (or the folder images/val2017/) in the order of the annotation file and writes
+one <picture>.npy of float32 (1, 3, H, W) into each of the two folders. What is there already is kept.
+
+  python3 DEKR_preprocess.py --output ./prep_data --output_flip ./prep_data_flip DATASET.ROOT data/coco
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from dekr_infer.coco import load_data_set, picture_source
+from dekr_infer.command import Arguments, Parser, add_config, config_of, cores, count, run
+from dekr_infer.errors import ConfigError
+from dekr_infer.geometry import SHORT_SIDE
+from dekr_infer.preprocess import gear_table, write_tensors
+from dekr_infer.progress import progress
+
+
+def main(argv: Arguments = None) -> int:
+    """The command; returns its exit code."""
+    parser = Parser(__doc__)
+    parser.add_argument("--output", type=Path, default=Path("prep_data"), help="folder for the tensors")
+    parser.add_argument("--output_flip", type=Path, default=Path("prep_data_flip"), help="folder for the flipped ones")
+    parser.add_argument("--workers", type=count, default=cores(), metavar="N", help="processes (default: all cores)")
+    parser.add_argument("--limit", type=count, metavar="N", help="only the first N pictures")
+    parser.add_argument("--overwrite", action="store_true", help="write tensors anew that are there already")
+    add_config(parser)
+    args = parser.parse_args(argv)
+
+    def work() -> None:
+        config = config_of(args)
+        if config.DATASET.INPUT_SIZE != SHORT_SIDE:
+            raise ConfigError(
+                f"DATASET.INPUT_SIZE {config.DATASET.INPUT_SIZE}: the five sizes are made for {SHORT_SIDE}; "
+                f"add DATASET.INPUT_SIZE {SHORT_SIDE}"
+            )
+        if args.output.resolve() == args.output_flip.resolve():
+            raise ConfigError("--output and --output_flip name the same folder")
+        started = time.monotonic()
+        root, split = config.DATASET.ROOT, config.DATASET.TEST
+        data = load_data_set(root, split)
+        source = picture_source(root, split, config.DATASET.DATA_FORMAT)
+        with progress("preprocess", len(data.pictures[: args.limit])) as advance:
+            summary = write_tensors(
+                data,
+                source,
+                split,
+                (args.output, args.output_flip),
+                limit=args.limit,
+                workers=args.workers,
+                overwrite=args.overwrite,
+                advance=advance,
+            )
+        print(
+            f"{summary.pictures} pictures ({summary.skipped} were there already) -> {args.output} {args.output_flip}; "
+            f"{gear_table(summary.gears)}; {summary.written:,} bytes in {time.monotonic() - started:.1f} s"
+        )
+
+    return run(work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""The data set: the annotation file's pictures in its own order, and their bytes from the zip or a folder."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from dekr_infer.errors import ConfigError, DekrError
+from dekr_infer.geometry import Size
+
+JPEG_START = b"\xff\xd8"
+JPEG_SCAN = 0xDA  # the marker after which compressed pixels follow
+JPEG_END = b"\xff\xd9"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One entry of the annotation file: `id`, `file_name`, `size` in pixels, and the `stem` that names its tensors."""
+
+    id: int
+    file_name: str
+    size: Size
+    stem: str
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The pictures of a split in the order of the annotation file, people in them or not.
+
+    `content` is the whole annotation file as parsed, for the evaluation.
+    """
+
+    annotation: Path
+    pictures: tuple[Picture, ...]
+    content: Mapping[str, Any]
+
+
+def annotation_path(root: str | Path, split: str) -> Path:
+    """Where COCO keeps the keypoints of a split below its root."""
+    return Path(root) / "annotations" / f"person_keypoints_{split}.json"
+
+
+def load_data_set(root: str | Path, split: str) -> DataSet:
+    """Read and check the annotation file of a split.
+
+    Raises:
+        DekrError: the file is missing or not a COCO annotation, or names pictures that cannot be told apart.
+    """
+    path = annotation_path(root, split)
+    try:
+        content = json.loads(path.read_bytes())
+    except OSError as error:
+        raise DekrError(f"{path}: cannot be read ({error.strerror}); set DATASET.ROOT to the COCO folder") from None
+    except ValueError:
+        raise DekrError(f"{path}: not a JSON file, or cut short; fetch it again") from None
+    entries = content.get("images") if isinstance(content, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise DekrError(f"{path}: lists no images; it must be a COCO annotation file")
+    return DataSet(path, _checked([_picture(entry, path) for entry in entries], path), content)
+
+
+def _picture(entry: Any, path: Path) -> Picture:
+    try:
+        name, number = entry["file_name"], entry["id"]
+        size = Size(int(entry["height"]), int(entry["width"]))
+    except (KeyError, TypeError, ValueError):
+        raise DekrError(f"{path}: an image lacks id, file_name, height or width: {str(entry)[:80]}") from None
+    pure = PurePosixPath(str(name))
+    if not isinstance(name, str) or not pure.stem or pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        raise DekrError(f"{path}: {name!r} is no file name below the images folder")
+    if "." in pure.stem:
+        raise DekrError(f"{path}: {name}: ais_bench cuts names at the first dot; rename the picture")
+    if type(number) is not int or min(size) <= 0:
+        raise DekrError(f"{path}: {name}: needs a whole-number id and a positive height and width")
+    return Picture(number, name, size, pure.stem)
+
+
+def _checked(pictures: Sequence[Picture], path: Path) -> tuple[Picture, ...]:
+    ids: dict[int, str] = {}
+    stems: dict[str, str] = {}
+    for picture in pictures:
+        other = ids.setdefault(picture.id, picture.file_name)
+        if other is not picture.file_name:
+            raise DekrError(f"{path}: {other} and {picture.file_name} have the same id {picture.id}")
+        other = stems.setdefault(picture.stem, picture.file_name)
+        if other is not picture.file_name:
+            raise DekrError(f"{path}: {other} and {picture.file_name} would write the same tensor {picture.stem}.npy")
+    return tuple(pictures)
+
+
+class PictureFiles:
+    """The encoded pictures of a split: members of one zip, never unpacked, or files of a folder.
+
+    Each process opens its own; the zip's directory is read once.
+    """
+
+    def __init__(self, source: Path, split: str) -> None:
+        """`source` is what `picture_source` returned."""
+        self.source = source
+        self.split = split
+        self._zip = _open_zip(source) if source.suffix == ".zip" else None
+
+    def check_present(self, file_names: Sequence[str]) -> None:
+        """Refuse to start when pictures are missing, naming the first.
+
+        Raises:
+            DekrError: some files are not there.
+        """
+        if self._zip is None:
+            missing = [name for name in file_names if not (self.source / name).is_file()]
+        else:
+            members = set(self._zip.namelist())
+            missing = [name for name in file_names if f"{self.split}/{name}" not in members]
+        if missing:
+            raise DekrError(
+                f"{self.source}: {len(missing)} of {len(file_names)} pictures are missing, the first is {missing[0]}; "
+                "fetch the pictures of this annotation file again"
+            )
+
+    def read(self, file_name: str) -> bytes:
+        """The encoded picture.
+
+        Raises:
+            DekrError: it is missing, encrypted, or fails the zip's checksum.
+        """
+        try:
+            if self._zip is None:
+                return (self.source / file_name).read_bytes()
+            return self._zip.read(f"{self.split}/{file_name}")
+        except KeyError:
+            reason = "no such member"
+        except OSError as error:
+            reason = error.strerror or str(error)
+        except RuntimeError:
+            reason = "encrypted"
+        except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
+            reason = str(error)
+        except Exception as error:  # zlib.error, lzma.LZMAError and the like: damaged bytes
+            reason = f"damaged ({error})"
+        raise DekrError(f"{self.source}: {file_name}: {reason}; fetch this file again")
+
+
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except OSError as error:
+        raise DekrError(f"{path}: cannot be read ({error.strerror})") from None
+    except zipfile.BadZipFile:
+        raise DekrError(f"{path}: not a zip file, or cut short; fetch it again") from None
+
+
+def picture_source(root: str | Path, split: str, data_format: str = "") -> Path:
+    """The zip or folder that holds the pictures of a split.
+
+    Args:
+        data_format: `zip`, `jpg` for a plain folder, or empty for what is there (the zip first).
+    Raises:
+        DekrError: it is not there.
+        ConfigError: the format is none of these.
+    """
+    folder = Path(root) / "images"
+    choices = {"zip": folder / f"{split}.zip", "jpg": folder / split}
+    if data_format and data_format not in choices:
+        raise ConfigError(f"DATASET.DATA_FORMAT {data_format}: zip (images/{split}.zip) or jpg (images/{split}/)")
+    wanted = [choices[data_format]] if data_format else list(choices.values())
+    for path in wanted:
+        if path.is_file() if path.suffix == ".zip" else path.is_dir():
+            return path
+    raise DekrError(f"{' or '.join(map(str, wanted))}: not there; put COCO's pictures there or set DATASET.ROOT")
+
+
+def is_cut_short(data: bytes) -> bool:
+    """Whether JPEG bytes end before their picture does. Decoders fill the rest with grey and say nothing.
+
+    The end marker of an embedded thumbnail does not count: header segments are skipped by their length.
+    """
+    if not data.startswith(JPEG_START):
+        return False
+    position = len(JPEG_START)
+    while position + 4 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        if marker == JPEG_SCAN:
+            return JPEG_END not in data[position:]
+        position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    return True

@@ -1,0 +1,101 @@
+"""What all commands share: the form of the command line, and errors as one line with an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from yacs.config import CfgNode
+
+from dekr_infer.config import load_config
+from dekr_infer.errors import DekrError
+
+INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints look like every other error: one `error:` line, exit code 2."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def add_config(parser: Parser) -> None:
+    """Add `--cfg` and the KEY VALUE pairs after the flags."""
+    parser.add_argument("--cfg", metavar="FILE", help="YAML file in upstream's form (default: HRNet-W32 on COCO)")
+    parser.add_argument(
+        "pairs", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings, e.g. DATASET.ROOT data/coco"
+    )
+
+
+def config_of(args: argparse.Namespace) -> CfgNode:
+    """The frozen configuration that `--cfg` and the pairs ask for."""
+    return load_config(args.cfg, args.pairs)
+
+
+def count(text: str) -> int:
+    """An argument type: a whole number from 1 on."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return value
+
+
+def natural(text: str) -> int:
+    """An argument type: a whole number from 0 on."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 on")
+    return value
+
+
+def switch(text: str) -> bool:
+    """An argument type: on or off in any of the spellings that ais_bench takes."""
+    word = text.lower()
+    if word in ("yes", "true", "t", "y", "1"):
+        return True
+    if word in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text} is neither yes nor no")
+
+
+def cores() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def run(work: Callable[[], None]) -> int:
+    """Do a command's work; its expected failures become one line on stderr.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 the configuration is wrong, 130 interrupted.
+    """
+    try:
+        work()
+    except DekrError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was finished stays, run the same command again to go on", INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except MemoryError:
+        return _fail("not enough memory", 1)
+    except OSError as error:
+        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+Arguments = Sequence[str] | None

@@ -1,0 +1,276 @@
+"""Run a graph over a folder of tensors with ais_bench's contract: order, file names, gears and summary.
+
+What ais_bench does silently wrong (other dtypes, equal names, files of an earlier run) is refused here. A record beside
+the output folder says what is done and how long it took, so that a stopped run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from dekr_infer import tensors
+from dekr_infer.errors import DekrError
+from dekr_infer.files import write_failure, write_json
+from dekr_infer.geometry import HEATMAP_CHANNELS, OFFSET_CHANNELS, Size, cells
+from dekr_infer.runtime import Network
+
+CHANNELS = (HEATMAP_CHANNELS, OFFSET_CHANNELS)  # of output 0 and output 1
+FORMATS = ("NPY", "BIN")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a folder is run; the names are ais_bench's.
+
+    Args:
+        outfmt: `NPY`, or `BIN` for bare float32 values.
+        loop: passes per tensor, each of them timed.
+        warmup_count: untimed passes on the first tensor.
+        overwrite: run tensors anew whose outputs are there.
+    """
+
+    outfmt: str = "NPY"
+    loop: int = 1
+    warmup_count: int = 1
+    overwrite: bool = False
+
+
+def natural_order(names: Iterable[str]) -> list[str]:
+    """Names sorted as ais_bench does: digit runs as numbers, letters without case."""
+
+    def key(name: str) -> list[tuple[int, int, str]]:
+        return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"(\d+)", name)]
+
+    return sorted(names, key=key)
+
+
+def list_tensors(places: Sequence[Path]) -> list[Path]:
+    """The tensors to run, in order: those of one folder, or the files themselves.
+
+    Raises:
+        DekrError: there are none, one is missing, or two would write the same outputs.
+    """
+    if len(places) == 1 and places[0].is_dir():
+        names = [entry.name for entry in os.scandir(places[0]) if entry.name.lower().endswith(".npy")]
+        files = [places[0] / name for name in natural_order(names)]
+    else:
+        files = list(places)
+    missing = next((file for file in files if not file.is_file()), None)
+    if missing is not None:
+        raise DekrError(f"{missing}: no such folder or file; make the tensors with DEKR_preprocess.py")
+    if not files:
+        raise DekrError(f"{places[0]}: holds no .npy files; make them with DEKR_preprocess.py")
+    stems: dict[str, Path] = {}
+    for file in files:
+        other = stems.setdefault(output_stem(file), file)
+        if other is not file:
+            raise DekrError(f"{other} and {file} would write the same outputs; names count up to their first dot")
+    return files
+
+
+def output_stem(file: Path) -> str:
+    """What an input's outputs are called: its name up to the first dot."""
+    return file.name.split(".", 1)[0]
+
+
+def run_folder(
+    network: Network,
+    files: Sequence[Path],
+    folder: Path,
+    options: Options,
+    arguments: dict[str, Any],
+    advance: Callable[[int], None] = lambda count: None,
+) -> dict[str, Any]:
+    """Run every tensor that is not done yet and write its outputs; at the end, the summary beside the folder.
+
+    Args:
+        files: from `list_tensors`.
+        folder: for `<stem>_0.npy` and `<stem>_1.npy`; created when absent.
+        arguments: the command line, for the summary.
+    Returns:
+        The summary, with ais_bench's keys and the graph's SHA-256.
+    Raises:
+        DekrError: a tensor is damaged or of no gear of the graph, or the folder holds other outputs.
+    """
+    gears = check_gears(network, files)
+    done_before = 0
+    with tensors.exclusive(folder), Record(folder, network.sha256, options) as record:
+        tensors.refuse_foreign(folder, {name for file in files for name in _outputs(file, options)}, "these inputs")
+        waiting = []
+        for file, gear in zip(files, gears, strict=True):
+            if record.knows(file.name) and _is_fresh(file, folder, gear, options):
+                done_before += 1
+            else:
+                waiting.append(file)
+        advance(done_before)
+        for turn, file in enumerate(waiting):
+            image = tensors.read(file)
+            for _ in range(options.warmup_count if turn == 0 else 0):
+                network.run(image)
+            record.add(file.name, _run_one(network, image, file, folder, options))
+            advance(1)
+        summary = _summary(record, files, folder, options, network, arguments)
+    write_json(summary_path(folder), summary)
+    return summary
+
+
+def check_gears(network: Network, files: Sequence[Path]) -> list[Size]:
+    """The gear of every tensor, before anything runs.
+
+    Raises:
+        DekrError: a tensor is damaged, or its shape is no gear of the graph.
+    """
+    gears = []
+    for file in files:
+        shape = tensors.read_header(file).shape
+        gear = Size(*shape[2:]) if len(shape) == 4 and shape[:2] == (1, 3) else None
+        if gear not in network.gears:
+            known = ", ".join(f"(1, 3, {g.h}, {g.w})" for g in network.gears)
+            raise DekrError(f"{file}: its shape {shape} is no gear of {network.path}; the gears are {known}")
+        gears.append(gear)
+    return gears
+
+
+def summary_path(folder: Path) -> Path:
+    """Where ais_bench puts the summary of an output folder: beside it."""
+    return folder.with_name(f"{folder.name}_summary.json")
+
+
+def _run_one(network: Network, image: np.ndarray, file: Path, folder: Path, options: Options) -> list[float]:
+    times = []
+    for _ in range(options.loop):
+        *outputs, milliseconds = network.run(image)
+        times.append(milliseconds)
+    for name, values in zip(_outputs(file, options), outputs, strict=True):
+        if not np.isfinite(values).all():
+            raise DekrError(f"{file}: the network's output for it holds NaN or infinite values; check {network.path}")
+        tensors.write(folder, name, values)
+    return times
+
+
+def _outputs(file: Path, options: Options) -> list[str]:
+    return [f"{output_stem(file)}_{index}.{options.outfmt.lower()}" for index in range(len(CHANNELS))]
+
+
+def _is_fresh(file: Path, folder: Path, gear: Size, options: Options) -> bool:
+    """Whether both outputs are there, whole, and no older than the input."""
+    if options.overwrite:
+        return False
+    for name, channels in zip(_outputs(file, options), CHANNELS, strict=True):
+        output, shape = folder / name, (1, channels, *cells(gear))
+        whole = tensors.is_finished(output, shape) if name.endswith(tensors.SUFFIX) else output.is_file()
+        if not whole or output.stat().st_mtime_ns < file.stat().st_mtime_ns:
+            return False
+    return True
+
+
+class Record:
+    """What a folder holds and how it was made: one JSON line for the run, then one per finished tensor."""
+
+    def __init__(self, folder: Path, model_sha256: str, options: Options) -> None:
+        self.path = folder.with_name(f"{folder.name}_record.jsonl")
+        self.folder = folder
+        self.head = {"model_sha256": model_sha256, "outfmt": options.outfmt, "loop": options.loop}
+        self.overwrite = options.overwrite
+        self.times: dict[str, list[float]] = {}
+        self._file: TextIO | None = None
+
+    def __enter__(self) -> Record:
+        lines = [] if self.overwrite else self._lines()
+        if lines and lines[0] != self.head:
+            raise DekrError(
+                f"{self.folder}: holds outputs of another model or of other options; "
+                "name another folder, delete this one, or add --overwrite"
+            )
+        for line in lines[1:]:
+            self.times[line["file"]] = line["milliseconds"]
+        try:
+            self._file = open(self.path, "w", encoding="utf-8")
+            self._write(self.head)
+            for name, times in self.times.items():
+                self._write({"file": name, "milliseconds": times})
+        except OSError as error:
+            raise DekrError(write_failure(self.path, error)) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def knows(self, name: str) -> bool:
+        """Whether a tensor was finished, by this run or an earlier one."""
+        return name in self.times
+
+    def add(self, name: str, times: list[float]) -> None:
+        """Note that a tensor's outputs are written."""
+        self.times[name] = times
+        try:
+            self._write({"file": name, "milliseconds": times})
+        except OSError as error:
+            raise DekrError(write_failure(self.path, error)) from None
+
+    def _write(self, value: dict[str, Any]) -> None:
+        assert self._file is not None
+        self._file.write(json.dumps(value) + "\n")
+        self._file.flush()
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """The lines of an earlier run; one that a killed run left unfinished does not count."""
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError):
+            raise DekrError(f"{self.path}: cannot be read; delete it together with {self.folder}") from None
+        lines = []
+        for line in text.splitlines():
+            try:
+                lines.append(json.loads(line))
+            except ValueError:
+                break
+        return lines
+
+
+def _summary(
+    record: Record,
+    files: Sequence[Path],
+    folder: Path,
+    options: Options,
+    network: Network,
+    arguments: dict[str, Any],
+) -> dict[str, Any]:
+    times = [value for file in files for value in record.times[file.name]]
+    none = [0.0] * len(times)  # nothing is copied to a device and back
+    return {
+        "filesinfo": {
+            str(index): {"infiles": [str(file)], "outfiles": [str(folder / name) for name in _outputs(file, options)]}
+            for index, file in enumerate(files)
+        },
+        "args": arguments,
+        "NPU_compute_time": _statistics(times),
+        "H2D_latency": _statistics(none),
+        "D2H_latency": _statistics(none),
+        "npu_compute_time_list": times,
+        "throughput": 1000 / float(np.mean(times)),
+        "pid": os.getpid(),
+        "model_sha256": network.sha256,
+    }
+
+
+def _statistics(times: Sequence[float]) -> dict[str, float]:
+    return {
+        "min": float(np.min(times)),
+        "max": float(np.max(times)),
+        "mean": float(np.mean(times)),
+        "median": float(np.median(times)),
+        "percentile(99%)": float(np.percentile(times, 99)),
+        "count": len(times),
+    }

@@ -1,0 +1,1 @@
+"""The network in plain torch, in upstream's state-dict layout."""

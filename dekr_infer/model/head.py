@@ -1,0 +1,77 @@
+"""The two heads on the trunk, and the network's construction from the configuration.
+
+Module names are those of upstream's state dict; the joints' branches stay separate, as in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from dekr_infer.errors import ConfigError
+from dekr_infer.geometry import HEATMAP_CHANNELS, OFFSET_CHANNELS
+from dekr_infer.model.blocks import AdaptBlock, BasicBlock, conv_bn
+from dekr_infer.model.hrnet import Trunk
+
+JOINTS = OFFSET_CHANNELS // 2
+
+
+class DekrNet(Trunk):
+    """DEKR: `image` (N, 3, H, W) -> `heatmap` (N, 18, H/4, W/4), `offset` (N, 34, H/4, W/4).
+
+    The heatmap holds 17 joints, then the person centre; the offset x then y of each joint, in cells, so that
+    joint = cell - offset.
+    """
+
+    def __init__(self, spec: CfgNode) -> None:
+        stages = spec.STAGES
+        super().__init__(spec.STEM_CHANNELS, stages.NUM_CHANNELS, stages.NUM_MODULES, stages.NUM_BLOCKS)
+        heat, offset = spec.HEAD_HEATMAP, spec.HEAD_OFFSET
+        self.per_joint: int = offset.NUM_CHANNELS_PERKPT
+        self.transition_heatmap = conv_bn(self.channels, heat.NUM_CHANNELS, 1, relu=True)
+        self.transition_offset = conv_bn(self.channels, JOINTS * self.per_joint, 1, relu=True)
+        heat_blocks = (BasicBlock(heat.NUM_CHANNELS, heat.DILATION_RATE) for _ in range(heat.NUM_BLOCKS))
+        self.head_heatmap = nn.ModuleList(
+            [nn.Sequential(*heat_blocks), _final(heat.NUM_CHANNELS, HEATMAP_CHANNELS, spec.FINAL_CONV_KERNEL)]
+        )
+        self.offset_feature_layers = nn.ModuleList(
+            nn.Sequential(*(AdaptBlock(self.per_joint, offset.DILATION_RATE) for _ in range(offset.NUM_BLOCKS)))
+            for _ in range(JOINTS)
+        )
+        self.offset_final_layer = nn.ModuleList(
+            _final(self.per_joint, 2, spec.FINAL_CONV_KERNEL) for _ in range(JOINTS)
+        )
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.features(image)
+        blocks, final = self.head_heatmap
+        heatmap = final(blocks(self.transition_heatmap(features)))
+        by_joint = torch.split(self.transition_offset(features), self.per_joint, dim=1)
+        branches = zip(self.offset_feature_layers, self.offset_final_layer, by_joint, strict=True)
+        offset = torch.cat([last(blocks(x)) for blocks, last, x in branches], 1)
+        return heatmap, offset
+
+
+def _final(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, 1, kernel // 2)
+
+
+def build_network(config: CfgNode) -> DekrNet:
+    """The network that a configuration describes, in evaluation mode, with weights not yet loaded.
+
+    Raises:
+        ConfigError: MODEL.SPEC names blocks, or numbers of stages and branches, that do not fit together.
+    """
+    spec = config.MODEL.SPEC
+    stages = spec.STAGES
+    blocks = {*stages.BLOCK, spec.HEAD_HEATMAP.BLOCK}
+    if blocks != {"BASIC"} or spec.HEAD_OFFSET.BLOCK != "ADAPTIVE":
+        raise ConfigError("MODEL.SPEC: only BASIC blocks and an ADAPTIVE offset head are supported")
+    per_stage = (stages.NUM_MODULES, stages.NUM_BRANCHES, stages.NUM_BLOCKS, stages.NUM_CHANNELS)
+    if any(len(entry) != stages.NUM_STAGES for entry in per_stage):
+        raise ConfigError(f"MODEL.SPEC.STAGES: every list needs NUM_STAGES = {stages.NUM_STAGES} entries")
+    for count, *lists in zip(stages.NUM_BRANCHES, stages.NUM_BLOCKS, stages.NUM_CHANNELS, strict=True):
+        if any(len(entry) != count for entry in lists):
+            raise ConfigError(f"MODEL.SPEC.STAGES: a stage of {count} branches needs {count} widths and block counts")
+    return DekrNet(spec).eval()

@@ -1,0 +1,144 @@
+"""Two dump folders -> people in image pixels, picture by picture; memory does not grow with their number."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dekr_infer import tensors
+from dekr_infer.coco import DataSet, Picture
+from dekr_infer.decode import DecodeSettings, NotFiniteError, Passes, decode, transform_poses
+from dekr_infer.errors import DekrError
+from dekr_infer.evaluate import person_category, results_of
+from dekr_infer.geometry import HEATMAP_CHANNELS, OFFSET_CHANNELS, cells, gear_for, gear_to_image
+from dekr_infer.match import MatchSettings, match_to_heatmap
+from dekr_infer.rescore import RescoreNet
+
+MAPS = {"heat": ("_0", HEATMAP_CHANNELS), "offset": ("_1", OFFSET_CHANNELS)}  # a dump's suffixes: output order
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How maps become scored people; `match` and `rescore` are `None` when not wanted."""
+
+    decode: DecodeSettings
+    match: MatchSettings | None = None
+    rescore: RescoreNet | None = None
+
+
+@dataclass
+class Outcome:
+    """What a data set's dumps held: COCO result entries, and counts and seconds for the summary."""
+
+    results: list[dict[str, Any]] = field(default_factory=list)
+    pictures: int = 0
+    empty: int = 0  # pictures in which nobody was found
+    seconds: float = 0.0
+
+    @property
+    def people(self) -> int:
+        """How many people were found."""
+        return len(self.results)
+
+
+def available(data: DataSet, folders: Sequence[Path], allow_missing: bool) -> list[Picture]:
+    """The pictures whose dumps are all there; by default that must be the data set's, and no others.
+
+    Args:
+        folders: the original pass's dump and, if there is one, the flipped pass's.
+        allow_missing: go on with the pictures that are there. Foreign files are refused all the same.
+    Raises:
+        DekrError: files are missing or left over, or none are there.
+    """
+    wanted = {p.stem: [p.stem + suffix + tensors.SUFFIX for suffix, _ in MAPS.values()] for p in data.pictures}
+    there = {folder: tensors.names_in(folder) for folder in folders}
+    complaints = []
+    for folder, names in there.items():
+        expected = {name for pair in wanted.values() for name in pair}
+        if not allow_missing:
+            complaints += _complaint(folder, sorted(expected - names), len(expected), "missing")
+        complaints += _complaint(folder, sorted(names - expected), len(names), f"not of {data.annotation.name}")
+    if complaints:
+        raise DekrError(
+            f"{'; '.join(complaints)}; run the network on all pictures into empty folders, "
+            "or add --allow_missing to evaluate what is there"
+        )
+    complete = [p for p in data.pictures if all(set(wanted[p.stem]) <= names for names in there.values())]
+    if not complete:
+        raise DekrError(f"{', '.join(map(str, folders))}: no picture's outputs are complete; run the network first")
+    return complete
+
+
+def _complaint(folder: Path, names: Sequence[str], total: int, what: str) -> list[str]:
+    return [f"{folder}: {len(names)} of {total} files are {what}, the first is {names[0]}"] if names else []
+
+
+def process(
+    data: DataSet,
+    pictures: Sequence[Picture],
+    folders: Sequence[Path],
+    settings: Settings,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Outcome:
+    """Find the people in every picture.
+
+    Args:
+        pictures: those of `available`.
+        folders: the original pass's dump and, for the flip merge, the flipped pass's.
+        advance: called after each picture.
+    Raises:
+        DekrError: a dump is damaged, of another shape, or holds NaN where it matters.
+    """
+    outcome, category, started = Outcome(), person_category(data), time.perf_counter()
+    for picture, poses, scores in find_people(pictures, folders, settings):
+        outcome.results += results_of(picture.id, category, poses, scores)
+        outcome.pictures += 1
+        outcome.empty += not len(poses)
+        advance(1)
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def find_people(
+    pictures: Sequence[Picture], folders: Sequence[Path], settings: Settings
+) -> Iterator[tuple[Picture, np.ndarray, np.ndarray]]:
+    """Yields each picture with its poses (people, 17, 3) float32 in image pixels and their scores (people,)."""
+    for picture in pictures:
+        passes = _open_passes(picture, folders)
+        gear = gear_for(picture.size)
+        try:
+            poses, scores = decode(passes, settings.decode)
+        except NotFiniteError as error:
+            path = _path(folders["flip" in str(error)], picture, str(error).removesuffix("_flip"))
+            raise DekrError(f"{path}: holds NaN or infinite values; run the network on this picture again") from None
+        if settings.match is not None and len(poses):
+            poses = match_to_heatmap(poses, passes, settings.match)
+        poses = transform_poses(poses, gear_to_image(picture.size, gear))
+        if settings.rescore is not None and len(poses):
+            scores = settings.rescore(poses) * scores
+        yield picture, poses, scores
+
+
+def _open_passes(picture: Picture, folders: Sequence[Path]) -> Passes:
+    small = cells(gear_for(picture.size))
+    maps = []
+    for folder in folders:
+        for name, (_, channels) in MAPS.items():
+            path = _path(folder, picture, name)
+            values = tensors.open_map(path)
+            if values.shape != (1, channels, *small):
+                raise DekrError(
+                    f"{path}: has shape {values.shape}, {picture.file_name} needs {(1, channels, *small)}; "
+                    "it is of another picture or network"
+                )
+            maps.append(values[0])
+    return Passes(*maps)
+
+
+def _path(folder: Path, picture: Picture, name: str) -> Path:
+    return folder / (picture.stem + MAPS[name][0] + tensors.SUFFIX)

@@ -1,0 +1,209 @@
+"""Pictures -> network tensors: decode, warp into the gear, normalise, mirror; over all cores, to files.
+
+A worker holds one picture and two tensors at a time, so memory does not grow with the data set.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from functools import cache
+from multiprocessing.connection import wait
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dekr_infer import tensors
+from dekr_infer.coco import DataSet, Picture, PictureFiles, is_cut_short
+from dekr_infer.errors import DekrError
+from dekr_infer.geometry import FLIP_SHIFT, GEARS, Size, gear_for, warp_points
+
+MEAN = (0.485, 0.456, 0.406)  # RGB, of values in 0..1; Source: ImageNet, as the reference normalises
+STD = (0.229, 0.224, 0.225)
+CHUNK = 16  # pictures a worker is handed at a time
+
+
+@cache
+def normalisation() -> np.ndarray:
+    """What each 8-bit value becomes: (3, 256) float32 for R, G, B, to the last bit the reference's arithmetic."""
+    values = np.arange(256, dtype=np.float32) / np.float32(255)
+    mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
+    return (values - mean[:, None]) / std[:, None]
+
+
+def decode(data: bytes, name: str) -> np.ndarray:
+    """An encoded picture as (h, w, 3) uint8 BGR, its EXIF orientation ignored.
+
+    Raises:
+        DekrError: the bytes are no picture, or end too early.
+    """
+    image = None
+    if data and not is_cut_short(data):
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        except cv2.error:
+            image = None
+    if image is None:
+        raise DekrError(f"{name}: not a picture, or damaged; fetch this file again")
+    return image
+
+
+def warp(image: np.ndarray, gear: Size) -> np.ndarray:
+    """A picture (h, w, 3) uint8 laid into its gear: (gear.h, gear.w, 3) uint8, black beyond the picture."""
+    matrix = cv2.getAffineTransform(*warp_points(Size(*image.shape[:2]), gear))
+    return cv2.warpAffine(image, matrix, (gear.w, gear.h), flags=cv2.INTER_LINEAR)
+
+
+def mirror(warped: np.ndarray) -> np.ndarray:
+    """The second pass's picture: (h, w, 3) mirrored along w, then moved left by the flip shift, last columns kept."""
+    flipped = cv2.flip(warped, 1)
+    flipped[:, :-FLIP_SHIFT] = flipped[:, FLIP_SHIFT:].copy()
+    return flipped
+
+
+def normalise(warped: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """(h, w, 3) uint8 BGR -> (1, 3, h, w) float32 RGB, into `out` when it is given."""
+    h, w, _ = warped.shape
+    tensor = np.empty((1, 3, h, w), np.float32) if out is None else out
+    for plane, table, values in zip(reversed(cv2.split(warped)), normalisation(), tensor[0], strict=True):
+        cv2.LUT(plane, table, dst=values)
+    return tensor
+
+
+@dataclass
+class Summary:
+    """What a run of preprocessing did."""
+
+    pictures: int = 0
+    skipped: int = 0  # both tensors were there already
+    written: int = 0  # bytes
+    gears: Counter[Size] = field(default_factory=Counter)  # of all pictures, done now or before
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What every worker needs to know; sent to it once."""
+
+    source: Path
+    split: str
+    folders: tuple[Path, Path]
+
+
+class _Worker:
+    """The state of a worker process: the open zip and one pair of buffers per gear."""
+
+    def __init__(self, job: _Job) -> None:
+        self.files = PictureFiles(job.source, job.split)
+        self.folders = job.folders
+        self.buffers: dict[Size, np.ndarray] = {}
+
+    def convert(self, picture: Picture) -> int:
+        """Make both tensors of a picture; returns the bytes written."""
+        name = f"{self.files.source}: {picture.file_name}"
+        image = decode(self.files.read(picture.file_name), name)
+        if image.shape[:2] != picture.size:
+            found = Size(*image.shape[:2])
+            raise DekrError(f"{name}: is {found} pixels, the annotation says {picture.size}; fetch both again")
+        gear = gear_for(picture.size)
+        buffer = self.buffers.setdefault(gear, np.empty((1, 3, *gear), np.float32))
+        warped = warp(image, gear)
+        written = 0
+        for folder, pixels in zip(self.folders, (warped, mirror(warped)), strict=True):
+            written += tensors.write(folder, picture.stem + tensors.SUFFIX, normalise(pixels, buffer))
+        return written
+
+
+_worker: _Worker
+
+
+def _start_worker(job: _Job) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    cv2.setNumThreads(1)
+    _worker = _Worker(job)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+
+def _convert_chunk(pictures: Sequence[Picture]) -> tuple[int, int]:
+    return len(pictures), sum(_worker.convert(picture) for picture in pictures)
+
+
+def write_tensors(
+    data: DataSet,
+    source: Path,
+    split: str,
+    folders: tuple[Path, Path],
+    *,
+    limit: int | None = None,
+    workers: int = 1,
+    overwrite: bool = False,
+    advance: Callable[[int], None] = lambda count: None,
+) -> Summary:
+    """Write the original and the flipped tensor of every picture that has not got both yet.
+
+    Args:
+        source: the zip or folder of pictures (`picture_source`).
+        folders: for the original and the flipped tensors; created when absent.
+        limit: only the first so many pictures of the data set.
+        overwrite: write all of them anew.
+        advance: called with the number of pictures that have just been finished.
+    Raises:
+        DekrError: a picture is missing, damaged or of another size, or a file cannot be written; finished tensors stay.
+    """
+    chosen = data.pictures[:limit]
+    files = PictureFiles(source, split)
+    files.check_present([picture.file_name for picture in chosen])
+    own = {picture.stem + tensors.SUFFIX for picture in data.pictures}
+    with tensors.exclusive(folders[0]), tensors.exclusive(folders[1]):
+        for folder in folders:
+            tensors.refuse_foreign(folder, own, str(data.annotation))
+        waiting = [picture for picture in chosen if overwrite or not _is_done(picture, folders)]
+        summary = Summary(len(chosen), len(chosen) - len(waiting), gears=Counter(gear_for(p.size) for p in chosen))
+        advance(summary.skipped)
+        if waiting:
+            summary.written = _convert_all(waiting, _Job(source, split, folders), workers, advance)
+    return summary
+
+
+def _is_done(picture: Picture, folders: Sequence[Path]) -> bool:
+    shape = (1, 3, *gear_for(picture.size))
+    return all(tensors.is_finished(folder / (picture.stem + tensors.SUFFIX), shape) for folder in folders)
+
+
+def _convert_all(pictures: Sequence[Picture], job: _Job, workers: int, advance: Callable[[int], None]) -> int:
+    chunks = [pictures[start : start + CHUNK] for start in range(0, len(pictures), CHUNK)]
+    context = multiprocessing.get_context("spawn")
+    count = min(workers, len(chunks))
+    written = 0
+    with ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(job,)) as pool:
+        futures = [pool.submit(_convert_chunk, chunk) for chunk in chunks]
+        try:
+            for future in as_completed(futures):
+                done, size = future.result()
+                written += size
+                advance(done)
+        except BrokenProcessPool:
+            raise DekrError("a worker was killed, most likely for want of memory; try again with --workers 1") from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+    return written
+
+
+def gear_table(gears: Counter[Size]) -> str:
+    """How many pictures each gear got, as one line: `768x512: 41, ...` (width x height)."""
+    return ", ".join(f"{gear}: {gears[gear]}" for gear in GEARS)

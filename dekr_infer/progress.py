@@ -1,0 +1,32 @@
+"""Progress of long work: a bar when stderr is a terminal, otherwise a plain line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+LINE_EVERY = 30.0  # seconds between plain lines
+
+
+@contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Yields a function to be called with the number of pictures just finished."""
+    if sys.stderr.isatty():
+        with tqdm(total=total, desc=label, unit="picture") as bar:
+            yield lambda count: bar.update(count) and None
+        return
+    done, started, shown = 0, time.monotonic(), time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, shown
+        done += count
+        now = time.monotonic()
+        if now - shown >= LINE_EVERY:
+            shown = now
+            print(f"{label}: {done} of {total} pictures, {now - started:.0f} s", file=sys.stderr, flush=True)
+
+    yield advance

@@ -1,0 +1,118 @@
+"""Run an exported graph on ONNX Runtime: loading, either dialect, gears, one forward pass."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from google.protobuf.message import DecodeError
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
+
+from dekr_infer.errors import DekrError
+from dekr_infer.export.dialects import ONNX, to_dialect
+from dekr_infer.geometry import HEATMAP_CHANNELS, OFFSET_CHANNELS, Size, cells
+
+INPUT = "image"
+OUTPUTS = {"heatmap": HEATMAP_CHANNELS, "offset": OFFSET_CHANNELS}
+RUNTIME_ERRORS = (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeError)
+
+
+@dataclass
+class Network:
+    """A loaded graph, ready to run; `sha256` is that of the file."""
+
+    path: Path
+    gears: tuple[Size, ...]
+    sha256: str
+    session: onnxruntime.InferenceSession = field(repr=False)
+
+    def run(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """One forward pass.
+
+        Args:
+            image: (1, 3, H, W) float32, H x W a gear.
+        Returns:
+            heatmap (1, 18, H/4, W/4), offset (1, 34, H/4, W/4), both float32, and the milliseconds it took.
+        """
+        started = time.perf_counter()
+        try:
+            heatmap, offset = self.session.run(list(OUTPUTS), {INPUT: image})
+        except RUNTIME_ERRORS as error:
+            raise DekrError(f"{self.path}: cannot be run: {_first_line(error)}") from None
+        milliseconds = (time.perf_counter() - started) * 1000
+        small = cells(Size(*image.shape[2:]))
+        for (name, channels), values in zip(OUTPUTS.items(), (heatmap, offset), strict=True):
+            if values.shape != (1, channels, *small):
+                raise DekrError(f"{self.path}: {name} has shape {values.shape}, not {(1, channels, *small)}")
+        return heatmap, offset, milliseconds
+
+
+def load_graph(path: Path) -> tuple[onnx.ModelProto, str]:
+    """An ONNX file and its SHA-256.
+
+    Raises:
+        DekrError: missing, damaged, or not a graph of this project's form.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DekrError(f"{path}: cannot be read ({error.strerror}); export it with DEKR_pth2onnx.py") from None
+    try:
+        model = onnx.load_from_string(data)
+    except DecodeError:
+        model = onnx.ModelProto()
+    if not model.graph.node:
+        raise DekrError(f"{path}: not an ONNX file, or cut short; export it again with DEKR_pth2onnx.py")
+    inputs, outputs = [entry.name for entry in model.graph.input], [entry.name for entry in model.graph.output]
+    if inputs != [INPUT] or outputs != list(OUTPUTS):
+        raise DekrError(
+            f"{path}: goes from {', '.join(inputs)} to {', '.join(outputs)}, not from {INPUT} to "
+            f"{', '.join(OUTPUTS)}; export it with DEKR_pth2onnx.py"
+        )
+    return model, hashlib.sha256(data).hexdigest()
+
+
+def open_network(path: Path, threads: int) -> Network:
+    """Load a graph in either dialect for running on the CPU.
+
+    Args:
+        threads: how many ONNX Runtime may use for one pass.
+    Raises:
+        DekrError: the file is not one of ours, or ONNX Runtime refuses it.
+    """
+    model, digest = load_graph(path)
+    gears = parse_gears(next((entry.value for entry in model.metadata_props if entry.key == "gears"), ""))
+    if not gears:
+        raise DekrError(f"{path}: its metadata names no gears; export it with DEKR_pth2onnx.py")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    standard = to_dialect(model, ONNX).SerializeToString()
+    try:
+        session = onnxruntime.InferenceSession(standard, options, providers=["CPUExecutionProvider"])
+    except RUNTIME_ERRORS as error:
+        raise DekrError(f"{path}: ONNX Runtime {onnxruntime.__version__}: {_first_line(error)}") from None
+    return Network(path, gears, digest, session)
+
+
+def format_gears(gears: tuple[Size, ...]) -> str:
+    """Gears as the compiler's `--dynamic_dims` wants them: `512,768;512,512;...` (height, width)."""
+    return ";".join(f"{gear.h},{gear.w}" for gear in gears)
+
+
+def parse_gears(text: str) -> tuple[Size, ...]:
+    """The inverse of `format_gears`; empty when the text is not of that form."""
+    try:
+        pairs = [tuple(map(int, part.split(","))) for part in text.split(";")]
+        return tuple(Size(h, w) for h, w in pairs)
+    except ValueError:
+        return ()
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

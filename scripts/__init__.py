@@ -1,0 +1,1 @@
+"""The helper commands of this repository; a package so that tests and commands can import each other's parts."""

@@ -1,0 +1,235 @@
+"""Draw a data set of people in COCO's layout: annotations with all 17 joints, and a zip of JPEG pictures.
+
+    python3 scripts/demo/people.py --output data/demo --pictures 40 --seed 1
+
+writes data/demo/annotations/person_keypoints_val2017.json and data/demo/images/val2017.zip. All five gears occur once
+there are ten pictures; one picture in twenty shows nobody. The same seed gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import cv2
+import numpy as np
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from dekr_infer.errors import DekrError
+from dekr_infer.geometry import Size, gear_for
+from dekr_infer.joints import JOINT_NAMES, SKELETON
+from scripts.demo.scene import Person, draw_scene
+
+DRAWING = 1  # raise it when the same seed draws something else
+JPEG_QUALITY = 92
+EMPTY_EVERY = 20  # pictures; the one at EMPTY_AT of each such run shows nobody
+EMPTY_AT = 7
+GEAR_ROUND = tuple(Size(h, w) for h, w in ((512, 768), (768, 512), (512, 1024), (512, 512), (512, 768), (1024, 512),
+                   (512, 768), (768, 512), (512, 768), (512, 1024)))  # fmt: skip
+SHORT_SIDES = (300, 520)  # pixels
+LONGEST = 1.95  # long side over short side
+CATEGORY = {
+    "supercategory": "person",
+    "id": 1,
+    "name": "person",
+    "keypoints": list(JOINT_NAMES),
+    "skeleton": [[a + 1, b + 1] for a, b in SKELETON],
+}
+
+
+def picture_sizes(rng: np.random.Generator, count: int) -> list[Size]:
+    """`count` sizes, no two alike while there are others; their gears go round GEAR_ROUND."""
+    sizes: list[Size] = []
+    used: set[Size] = set()
+    for index in range(count):
+        gear = GEAR_ROUND[index % len(GEAR_ROUND)]
+        for attempt in range(10_000):
+            short = int(rng.integers(SHORT_SIDES[0], SHORT_SIDES[1] + 1))
+            long = int(short * rng.uniform(1, LONGEST))
+            size = Size(long, short) if gear.h > gear.w else Size(short, long)
+            if gear_for(size) == gear and (size not in used or attempt > 1000):
+                break
+        used.add(size)
+        sizes.append(size)
+    return sizes
+
+
+def draw_pictures(seed: int, count: int) -> Iterator[tuple[int, np.ndarray, list[Person]]]:
+    """The pictures of a data set in its order: id, (h, w, 3) uint8 RGB, people."""
+    rng = np.random.default_rng(seed)
+    sizes = picture_sizes(rng, count)
+    ids = rng.choice(np.arange(1, max(1_000_000, 2 * count)), count, replace=False)
+    for index, (identity, size) in enumerate(zip(ids, sizes, strict=True)):
+        nobody = index % EMPTY_EVERY == EMPTY_AT
+        scene = draw_scene(np.random.default_rng([seed, index]), size, people=0 if nobody else None)
+        yield int(identity), scene.image, scene.people
+
+
+def annotation(identity: int, image_id: int, person: Person) -> dict:
+    """One entry of COCO's `annotations`; coordinates in pixels, to a hundredth."""
+    return {
+        "id": identity,
+        "image_id": image_id,
+        "category_id": 1,
+        "iscrowd": 0,
+        "num_keypoints": int(np.count_nonzero(person.keypoints[:, 2])),
+        "keypoints": [
+            value for x, y, v in person.keypoints.tolist() for value in (round(x, 2), round(y, 2), int(v))
+        ],
+        "bbox": person.bbox,
+        "area": person.area,
+        "segmentation": person.segmentation,
+    }  # fmt: skip
+
+
+def write_data_set(output: Path, split: str, pictures: int, seed: int, overwrite: bool = False) -> str:
+    """Draw and write a data set, the annotations last.
+
+    Returns:
+        what there is now, in a line.
+    Raises:
+        DekrError: another data set is there and `overwrite` is not set, or a file cannot be written.
+    """
+    settings = {"pictures": pictures, "seed": seed, "split": split, "drawing": DRAWING}
+    labels = output / "annotations" / f"person_keypoints_{split}.json"
+    archive = output / "images" / f"{split}.zip"
+    if not overwrite and (labels.exists() or archive.exists()):
+        found = _read_info(labels)
+        if found and found.get("settings") == settings and found.get("images_sha256") == _sha256(archive):
+            return f"nothing to do: these pictures are in {output} already"
+        if found is None or found.get("settings") != settings:
+            raise DekrError(
+                f"{labels if found else output}: a data set made otherwise is there; --overwrite replaces it"
+            )
+    dataset: dict = {"info": {}, "licenses": [], "images": [], "annotations": [], "categories": [CATEGORY]}
+    beside = archive.with_name(f".{archive.name}.{os.getpid()}.tmp")
+    try:
+        for folder in (labels.parent, archive.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _no_place(error) from error
+    try:
+        with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as members:
+            drawn = tqdm(draw_pictures(seed, pictures), "drawing", pictures, leave=False, disable=None)
+            for image_id, image, people in drawn:
+                _add(dataset, members, split, image_id, image, people)
+        dataset["info"] = {
+            "description": "drawn people, made by scripts/demo/people.py",
+            "settings": settings,
+            "images_sha256": _sha256(beside),
+            "versions": {"numpy": np.__version__, "opencv": cv2.__version__},
+        }
+        labels.unlink(missing_ok=True)  # never old annotations beside new pictures
+        beside.replace(archive)
+        _write_text(labels, json.dumps(dataset))
+    except OSError as error:
+        raise _no_place(error) from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return _summary(dataset, output)
+
+
+def _no_place(error: OSError) -> DekrError:
+    return DekrError(f"{error.filename or 'writing'}: {error.strerror or error}; give --output a folder to write to")
+
+
+def _add(
+    dataset: dict, members: zipfile.ZipFile, split: str, image_id: int, image: np.ndarray, people: list[Person]
+) -> None:
+    """Enter a picture and its people into the annotations and the zip."""
+    name = f"{image_id:012d}.jpg"
+    done, jpeg = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+    if not done:
+        raise DekrError(f"{name}: OpenCV cannot write JPEG here")
+    members.writestr(zipfile.ZipInfo(f"{split}/{name}"), jpeg.tobytes())  # dated 1980: the same bytes every time
+    height, width = image.shape[:2]
+    dataset["images"].append({"id": image_id, "file_name": name, "height": height, "width": width, "license": 0})
+    first = len(dataset["annotations"]) + 1
+    dataset["annotations"] += [annotation(first + index, image_id, person) for index, person in enumerate(people)]
+
+
+def _summary(dataset: dict, output: Path) -> str:
+    images, people = dataset["images"], dataset["annotations"]
+    empty = len(images) - len({person["image_id"] for person in people})
+    gears = Counter(gear_for(Size(image["height"], image["width"])) for image in images)
+    histogram = ", ".join(f"{gear}: {count}" for gear, count in gears.most_common())
+    return f"{len(images)} pictures ({empty} with nobody), {len(people)} people, gears {histogram} -> {output}"
+
+
+def _read_info(labels: Path) -> dict | None:
+    """The `info` of an annotation file; None if there is none that can be read."""
+    try:
+        info = json.loads(labels.read_text())["info"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return info if isinstance(info, dict) else None
+
+
+def _sha256(path: Path) -> str | None:
+    """Of a file, in hex; None if it is not there."""
+    if not path.is_file():
+        return None
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _write_text(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"at least 1, not {text}")
+    return number
+
+
+def _seed(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"0 or more, not {text}")
+    return number
+
+
+def _name(text: str) -> str:
+    if not text or set(text) & set("/\\.") or not text.isascii():
+        raise argparse.ArgumentTypeError(f"a plain name such as val2017, not {text!r}")
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder of the data set (DATASET.ROOT)")
+    parser.add_argument("--pictures", type=_count, default=40, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=_seed, default=1, help="the same seed draws the same (default: %(default)s)")
+    parser.add_argument("--split", type=_name, default="val2017", help="name in the files (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set made with other settings")
+    args = parser.parse_args(argv)
+    try:
+        print(write_data_set(args.output, args.split, args.pictures, args.seed, args.overwrite))
+    except DekrError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing half-written is left", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,223 @@
+"""Compose a picture of several drawn people with everything known about them: joints, visibility, silhouettes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import NormalDist
+
+import cv2
+import numpy as np
+
+from dekr_infer.geometry import Size
+from scripts.demo import backdrop
+from scripts.demo.body import assemble, sample_build, sample_pose, view
+from scripts.demo.brush import Brush
+from scripts.demo.figure import HIDDEN, PARTS_PER_PERSON, Figure
+from scripts.demo.looks import cloth, sample_looks
+
+MAX_PEOPLE = 6  # fits the uint8 map of owners
+PLAIN_SIDE = 480  # pixels: the short side of a picture to which the two heights refer
+HEIGHTS = (66, 500)  # pixels: body heights
+MIN_DISTANCE = 36  # pixels: between the middles of two people, at PLAIN_SIDE
+NORMAL_QUANTILES = np.array([NormalDist().inv_cdf((byte + 0.5) / 256) for byte in range(256)])
+
+
+@dataclass(frozen=True)
+class Person:
+    """One labelled person.
+
+    Attributes:
+        keypoints: (17, 3) float64, x, y in pixels and v: 2 seen, 1 hidden, 0 outside the picture (x = y = 0).
+        mask: (h, w) uint8 of the box only: 1 where the person shows.
+        corner: x, y of the mask's first pixel.
+    """
+
+    keypoints: np.ndarray
+    mask: np.ndarray
+    corner: tuple[int, int]
+
+    @property
+    def bbox(self) -> list[float]:
+        """x, y, width, height of what shows, in pixels."""
+        height, width = self.mask.shape
+        return [float(self.corner[0]), float(self.corner[1]), float(width), float(height)]
+
+    @cached_property
+    def area(self) -> float:
+        """How many pixels show."""
+        return float(cv2.countNonZero(self.mask))
+
+    @cached_property
+    def segmentation(self) -> list[list[float]]:
+        """COCO polygons [x0, y0, x1, y1, ...] around what shows; holes are filled."""
+        contours, _ = cv2.findContours(self.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=self.corner)
+        simple = [cv2.approxPolyDP(contour, 0.7, True).reshape(-1) for contour in contours]
+        return [polygon.astype(float).tolist() for polygon in simple if len(polygon) >= 6]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A picture, (h, w, 3) uint8 RGB, and the people to be found in it."""
+
+    image: np.ndarray
+    people: list[Person]
+
+
+def draw_scene(rng: np.random.Generator, size: Size, people: int | None = None) -> Scene:
+    """Draw a picture.
+
+    Args:
+        size: of the picture, in pixels.
+        people: how many to draw, 0 to 6; 1 to 6 at random if not given. Fewer where they would not fit.
+    Returns:
+        the scene; people of whom nothing shows, or no joint lies in the picture, are not listed.
+    """
+    count = int(rng.choice(np.arange(1, 7), p=[0.2, 0.25, 0.21, 0.15, 0.11, 0.08])) if people is None else people
+    if not 0 <= count <= MAX_PEOPLE:
+        raise ValueError(f"a scene has 0 to {MAX_PEOPLE} people, not {count}")
+    brush = backdrop.paint_backdrop(rng, size)
+    backdrop.paint_clutter(rng, brush, int(rng.integers(0, 9)))
+    cast = sorted(_cast(rng, size, count), key=lambda figure: float(_feet(figure)[:, 1].max()))  # the lower, the nearer
+    if rng.random() < 0.6:
+        for figure in cast:
+            _shadow(brush, figure)
+    shown = []
+    for number, figure in enumerate(cast, start=1):
+        if figure.body.seated and rng.random() < 0.8:
+            _stool(rng, brush, figure)
+        shown.append(figure.paint(brush, number))
+    joints = [figure.joints() for figure in cast]
+    backdrop.paint_front(rng, brush, lambda box: all(_inside(points, box) < 0.5 for points in joints))
+    numbers = brush.owners // PARTS_PER_PERSON
+    labelled = [_label(numbers, number + 1, joints[number], shown[number]) for number in range(len(cast))]
+    return Scene(_develop(rng, brush.image), [person for person in labelled if person is not None])
+
+
+def _cast(rng: np.random.Generator, size: Size, count: int) -> list[Figure]:
+    """Up to `count` people of related sizes, at places where each can be told from the others."""
+    zoom = min(size) / PLAIN_SIDE
+    smallest, largest = np.log(90), np.log(HEIGHTS[1] / max(1, count - 1) ** 0.3)
+    usual = np.exp(smallest + (largest - smallest) * rng.random() ** 0.75)
+    crowding = rng.uniform(0.1, 0.55)  # the greatest share of a person's joints within another's box
+    cast: list[Figure] = []
+    for _ in range(count):
+        for _attempt in range(12):
+            height = zoom * float(np.clip(usual * np.exp(rng.normal(0, 0.25)), *HEIGHTS))
+            friend = cast[rng.integers(len(cast))] if cast and rng.random() < 0.4 else None
+            figure = _place(rng, size, height, friend)
+            if _in_picture(figure.joints(), size).any() and all(
+                _distinct(figure, other, crowding, size) for other in cast
+            ):
+                cast.append(figure)
+                break
+    return cast
+
+
+def _place(rng: np.random.Generator, size: Size, height: float, friend: Figure | None) -> Figure:
+    """A new person beside a friend or anywhere; mostly whole, else with about 40 % of the joints in the picture."""
+    lying = rng.random() < 0.05
+    lean = rng.choice((-1, 1)) * rng.uniform(60, 115) if lying else rng.normal(0, 25 if rng.random() < 0.08 else 6)
+    facing = rng.normal(0, 45) if rng.random() < 0.45 else rng.uniform(-180, 180)
+    frame = view(np.deg2rad(facing), rng.uniform(-0.05, 0.35), np.deg2rad(lean))
+    pose = sample_pose(rng, rng.choice(("rest", "stand")) if lying else None)
+    figure = Figure(assemble(sample_build(rng), pose, frame), sample_looks(rng), np.zeros(2), height)
+    joints, margin = figure.joints(), np.array([0.05, 0.06]) * height
+    low, high = joints.min(0) - margin, joints.max(0) + margin
+    frame_wh = np.array([size.w, size.h], float)
+    room = frame_wh - (high - low)
+    if room.min() > 0 and rng.random() < 0.8:
+        origin = rng.uniform(0, 1, 2) * room - low
+        if friend:
+            step = rng.choice((-1, 1)) * rng.uniform(0.15, 0.45), rng.normal(0, 0.08)
+            origin = np.clip(friend.origin[:2] + np.array(step) * friend.height, -low, room - low)
+        return figure.moved(origin)
+    for _ in range(8):
+        origin = rng.uniform(0, 1, 2) * frame_wh - joints.mean(0)
+        if _in_picture(joints + origin, size).mean() >= 0.4:
+            break
+    return figure.moved(origin)
+
+
+def _inside(points: np.ndarray, box: np.ndarray) -> float:
+    """The share of (n, 2) points within left, top, right, bottom."""
+    return float(((points >= box[:2]) & (points <= box[2:])).all(1).mean())
+
+
+def _distinct(figure: Figure, other: Figure, crowding: float, size: Size) -> bool:
+    """Whether two people do not cover each other too much, and do not share the middle of what is in the picture."""
+    pair = figure.joints(), other.joints()
+    middles = [points[_in_picture(points, size)].mean(0) for points in pair]
+    least = max(MIN_DISTANCE * min(size) / PLAIN_SIDE, 0.15 * min(figure.height, other.height))
+    if np.hypot(*(middles[0] - middles[1])) < least:
+        return False
+    boxes = [np.concatenate([points.min(0), points.max(0)]) for points in pair]
+    return _inside(pair[0], boxes[1]) <= crowding and _inside(pair[1], boxes[0]) <= crowding
+
+
+def _in_picture(joints: np.ndarray, size: Size) -> np.ndarray:
+    """(17,) bool: which joints (17, 2) lie on a pixel."""
+    return np.all((joints >= 0) & (joints <= (size.w - 1, size.h - 1)), axis=1)
+
+
+def _feet(figure: Figure) -> np.ndarray:
+    """(4, 2) heels and toes in pixels."""
+    return figure.at(np.concatenate([figure.body.heel, figure.body.toe]))[:, :2]
+
+
+def _shadow(brush: Brush, figure: Figure) -> None:
+    feet = _feet(figure)
+    width = np.ptp(feet[:, 0]) / 2 + 0.09 * figure.height
+    centre = np.array([feet[:, 0].mean() + 0.03 * figure.height, feet[:, 1].max()])
+    backdrop.paint_shadow(brush, centre, np.array([width, 0.2 * width]))
+
+
+def _stool(rng: np.random.Generator, brush: Brush, figure: Figure) -> None:
+    """Something to sit on, for those whose legs hang before it."""
+    if figure.body.pelvis[2, 2] > -0.3:
+        seat = figure.origin[:2] + np.array([0.0, 0.05 * figure.height])
+        floor = float(_feet(figure)[:, 1].max())
+        backdrop.paint_stool(brush, seat, floor, rng.uniform(0.2, 0.32) * figure.height, cloth(rng, 0.6))
+
+
+def _label(numbers: np.ndarray, number: int, joints: np.ndarray, shown: np.ndarray) -> Person | None:
+    """The annotation of one person; None if nothing shows.
+
+    Args:
+        numbers: (h, w) uint8, whom each pixel shows.
+        joints: (17, 2) pixels.
+        shown: (17,) SEEN or HIDDEN, before others were painted.
+    """
+    h, w = numbers.shape
+    inside = _in_picture(joints, Size(h, w))
+    x, y = np.rint(joints[inside]).astype(int).T
+    keypoints = np.zeros((17, 3))
+    keypoints[inside, :2] = joints[inside]
+    keypoints[inside, 2] = np.where(numbers[y, x] == number, shown[inside], HIDDEN)
+    mask = (numbers == number).view(np.uint8)
+    left, top, width, height = cv2.boundingRect(mask)
+    if not inside.any() or not width:
+        return None
+    return Person(keypoints, mask[top : top + height, left : left + width].copy(), (left, top))
+
+
+def _develop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """What a camera does: exposure, colour cast, blur, noise."""
+    levels = np.linspace(0, 1, 256)[:, None] ** rng.uniform(0.75, 1.35)
+    levels = 0.5 + rng.uniform(0.7, 1.1) * (levels - 0.5) + rng.normal(0, 0.05)
+    table = np.clip(255 * levels * rng.uniform(0.9, 1.1, 3), 0, 255).astype(np.uint8)
+    image = cv2.LUT(image, table[None])
+    if rng.random() < 0.3:
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.4) * min(image.shape[:2]) / PLAIN_SIDE)
+    if rng.random() < 0.6:
+        image = _noisy(rng, image, rng.uniform(1, 9))
+    return image
+
+
+def _noisy(rng: np.random.Generator, image: np.ndarray, sigma: float) -> np.ndarray:
+    """Add Gaussian noise, looked up from uniform bytes by its quantiles: much faster than drawing it."""
+    uniform = rng.integers(0, 256, image.shape, np.uint8)
+    quantiles = np.rint(sigma * NORMAL_QUANTILES)
+    brighter = cv2.LUT(uniform, np.maximum(quantiles, 0).astype(np.uint8))
+    darker = cv2.LUT(uniform, np.maximum(-quantiles, 0).astype(np.uint8))
+    return cv2.subtract(cv2.add(image, brighter), darker)

@@ -1,0 +1,119 @@
+"""The trunk of a drawn person: elliptic cross sections from the neck to the crotch, and the clothes on them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scripts.demo.body import Body
+from scripts.demo.brush import CIRCLE, LIGHT, Brush
+from scripts.demo.looks import Colour, Looks, shade
+
+HEM = 4  # index of the ring where the shirt ends
+BANDS = 9  # of a striped shirt
+
+
+class Trunk:
+    """Cross sections in pixels.
+
+    Attributes:
+        centres, across, through: (6, 3) each: a ring's middle and its two half axes, to the left and forwards.
+            Rings: neck, shoulders, chest, waist, hem, crotch.
+    """
+
+    def __init__(self, body: Body, looks: Looks, origin: np.ndarray, height: float) -> None:
+        self.looks, self.height = looks, height
+        build, chest, pelvis = body.build, body.chest, body.pelvis
+        middle = (chest + pelvis) / 2
+        frames = (chest, chest, chest, middle, pelvis, pelvis)
+        points = (
+            body.neck_point + chest @ (0.0, 0.004, 0.0),
+            body.neck_point + chest @ (0.0, 0.034, 0.0),
+            body.neck_point + chest @ (0.0, 0.095, 0.0),
+            body.waist_point,
+            pelvis @ (0.0, -0.025, 0.0),
+            pelvis @ (0.0, 0.035, 0.0),
+        )
+        girth = build.girth
+        widths = np.array([0.042, build.shoulders + 0.006, build.shoulders * 0.93, 0.073 * girth,
+                           build.hips + 0.03 * girth, build.hips + 0.02 * girth])  # fmt: skip
+        depths = np.array([0.036, 0.044, 0.06 * girth, 0.056 * girth, 0.06 * girth, 0.052])
+        self.centres = origin + height * np.array(points)
+        self.across = height * widths[:, None] * np.array([frame[:, 0] for frame in frames])
+        self.through = height * depths[:, None] * np.array([frame[:, 2] for frame in frames])
+
+    def ring(self, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Centre and half axes (3,) at a level between two rings, 0 at the neck."""
+        low = min(int(level), 4)
+        part = level - low
+        centre, across, through = (
+            (1 - part) * rows[low] + part * rows[low + 1] for rows in (self.centres, self.across, self.through)
+        )
+        return centre, across, through
+
+    def outline(self, level: float, inset: float = 0.0) -> np.ndarray:
+        """(20, 2) pixels around a level, drawn in by `inset` pixels and then moved towards the light."""
+        centre, across, through = self.ring(level)
+        points = CIRCLE @ np.stack([across[:2], through[:2]])
+        if inset:
+            reach = np.hypot(points[:, 0], points[:, 1]).max()
+            points = points * max(0.3, 1 - inset / max(reach, 1e-6)) + 0.5 * inset * LIGHT
+        return centre[:2] + points
+
+    def surface(self, level: float, angle: float) -> tuple[np.ndarray, float]:
+        """A point (3,) in pixels on the trunk, `angle` radians to the left of the middle of the front, and how much
+        it faces the viewer (1 fully, negative: turned away)."""
+        centre, across, through = self.ring(level)
+        point = centre + np.sin(angle) * across + np.cos(angle) * through
+        normal = np.sin(angle) * across / (across @ across) + np.cos(angle) * through / (through @ through)
+        return point, float(normal[2] / np.linalg.norm(normal))
+
+    def bands(self, brush: Brush, edges: np.ndarray, colours: list[Colour]) -> None:
+        """Paint the trunk between consecutive levels, the farthest band first, round-looking."""
+        order = np.argsort([self.ring(level)[0][2] for level in (edges[:-1] + edges[1:]) / 2], kind="stable")
+        rim = 0.012 * self.height
+        for band in order:
+            pair = (self.outline(edges[band]), self.outline(edges[band + 1]))
+            brush.hull(np.concatenate(pair), shade(colours[band], 0.7))
+        for band in order:
+            pair = (self.outline(edges[band], rim), self.outline(edges[band + 1], rim))
+            brush.hull(np.concatenate(pair), colours[band])
+
+    def paint_shirt(self, brush: Brush) -> None:
+        """Shirt with its pattern, and the straps of a bag."""
+        looks = self.looks
+        if looks.pattern == "stripes":
+            edges = np.interp(np.linspace(0, 1, BANDS + 1), np.linspace(0, 1, 5), np.arange(5))
+            self.bands(brush, edges, [(looks.shirt, looks.accent)[band % 2] for band in range(BANDS)])
+        elif looks.pattern == "block":
+            self.bands(brush, np.array([0, 1, 2, 2.3, 3, 4]), [looks.accent] * 3 + [looks.shirt] * 2)
+        else:
+            self.bands(brush, np.arange(5.0), [looks.shirt] * 4)
+        if looks.pattern == "badge":
+            self._mark(brush, 1.9, 0.0, 0.034)
+        elif looks.pattern == "buttons":
+            for level in np.linspace(1.2, 3.8, 6):
+                self._mark(brush, float(level), 0.0, 0.009)
+        elif looks.pattern == "dots":
+            for level in (1.3, 2.1, 2.8, 3.5):
+                for angle in np.arange(6) * np.pi / 3 + level:
+                    self._mark(brush, level, float(angle), 0.013)
+        if looks.bag:
+            for angle in (0.62, -0.62):
+                for level in np.linspace(0.9, 3.0, 8):
+                    self._mark(brush, float(level), angle, 0.011, shade(looks.accent, 0.6))
+
+    def paint_pelvis(self, brush: Brush) -> None:
+        """Trousers or skirt from the waist to the crotch."""
+        colour = self.looks.shirt if self.looks.skirt > 0.85 else self.looks.trousers
+        self.bands(brush, np.array([3.6, 4.0, 5.0]), [colour] * 2)
+
+    def _mark(self, brush: Brush, level: float, angle: float, radius: float, colour: Colour | None = None) -> None:
+        """A disc of `radius` body heights that lies on the trunk and turns with it."""
+        point, facing = self.surface(level, angle)
+        if facing < 0.1:
+            return
+        _, across, through = self.ring(level)
+        sideways = np.cos(angle) * across - np.sin(angle) * through
+        downwards = self.ring(min(level + 0.3, 5))[0] - self.ring(max(level - 0.3, 0))[0]
+        axes = np.stack([axis[:2] / max(np.linalg.norm(axis), 1e-6) for axis in (sideways, downwards)])
+        brush.fill(point[:2] + radius * self.height * CIRCLE @ axes, colour or self.looks.accent, claim=False)
