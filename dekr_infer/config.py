@@ -45,7 +45,7 @@ def load_config(path: str | Path | None = None, pairs: Sequence[str] = ()) -> Cf
 
 def _find(path: Path) -> Path:
     own = CONFIG_FOLDER / f"{path.name.removesuffix('.yaml')}.yaml"
-    return own if not path.exists() and path.name == str(path) and own.exists() else path
+    return own if not path.is_file() and path.name == str(path) and own.exists() else path
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """TEST.MATCH_HMP: move joints to the heatmap's peaks and refine them by a Gaussian fit, as the reference does.
 
-This alone needs full-size maps and scipy. The reference's fit confuses the axes of its window; since the setting is
-defined by what the reference computes, `refine` does the same and says where.
+This alone needs full-size maps and scipy. Where a window is cut by the border and not square, the reference's fit lays
+its values on a grid of the wrong shape; since the setting is defined by what the reference computes, so does `refine`.
 """
 
 from __future__ import annotations
@@ -82,18 +82,19 @@ def absorb(poses: np.ndarray, heat: np.ndarray, settings: MatchSettings) -> np.n
 
 
 def _peaks(values: np.ndarray, count: int) -> np.ndarray:
-    """The highest local maxima of (h, w) as (count, 2) float32, x and y in pixels."""
+    """The highest local maxima of (h, w) as (count, 2) float32, x and y in pixels; of equal ones those further up."""
     from scipy.ndimage import maximum_filter
 
     highest = maximum_filter(values, 2 * PEAK_REACH + 1, mode="constant", cval=-np.inf)
     only_peaks = np.where(values == highest, values, 0).ravel()
-    best = np.argpartition(-only_peaks, count - 1)[:count]
-    best = best[np.lexsort((best, -only_peaks[best]))]
+    last = np.partition(only_peaks, -count)[-count]
+    higher = np.flatnonzero(only_peaks > last)
+    best = np.concatenate((higher, np.flatnonzero(only_peaks == last)[: count - len(higher)]))
     y, x = np.divmod(best, values.shape[1])
     return np.stack((x, y), axis=1).astype(np.float32)
 
 
-def _gaussian(at: tuple[np.ndarray, np.ndarray], height: float, y0: float, x0: float, sigma: float) -> np.ndarray:
+def _gaussian(at: np.ndarray, height: float, y0: float, x0: float, sigma: float) -> np.ndarray:
     y, x = at
     return np.asarray(height * np.exp(-((x - x0) ** 2 + (y - y0) ** 2) / (2 * sigma**2)))
 
@@ -115,14 +116,13 @@ def refine(joints: np.ndarray, heat: np.ndarray, settings: MatchSettings) -> Non
             row, column = min(max(0, pixel[0]), h - 1), min(max(0, pixel[1]), w - 1)
             top, left = max(0, row - settings.reach), max(0, column - settings.reach)
             window = heat[top : row + settings.reach + 1, left : column + settings.reach + 1]
-            # The reference lays the window's rows along the grid's second axis: the fitted column moves the row.
-            grid = np.meshgrid(np.arange(float(window.shape[0])), np.arange(float(window.shape[1])))
+            # (column count, row count): the same as the window only where that is square.
+            grid = np.indices(window.shape[::-1], dtype=np.float64)
             guess = (heat[row, column], row - top, column - left, settings.sigma)
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", OptimizeWarning)
-                    at = np.vstack([axis.ravel() for axis in grid])
-                    fit, _ = curve_fit(_gaussian, at, window.ravel(), p0=guess, maxfev=FIT_EVALUATIONS)
+                    fit, _ = curve_fit(_gaussian, grid.reshape(2, -1), window.ravel(), p0=guess, maxfev=FIT_EVALUATIONS)
             except (RuntimeError, TypeError, ValueError):
                 continue
             known[pixel] = (top + fit[1], left + fit[2])

@@ -95,19 +95,30 @@ def process(
         DekrError: a dump is damaged, of another shape, or holds NaN where it matters.
     """
     outcome, category, started = Outcome(), person_category(data), time.perf_counter()
-    for picture, poses, scores in find_people(pictures, folders, settings):
-        outcome.results += results_of(picture.id, category, poses, scores)
+    found = []
+    for person in find_people(pictures, folders, settings):
+        found.append(person)
+        advance(1)
+    factors = _factors([poses for _, poses, _ in found], settings.rescore)
+    for (picture, poses, scores), factor in zip(found, factors, strict=True):
+        outcome.results += results_of(picture.id, category, poses, scores * factor)
         outcome.pictures += 1
         outcome.empty += not len(poses)
-        advance(1)
     outcome.seconds = time.perf_counter() - started
     return outcome
+
+
+def _factors(poses: Sequence[np.ndarray], rescore: RescoreNet | None) -> list[np.ndarray]:
+    """What each picture's scores are multiplied by; the net runs once for all people."""
+    if rescore is None:
+        return [np.ones(len(people), np.float32) for people in poses]
+    return np.split(rescore(np.concatenate(poses)), np.cumsum([len(people) for people in poses])[:-1])
 
 
 def find_people(
     pictures: Sequence[Picture], folders: Sequence[Path], settings: Settings
 ) -> Iterator[tuple[Picture, np.ndarray, np.ndarray]]:
-    """Yields each picture with its poses (people, 17, 3) float32 in image pixels and their scores (people,)."""
+    """Yields each picture with its poses (people, 17, 3) float32 in image pixels and their scores (people,), not rescored."""
     for picture in pictures:
         passes = _open_passes(picture, folders)
         gear = gear_for(picture.size)
@@ -119,8 +130,6 @@ def find_people(
         if settings.match is not None and len(poses):
             poses = match_to_heatmap(poses, passes, settings.match)
         poses = transform_poses(poses, gear_to_image(picture.size, gear))
-        if settings.rescore is not None and len(poses):
-            scores = settings.rescore(poses) * scores
         yield picture, poses, scores
 
 

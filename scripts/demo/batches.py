@@ -1,0 +1,139 @@
+"""Batches of drawn people without end: each is a function of the seed and its number alone.
+
+A scene is drawn at the size of an ordinary picture, then turned, scaled, mirrored and cut to a square as a gear
+would show it. Small squares hold many small people cheaply, large ones teach the large people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset
+
+from dekr_infer.geometry import SHORT_SIDE, STRIDE, Size
+from dekr_infer.joints import FLIP_PARTNER
+from dekr_infer.preprocess import MEAN, STD
+from scripts.demo.scene import Scene, draw_scene
+from scripts.demo.targets import heat_targets, keep_inside, offset_targets
+
+SHORT_SIDES = (300, 521)  # pixels: what pictures are drawn at before they are brought to a gear
+
+
+class Cut(NamedTuple):
+    """A kind of batch: squares of `side` pixels, `pictures` of them from half or all as many `scenes`, zoomed."""
+
+    side: int
+    scenes: int
+    per_scene: int
+    zoom: tuple[float, float]
+    share: float
+
+
+CUTS = (
+    Cut(256, 3, 2, (0.5, 0.95), 0.55),
+    Cut(384, 3, 1, (0.65, 1.1), 0.27),
+    Cut(512, 2, 1, (0.8, 1.2), 0.18),
+)
+VALIDATION_CUT = Cut(512, 4, 1, (1.0, 1.0), 1.0)
+
+
+class Batch(NamedTuple):
+    """Tensors of one step; h = w = side / 4.
+
+    Attributes:
+        image: (N, side, side, 3) uint8 RGB.
+        heat, foreground: (N, 18, h, w) float32 and bool.
+        cells: (M,) int64, ascending indices into N * h * w.
+        offset, weight: (M, 17, 2) and (M, 17) float32.
+    """
+
+    image: Tensor
+    heat: Tensor
+    foreground: Tensor
+    cells: Tensor
+    offset: Tensor
+    weight: Tensor
+
+
+def normalised(image: Tensor) -> Tensor:
+    """(N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32 in channels_last order, as the network wants it."""
+    mean, std = (torch.tensor(v, device=image.device) * 255 for v in (MEAN, STD))
+    return ((image.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def cut_affine(rng: np.random.Generator, scene: Scene, cut: Cut, upright: bool = False) -> np.ndarray:
+    """(2, 3) float64: scene pixels to the pixels of a square that holds some labelled joint.
+
+    Mirroring is part of it (its determinant is then negative). `upright`: the whole scene, centred, as a gear.
+    """
+    short = min(scene.image.shape[:2])
+    zoom = SHORT_SIDE / short * np.exp(rng.uniform(*np.log(cut.zoom)))
+    angle = np.deg2rad(rng.normal(0, 12) if rng.random() < 0.5 else 0.0)
+    mirror = rng.choice((-1.0, 1.0))
+    if upright:
+        angle, mirror = 0.0, 1.0
+    cosine, sine = zoom * np.cos(angle), zoom * np.sin(angle)
+    matrix = np.array([[mirror * cosine, -sine], [mirror * sine, cosine]])
+    middle = np.array(scene.image.shape[1::-1]) / 2
+    free = np.maximum(short * zoom - cut.side, 0.1 * cut.side) / 2
+    shift = cut.side / 2 - matrix @ middle
+    for _ in range(0 if upright else 10):
+        shift = cut.side / 2 - matrix @ middle + rng.uniform(-free, free, 2)
+        points = [p.keypoints[p.keypoints[:, 2] > 0, :2] @ matrix.T + shift for p in scene.people]
+        if any(((at > 0) & (at < cut.side - STRIDE)).all(1).any() for at in points):
+            break
+    return np.concatenate([matrix, shift[:, None]], 1)
+
+
+def carry(joints: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Joints (people, 17, 3) through an affine; mirrored people swap their left and right."""
+    moved = np.concatenate([joints[..., :2] @ affine[:, :2].T + affine[:, 2], joints[..., 2:]], -1)
+    return moved[:, list(FLIP_PARTNER)] if np.linalg.det(affine[:, :2]) < 0 else moved
+
+
+def make_batch(seed: tuple[int, ...], cut: Cut | None = None, upright: bool = False) -> Batch:
+    """Draw a batch; of the kind `cut`, or of a kind at random."""
+    rng = np.random.default_rng(seed)
+    cut = cut or CUTS[rng.choice(len(CUTS), p=[kind.share for kind in CUTS])]
+    cells_side = cut.side // STRIDE
+    images, heats, foregrounds, offsets = [], [], [], []
+    for _ in range(cut.scenes):
+        side = int(rng.integers(*SHORT_SIDES))
+        scene = draw_scene(rng, Size(side, side))
+        joints = np.array([person.keypoints for person in scene.people]).reshape(-1, 17, 3)
+        for _ in range(cut.per_scene):
+            affine = cut_affine(rng, scene, cut, upright)
+            images.append(cv2.warpAffine(scene.image, affine, (cut.side, cut.side), flags=cv2.INTER_LINEAR))
+            at = carry(joints, affine) * (1 / STRIDE, 1 / STRIDE, 1)
+            at = keep_inside(at, cells_side, cells_side)
+            heat, foreground = heat_targets(at, cells_side, cells_side)
+            heats.append(heat)
+            foregrounds.append(foreground)
+            offsets.append(offset_targets(at, cells_side, cells_side))
+    parts = (
+        np.stack(images),
+        np.stack(heats),
+        np.stack(foregrounds),
+        np.concatenate([entry.cells + index * cells_side**2 for index, entry in enumerate(offsets)]),
+        np.concatenate([entry.offset for entry in offsets]),
+        np.concatenate([entry.weight for entry in offsets]),
+    )
+    return Batch(*map(torch.from_numpy, parts))
+
+
+class Drawn(IterableDataset):
+    """The batches of one training process from step `first` on."""
+
+    def __init__(self, seed: int, rank: int, first: int, cut: Cut | None = None) -> None:
+        self.seed, self.rank, self.step, self.cut = seed, rank, first, cut
+
+    def __iter__(self) -> Iterator[Batch]:
+        cv2.setNumThreads(0)
+        while True:
+            yield make_batch((self.seed, self.rank, self.step), self.cut)
+            self.step += 1

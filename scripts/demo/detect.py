@@ -1,0 +1,95 @@
+"""The project's own chain in memory, for validating while training: pictures -> two passes -> people -> COCO figures.
+
+    python3 scripts/demo/detect.py --root data/demo --state models/demo_train/state.pth
+
+prints the ten figures of a training state's averaged weights on a data set that people.py wrote.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
+    sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+
+from dekr_infer.coco import DataSet, Picture, PictureFiles, load_data_set, picture_source
+from dekr_infer.config import load_config
+from dekr_infer.decode import DecodeSettings, Passes, decode, transform_poses
+from dekr_infer.evaluate import coco_figures, figures_table, person_category, results_of
+from dekr_infer.geometry import gear_for, gear_to_image
+from dekr_infer.model.checkpoint import read_state
+from dekr_infer.preprocess import decode as decode_picture
+from dekr_infer.preprocess import mirror, normalise, warp
+from dekr_infer.rescore import RescoreNet, load_rescore_net
+from scripts.demo.grouped import GroupedNet, grouped_state
+
+DEMO = ROOT / "dekr_infer/configs/demo.yaml"
+SPLIT = "val2017"
+
+
+def load_grouped(path: Path, cfg: str | Path = DEMO) -> GroupedNet:
+    """The network in evaluation mode, from a training state (its average) or from a checkpoint."""
+    network = GroupedNet(load_config(cfg).MODEL.SPEC)
+    loaded = torch.load(path, map_location="cpu", weights_only=True)
+    network.load_state_dict(loaded["average"] if "average" in loaded else grouped_state(read_state(path)))
+    return network.eval()
+
+
+@torch.inference_mode()
+def run_network(network: GroupedNet, warped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Heat (18, h, w) and offset (34, h, w) float32 of a picture in its gear, (H, W, 3) uint8 BGR."""
+    image = torch.from_numpy(normalise(warped)).to(memory_format=torch.channels_last)
+    h, w = image.shape[2] // 4, image.shape[3] // 4
+    heat, offset = network(image, torch.arange(h * w))
+    return heat[0].contiguous().numpy(), offset.flatten(1).T.reshape(-1, h, w).contiguous().numpy()
+
+
+def detect(
+    network: GroupedNet, data: DataSet, files: PictureFiles, settings: DecodeSettings, flip: bool = True
+) -> Iterator[tuple[Picture, np.ndarray, np.ndarray]]:
+    """Yields each picture with its poses (people, 17, 3) in image pixels and their scores (people,)."""
+    for picture in data.pictures:
+        gear = gear_for(picture.size)
+        warped = warp(decode_picture(files.read(picture.file_name), picture.file_name), gear)
+        maps = [*run_network(network, warped)]
+        if flip:
+            maps += run_network(network, mirror(warped))
+        poses, scores = decode(Passes(*maps), settings)
+        yield picture, transform_poses(poses, gear_to_image(picture.size, gear)), scores
+
+
+def figures(network: GroupedNet, root: Path, rescore: RescoreNet | None = None, flip: bool = True) -> dict[str, float]:
+    """The ten COCO figures of the network on a data set below `root`."""
+    data = load_data_set(root, SPLIT)
+    files = PictureFiles(picture_source(root, SPLIT), SPLIT)
+    results = []
+    for picture, poses, scores in detect(network, data, files, DecodeSettings(), flip):
+        if rescore is not None and len(poses):
+            scores = rescore(poses) * scores
+        results += results_of(picture.id, person_category(data), poses, scores)
+    return coco_figures(data, results, [picture.id for picture in data.pictures])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="data set, as people.py writes it")
+    parser.add_argument("--state", type=Path, default=ROOT / "models/demo_train/state.pth", help="state or checkpoint")
+    parser.add_argument("--rescore", type=Path, help="rescoring checkpoint")
+    parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="both passes (default)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (1)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    rescore = load_rescore_net(args.rescore) if args.rescore else None
+    print(figures_table(figures(load_grouped(args.state), args.root, rescore, args.flip)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""Train the demo's rescoring net: from a detected pose to its likeness (OKS) to the person it shows.
+
+    python3 scripts/demo/train_rescore.py --weights scripts/demo/weights/pose_dekr_demo.pth
+
+draws pictures, finds the people in them with the trained network, both passes, and learns how good each pose is from
+the 74 features of dekr_infer/rescore.py. A fifth of the pictures is held back to say how well it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
+    sys.path.insert(0, str(ROOT))
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from dekr_infer.coco import PictureFiles, load_data_set, picture_source
+from dekr_infer.decode import DecodeSettings
+from dekr_infer.joints import FLIP_PARTNER
+from dekr_infer.rescore import features, layer_shapes
+from scripts.demo.detect import SPLIT, detect, load_grouped
+from scripts.demo.people import write_data_set
+
+# Twice the standard deviations by which COCO's annotators differ, in COCO's joint order, per sqrt(area).
+OKS_SPREAD = 2 * np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
+HIDDEN = 256
+HELD_BACK = 0.2  # share of the poses
+BATCH = 256
+WEIGHT_DECAY = 0.01
+
+
+def likeness(poses: np.ndarray, joints: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """COCO's object keypoint similarity of every pose to every person.
+
+    Args:
+        poses: (n, 17, 2 or more) x, y in pixels.
+        joints: (people, 17, 3) x, y in pixels, v > 0 where labelled; every person has such a joint.
+        areas: (people,) pixels.
+    Returns:
+        (n, people) from 0 to 1.
+    """
+    square = np.square(poses[:, None, :, :2] - joints[None, :, :, :2]).sum(-1)
+    labelled = joints[..., 2] > 0
+    near = np.exp(-square / (2 * np.square(OKS_SPREAD) * areas[:, None])) * labelled
+    return near.sum(-1) / labelled.sum(-1)
+
+
+def collect(weights: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Poses (n, 17, 3) float32 found on a data set, in its order, and their best likeness to anybody, (n,)."""
+    data = load_data_set(root, SPLIT)
+    files = PictureFiles(picture_source(root, SPLIT), SPLIT)
+    all_poses, targets = [np.zeros((0, 17, 3), np.float32)], [np.zeros(0)]
+    found = detect(load_grouped(weights), data, files, DecodeSettings())
+    for picture, poses, _ in tqdm(found, "finding people", len(data.pictures), leave=False, disable=None):
+        people = [entry for entry in data.content["annotations"] if entry["image_id"] == picture.id]
+        joints = np.array([entry["keypoints"] for entry in people], float).reshape(-1, 17, 3)
+        areas = np.array([entry["area"] for entry in people])
+        all_poses.append(poses)
+        targets.append(likeness(poses, joints, areas).max(1, initial=0.0))
+    return np.concatenate(all_poses), np.concatenate(targets)
+
+
+def mirrored(poses: np.ndarray) -> np.ndarray:
+    """The poses of the same people in a mirror."""
+    result = poses[:, list(FLIP_PARTNER)].copy()
+    result[..., 0] *= -1
+    return result
+
+
+class Net(nn.Module):
+    """The three layers under the checkpoint's names: (n, 74) -> (n,)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name, shape in layer_shapes(HIDDEN).items():
+            self.add_module(name, nn.Linear(*shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        *hidden, last = self.children()
+        for layer in hidden:
+            x = torch.relu(layer(x))
+        return torch.Tensor(last(x)).squeeze(1)
+
+
+def fit(poses: np.ndarray, targets: np.ndarray, epochs: int, seed: int) -> tuple[Net, str]:
+    """Train on the first poses, report on the last: mean square error against that of the mean alone."""
+    torch.manual_seed(seed)
+    cut = round(len(poses) * (1 - HELD_BACK))
+    x = torch.from_numpy(np.concatenate([features(poses[:cut]), features(mirrored(poses[:cut]))]))
+    y = torch.from_numpy(np.concatenate([targets[:cut]] * 2)).float()
+    held_x, held_y = torch.from_numpy(features(poses[cut:])), torch.from_numpy(targets[cut:]).float()
+    net = Net()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=WEIGHT_DECAY)
+    steps = epochs * -(-len(x) // BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(epochs):
+        for part in torch.randperm(len(x)).split(BATCH):
+            loss = nn.functional.mse_loss(net(x[part]), y[part])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    with torch.no_grad():
+        error = float(nn.functional.mse_loss(net(held_x), held_y))
+    spread = float(held_y.var(correction=0))
+    return net, f"{cut} poses; mean square error held back {error:.4f}, of the mean alone {spread:.4f}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, default=ROOT / "models/demo_train/pose_dekr_demo.pth", help="network")
+    parser.add_argument("--output", type=Path, default=ROOT / "models/demo_train/rescore_demo.pth", help="to write")
+    parser.add_argument("--pictures", type=int, default=300, help="to draw (300)")
+    parser.add_argument("--epochs", type=int, default=40, help="over the poses (40)")
+    parser.add_argument("--seed", type=int, default=2001, help="of pictures and weights (2001)")
+    parser.add_argument("--threads", type=int, default=2, help="of torch (2)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        print(write_data_set(Path(folder), SPLIT, args.pictures, args.seed))
+        poses, targets = collect(args.weights, Path(folder))
+    net, summary = fit(poses, targets, args.epochs, args.seed)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    partial = args.output.with_suffix(".partial")
+    torch.save(net.state_dict(), partial)
+    os.replace(partial, args.output)
+    print(f"{summary} -> {args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Set everything up and run the whole chain: pictures -> tensors -> ONNX -> both passes on the CPU -> COCO figures.
+#
+#   bash scripts/quickstart.sh [--limit N]
+#
+# With COCO in data/coco and the official weights in models/ it runs on those; --limit takes only the first N pictures.
+# Otherwise it draws a small set of people itself and runs the demo network on it. All it makes is in quickstart/; what
+# is there already is not made again, so a stopped run goes on where it was.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+fail() {
+    printf 'error: %s\n' "$2" >&2
+    exit "$1"
+}
+
+limit=()
+if [[ ${1:-} == --limit ]]; then
+    [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail 2 "--limit wants a number of pictures"
+    limit=(--limit "$2")
+    shift 2
+fi
+[[ $# -eq 0 ]] || fail 2 "unknown word $1; usage: bash scripts/quickstart.sh [--limit N]"
+
+times=()
+step() {
+    local name=$1 began=$SECONDS
+    shift
+    printf '\n== %s\n' "$name"
+    "$@" || fail $? "the step '$name' failed; see its message above and run this again"
+    times+=("$(printf '%6d s  %s' $((SECONDS - began)) "$name")")
+}
+
+step "install" bash scripts/setup_venv.sh requirements.txt
+python=.venv/bin/python
+
+annotations=data/coco/annotations/person_keypoints_val2017.json
+weights=models/pose_dekr_hrnetw32_coco.pth
+rescore=models/final_rescore_coco_kpt.pth
+missing=()
+for file in "$annotations" "$weights" "$rescore"; do
+    [[ -f $file ]] || missing+=("$file")
+done
+if [[ ${#missing[@]} -eq 0 ]]; then
+    work=quickstart/coco
+    config=(--cfg dekr_w32_coco)
+    root=data/coco
+else
+    printf '\nnot there: %s\nso this runs on drawn people, with the demo network\n' "${missing[*]}"
+    work=quickstart/demo
+    config=(--cfg demo)
+    root=$work/data
+    weights=scripts/demo/weights/pose_dekr_demo.pth
+    rescore=scripts/demo/weights/rescore_demo.pth
+    step "draw people" "$python" scripts/demo/people.py --output "$root" --pictures 60 --seed 2017
+fi
+pairs=(DATASET.ROOT "$root" TEST.MODEL_FILE "$weights" RESCORE.MODEL_FILE "$rescore")
+graph=$work/dekr_bs1.onnx
+
+step "preprocess" "$python" DEKR_preprocess.py --output "$work/prep_data" --output_flip "$work/prep_data_flip" \
+    "${limit[@]}" "${config[@]}" "${pairs[@]}"
+if [[ ! -f $graph || $weights -nt $graph ]]; then
+    step "export" "$python" DEKR_pth2onnx.py --output "$graph" "${config[@]}" "${pairs[@]}"
+fi
+for pass in "" _flip; do
+    step "infer${pass/_/ }" "$python" scripts/onnx_infer.py --model "$graph" --input "$work/prep_data$pass" \
+        --output "$work" --output_dirname "out$pass"
+done
+step "postprocess" "$python" DEKR_postprocess.py --dump_dir "$work/out" --dump_dir_flip "$work/out_flip" \
+    --output "$work/results" ${limit[0]:+--allow_missing} "${config[@]}" "${pairs[@]}"
+step "draw results" "$python" scripts/draw_results.py --results "$work/results/keypoints_val2017_results.json" \
+    --output "$work/overlays" "${config[@]}" "${pairs[@]}"
+
+printf '\n%6d s  in all\n' "$SECONDS"
+printf '%s\n' "${times[@]}"
+printf '\nfigures: %s\npictures: %s\n' "$work/results/metrics.json" "$work/overlays/sheet.png"
