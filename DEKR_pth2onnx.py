@@ -18,7 +18,7 @@ import torch
 
 import dekr_infer
 from dekr_infer.command import Arguments, Parser, add_config, config_of, cores, count, run
-from dekr_infer.errors import DekrError
+from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.export.check import HEAT_TOLERANCE, OFFSET_TOLERANCE, compare
 from dekr_infer.export.dialects import ASCEND, DIALECTS, ONNX, check_standard, to_dialect
 from dekr_infer.export.graph import build_graph
@@ -28,6 +28,7 @@ from dekr_infer.model.checkpoint import load_network
 from dekr_infer.model.head import build_network
 from dekr_infer.preprocess import MEAN, STD
 from dekr_infer.runtime import format_gears
+from dekr_infer.upstream import upstream_config, upstream_network, use_checkout
 
 
 def main(argv: Arguments = None) -> int:
@@ -37,15 +38,23 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--dialect", choices=DIALECTS, default=ASCEND, help=f"deformable operator (default: {ASCEND})")
     parser.add_argument("--skip_check", action="store_true", help="do not compare the written file with torch")
     parser.add_argument("--threads", type=count, default=cores(), metavar="N", help="(default: all cores)")
+    parser.add_argument("--upstream", type=Path, metavar="DEKR", help="network and config from this patched checkout")
     add_config(parser)
     args = parser.parse_args(argv)
 
     def work() -> None:
-        config = config_of(args)
         started = time.monotonic()
         torch.set_num_threads(args.threads)
+        if args.upstream is None:
+            config = config_of(args)
+            network: torch.nn.Module = build_network(config)
+        else:
+            use_checkout(args.upstream)
+            config = upstream_config(args.upstream, args.cfg, args.pairs)
+            network = upstream_network(config)
+        if not config.TEST.MODEL_FILE:
+            raise ConfigError("no checkpoint is named; add TEST.MODEL_FILE models/pose_dekr_hrnetw32_coco.pth")
         checkpoint = Path(config.TEST.MODEL_FILE)
-        network = build_network(config)
         load_network(network, checkpoint)
         model = build_graph(network)
         check_standard(to_dialect(model, ONNX))

@@ -33,14 +33,22 @@ def load_config(path: str | Path | None = None, pairs: Sequence[str] = ()) -> Cf
         ConfigError: an unknown key, an odd count, a value of the wrong type or out of the supported range.
     """
     config = CfgNode(DEFAULTS)
-    file = DEFAULT_CONFIG if path is None else _find(Path(path))
+    fill(config, DEFAULT_CONFIG if path is None else _find(Path(path)), pairs)
+    _check_supported(config)
+    config.freeze()
+    return config
+
+
+def fill(config: CfgNode, file: Path, pairs: Sequence[str]) -> None:
+    """Set a tree's values from a YAML file, then from KEY VALUE pairs, in place.
+
+    Raises:
+        ConfigError: see `load_config`.
+    """
     for key, value in _leaves(_read_yaml(file)):
         _set(config, key, value, f"{file}: ")
     for key, text in _split_pairs(pairs):
         _set(config, key, text, "")
-    _check_supported(config)
-    config.freeze()
-    return config
 
 
 def _find(path: Path) -> Path:
@@ -90,11 +98,16 @@ def _set(config: CfgNode, key: str, value: Any, where: str) -> None:
     *sections, name = key.split(".")
     node = config
     for section in sections:
+        if section not in node and node.is_new_allowed():
+            node[section] = CfgNode(new_allowed=True)
         node = node.get(section)
         if not isinstance(node, CfgNode):
             raise _unknown(config, key, where)
     if name not in node:
-        raise _unknown(config, key, where)
+        if not node.is_new_allowed():
+            raise _unknown(config, key, where)
+        node[name] = value
+        return
     if isinstance(node[name], CfgNode):
         raise ConfigError(f"{where}{key} is a section; name one of its keys: {', '.join(sorted(node[name]))}")
     meant = _parse(value, where + key) if isinstance(value, str) else value

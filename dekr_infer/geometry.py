@@ -79,7 +79,7 @@ def warp_points(image: Size, gear: Size) -> tuple[np.ndarray, np.ndarray]:
     """
     _check(image, gear)
     (sx, sy), (tx, ty) = _centres(image, gear)
-    reach = gear.w / SHORT_SIDE * min(image) / 2
+    reach = gear.w / min(gear) * min(image) / 2
     source = np.array([(sx, sy), (sx, sy - reach), (sx - reach, sy - reach)], np.float32)
     target = np.array([(tx, ty), (tx, ty - gear.w / 2), (tx - gear.w / 2, ty - gear.w / 2)], np.float32)
     return source, target
@@ -100,7 +100,7 @@ def image_to_gear(image: Size, gear: Size) -> np.ndarray:
     """
     _check(image, gear)
     (sx, sy), (tx, ty) = _centres(image, gear)
-    scale = SHORT_SIDE / min(image)
+    scale = min(gear) / min(image)
     return np.array([[scale, 0.0, tx - scale * sx], [0.0, scale, ty - scale * sy]])
 
 
@@ -112,5 +112,5 @@ def gear_to_image(image: Size, gear: Size) -> np.ndarray:
     """
     _check(image, gear)
     (sx, sy), (tx, ty) = _centres(image, gear)
-    scale = min(image) / SHORT_SIDE
+    scale = min(image) / min(gear)
     return np.array([[scale, 0.0, sx - scale * tx], [0.0, scale, sy - scale * ty]])

@@ -118,7 +118,7 @@ def _factors(poses: Sequence[np.ndarray], rescore: RescoreNet | None) -> list[np
 def find_people(
     pictures: Sequence[Picture], folders: Sequence[Path], settings: Settings
 ) -> Iterator[tuple[Picture, np.ndarray, np.ndarray]]:
-    """Yields each picture with its poses (people, 17, 3) float32 in image pixels and their scores (people,), not rescored."""
+    """Yields each picture with its poses (people, 17, 3) float32 in image pixels and their raw scores (people,)."""
     for picture in pictures:
         passes = _open_passes(picture, folders)
         gear = gear_for(picture.size)

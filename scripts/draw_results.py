@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draw the people of a COCO result file over their pictures: one PNG each, and a sheet beside the annotated people.
 
-  python3 scripts/draw_results.py --results results/keypoints_val2017_results.json --output overlays DATASET.ROOT data/coco
+python3 scripts/draw_results.py --results results/keypoints_val2017_results.json --output overlays DATASET.ROOT data/coco
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def main(argv: Arguments = None) -> int:
             tiles += [draw_poses(image, annotated), drawn]
             labels += [f"{picture.stem} annotated", f"{picture.stem} found"]
         write_png(args.output / "sheet.png", contact_sheet(tiles, labels, COLUMNS, TILE))
-        print(f"{len(chosen)} pictures -> {args.output}; all of them beside the annotated people: {args.output}/sheet.png")
+        print(
+            f"{len(chosen)} pictures -> {args.output}; all of them beside the annotated people: {args.output}/sheet.png"
+        )
 
     return run(work)
 

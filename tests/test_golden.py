@@ -1,0 +1,103 @@
+"""Our code against recorded outputs of upstream's, which `tests/golden/record.py` made; upstream is not needed."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+sys.path.insert(0, str(GOLDEN))
+
+import cases
+
+from dekr_infer import preprocess
+from dekr_infer.decode import DecodeSettings, Passes, decode, transform_poses
+from dekr_infer.geometry import Size, gear_for, gear_to_image
+from dekr_infer.match import MatchSettings, match_to_heatmap
+from dekr_infer.rescore import RescoreNet, layer_shapes
+
+PICTURES = dict(np.load(GOLDEN / "pictures.npz"))
+DECODING = dict(np.load(GOLDEN / "decoding.npz"))
+MAPS = cases.map_cases()
+GEAR = Size(cases.MAP.h * 4, cases.MAP.w * 4)
+CASES = pytest.mark.parametrize(
+    ("name", "flip"), [pytest.param(n, f, id=f"{n}-{f}") for n in MAPS for f in ("flip", "single") if n != "no size"]
+)
+
+
+def passes(name: str, flip: str) -> Passes:
+    maps = MAPS[name]
+    return Passes(*maps) if flip == "flip" else Passes(maps.heat, maps.offset)
+
+
+@pytest.mark.parametrize("size", cases.PICTURE_SIZES, ids=str)
+def test_gear_and_both_tensors_are_upstreams_to_the_bit(size):
+    gear, plain, flipped = PICTURES[f"{size.h}x{size.w}"]
+    assert f"{gear_for(size).h}x{gear_for(size).w}" == gear
+    warped = preprocess.warp(cases.picture(size), gear_for(size))
+    for pixels, digest in ((warped, plain), (preprocess.mirror(warped), flipped)):
+        assert hashlib.sha256(preprocess.normalise(pixels).tobytes()).hexdigest() == digest
+
+
+def test_the_tiny_network_has_upstreams_keys_and_outputs():
+    torch = pytest.importorskip("torch")
+    from dekr_infer.config import load_config
+    from dekr_infer.model.head import build_network
+
+    recorded = np.load(GOLDEN / "network.npz")
+    network = build_network(load_config(None, [word for pair in cases.TINY for word in pair]))
+    state = network.state_dict()
+    assert list(state) == recorded["keys"].tolist()
+    values = cases.weights({key: tuple(value.shape) for key, value in state.items()})
+    network.load_state_dict({key: torch.from_numpy(values[key]) if key in values else state[key] for key in state})
+    with torch.inference_mode():
+        heat, offset = network(torch.from_numpy(cases.network_input()))
+    for found, name in ((heat, "heat"), (offset, "offset")):
+        scale = np.abs(recorded[name]).max()
+        np.testing.assert_allclose(found.numpy(), recorded[name], rtol=0, atol=2e-5 * scale)
+
+
+@CASES
+def test_the_same_people_are_kept_in_the_same_order(name, flip):
+    poses, scores = decode(passes(name, flip), DecodeSettings())
+    kept = DECODING[f"{name}/{flip}/kept"]
+    assert poses.shape == kept.shape
+    np.testing.assert_allclose(poses[:, :, :2], kept[:, :, :2], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(poses[:, :, 2], kept[:, :, 2], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(scores, DECODING[f"{name}/{flip}/scores"], rtol=0, atol=1e-6)
+
+
+@CASES
+def test_final_poses_and_rescored_scores_are_upstreams(name, flip):
+    if f"{name}/{flip}/final" not in DECODING:
+        pytest.skip("nobody is found in this case")
+    poses, scores = decode(passes(name, flip), DecodeSettings())
+    final = transform_poses(poses, gear_to_image(cases.IMAGE, GEAR))
+    np.testing.assert_allclose(final, DECODING[f"{name}/{flip}/final"], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(rescore_net()(final) * scores, DECODING[f"{name}/{flip}/rescored"], rtol=0, atol=1e-5)
+
+
+def rescore_net() -> RescoreNet:
+    shapes = {name: shape[::-1] for name, shape in layer_shapes(256).items()}
+    names = {f"{k}.weight": v for k, v in shapes.items()} | {f"{k}.bias": v[:1] for k, v in shapes.items()}
+    values = cases.weights(names)
+    return RescoreNet(*(tuple(values[f"{name}.{kind}"] for name in shapes) for kind in ("weight", "bias")))
+
+
+@pytest.mark.parametrize("flip", ["flip", "single"])
+def test_matched_joints_are_upstreams(flip):
+    kept = DECODING[f"hills/{flip}/kept"]
+    found = match_to_heatmap(kept, passes("hills", flip), MatchSettings())
+    np.testing.assert_allclose(found, DECODING[f"hills/{flip}/matched"], rtol=0, atol=1e-2)
+    assert (np.abs(found - kept)[:, :, :2].max(2) > 0.1).mean() > 0.5  # most joints do move
+
+
+def test_a_pose_without_size_stays_where_upstream_fails():
+    poses, _ = decode(passes("no size", "single"), DecodeSettings())
+    assert len(poses) == 3
+    extents = np.ptp(poses[:, :, :2], axis=1).max(1)
+    assert sorted(extents < 1.5) == [False, True, True]
