@@ -49,10 +49,10 @@ def count(text: str) -> int:
 
 
 def natural(text: str) -> int:
-    """An argument type: a whole number from 0 on."""
+    """An argument type: a whole number from 0 on, of at most 32 bits."""
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 on")
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1}")
     return value
 
 

@@ -47,7 +47,7 @@ def natural_order(names: Iterable[str]) -> list[str]:
     """Names sorted as ais_bench does: digit runs as numbers, letters without case."""
 
     def key(name: str) -> list[tuple[int, int, str]]:
-        return [(0, int(part), "") if part.isdigit() else (1, 0, part.lower()) for part in re.split(r"(\d+)", name)]
+        return [(0, int(part), "") if part.isdecimal() else (1, 0, part.lower()) for part in re.split(r"(\d+)", name)]
 
     return sorted(names, key=key)
 
@@ -65,7 +65,7 @@ def list_tensors(places: Sequence[Path]) -> list[Path]:
         files = list(places)
     missing = next((file for file in files if not file.is_file()), None)
     if missing is not None:
-        raise DekrError(f"{missing}: no such folder or file; make the tensors with DEKR_preprocess.py")
+        raise DekrError(f"{missing}: no such folder or file of tensors; make them with DEKR_preprocess.py")
     if not files:
         raise DekrError(f"{places[0]}: holds no .npy files; make them with DEKR_preprocess.py")
     stems: dict[str, Path] = {}
@@ -190,8 +190,7 @@ class Record:
                 f"{self.folder}: holds outputs of another model or of other options; "
                 "name another folder, delete this one, or add --overwrite"
             )
-        for line in lines[1:]:
-            self.times[line["file"]] = line["milliseconds"]
+        self.times = {line["file"]: line["milliseconds"] for line in lines[1:]}
         try:
             self._file = open(self.path, "w", encoding="utf-8")
             self._write(self.head)
@@ -223,20 +222,29 @@ class Record:
         self._file.flush()
 
     def _lines(self) -> list[dict[str, Any]]:
-        """The lines of an earlier run; one that a killed run left unfinished does not count."""
+        """The lines of an earlier run, up to one that a killed run left unfinished."""
         try:
             text = self.path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError):
             raise DekrError(f"{self.path}: cannot be read; delete it together with {self.folder}") from None
-        lines = []
+        lines: list[dict[str, Any]] = []
         for line in text.splitlines():
             try:
-                lines.append(json.loads(line))
+                value = json.loads(line)
             except ValueError:
                 break
+            if lines and not _is_entry(value):
+                break
+            lines.append(value)
         return lines
+
+
+def _is_entry(value: Any) -> bool:
+    """Whether a line of the record tells of a finished tensor."""
+    form = {"file": str, "milliseconds": list}
+    return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in form.items())
 
 
 def _summary(

@@ -91,8 +91,11 @@ def open_network(path: Path, threads: int) -> Network:
         raise DekrError(f"{path}: its metadata names no gears; export it with DEKR_pth2onnx.py")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
-    standard = to_dialect(model, ONNX).SerializeToString()
+    options.log_severity_level = 4
+    try:
+        standard = to_dialect(model, ONNX).SerializeToString()
+    except DekrError as error:
+        raise DekrError(f"{path}: {error}") from None
     try:
         session = onnxruntime.InferenceSession(standard, options, providers=["CPUExecutionProvider"])
     except RUNTIME_ERRORS as error:

@@ -27,7 +27,10 @@ DTYPE = np.dtype("<f4")
 
 def partial_folder(folder: Path) -> Path:
     """Where the files of a tensor folder are written before they are renamed into it."""
-    return folder.with_name(folder.name + ".partial")
+    real = folder.resolve()  # of a link, so that renaming never crosses disks
+    if not real.name:
+        raise DekrError(f"{folder}: cannot hold tensors; name a folder of their own")
+    return real.with_name(real.name + ".partial")
 
 
 @contextmanager

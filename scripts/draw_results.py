@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draw the people of a COCO result file over their pictures: one PNG each, and a sheet beside the annotated people.
 
-python3 scripts/draw_results.py --results results/keypoints_val2017_results.json --output overlays DATASET.ROOT data/coco
+python3 scripts/draw_results.py --results results/keypoints_val2017_results.json DATASET.ROOT data/coco
 """
 
 from __future__ import annotations

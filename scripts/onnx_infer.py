@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dekr_infer.command import Arguments, Parser, cores, count, natural, run, switch
 from dekr_infer.dump import FORMATS, Options, list_tensors, run_folder, summary_path
-from dekr_infer.errors import DekrError
+from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.progress import progress
 from dekr_infer.runtime import open_network
 
@@ -72,6 +72,10 @@ def _jobs(source: str | None, output: Path | None, dirname: str | None) -> list[
     if source is None:
         return [([Path(tensors)], (output or Path()) / outputs) for tensors, outputs in BOTH_PASSES]
     places = [Path(part) for part in source.split(",") if part]
+    if not places:
+        raise ConfigError("--input names no folder and no file")
+    if dirname is not None and Path(dirname).name in ("", ".."):
+        raise ConfigError(f"--output_dirname {dirname!r}: it must be the name of a folder below --output")
     return [(places, output / (dirname or time.strftime("%Y_%m_%d-%H_%M_%S")) if output else None)]
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dekr_infer.command import Arguments, Parser, add_config, config_of, run
-from dekr_infer.errors import DekrError
+from dekr_infer.command import Arguments, Parser, add_config, config_of, natural, run
+from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.export.check import test_picture
 from dekr_infer.files import replacing
 from dekr_infer.geometry import Size
@@ -43,13 +43,15 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument(
         "--output_rescore", type=Path, default=Path("models/random_rescore.pth"), help="the rescoring net's"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=natural, default=0)
     parser.add_argument("--overwrite", action="store_true", help="replace files that are there already")
     add_config(parser)
     args = parser.parse_args(argv)
 
     def work() -> None:
         config = config_of(args)
+        if args.output.resolve() == args.output_rescore.resolve():
+            raise ConfigError("--output and --output_rescore name the same file")
         for path in (args.output, args.output_rescore):
             if path.exists() and not args.overwrite:
                 raise DekrError(f"{path}: is there already; name another file or add --overwrite")

@@ -50,7 +50,7 @@ def to_dialect(model: ModelProto, dialect: str) -> ModelProto:
     arranged: set[str] = set()  # equal weights are stored once and may serve several convolutions
     for node in converted.graph.node:
         if node.op_type == operator:
-            for name, kind in _offset_weights(node, producers):
+            for name, kind in _offset_weights(node, producers, tensors):
                 if name not in arranged:
                     arranged.add(name)
                     values = arrange(numpy_helper.to_array(tensors[name]), kind)
@@ -71,10 +71,13 @@ def _set_versions(model: ModelProto, dialect: str) -> None:
             entry.value = dialect
 
 
-def _offset_weights(node: NodeProto, producers: dict[str, NodeProto]) -> list[tuple[str, str]]:
+def _offset_weights(
+    node: NodeProto, producers: dict[str, NodeProto], tensors: dict[str, TensorProto]
+) -> list[tuple[str, str]]:
     """The names of the weight and the bias of the convolution that makes a node's offsets."""
     producer = producers.get(node.input[2])
-    if producer is None or producer.op_type != "Conv" or len(producer.input) != 3:
+    is_ours = producer is not None and producer.op_type == "Conv" and len(producer.input) == 3
+    if producer is None or not is_ours or any(name not in tensors for name in producer.input[1:]):
         raise DekrError(f"{node.name}: its offsets do not come from a convolution; export the model with this project")
     return [(producer.input[1], "weight"), (producer.input[2], "bias")]
 
@@ -115,7 +118,9 @@ def _planar(values: np.ndarray, kind: str) -> np.ndarray:
 def _convert_split(node: NodeProto, model: ModelProto, tensors: dict[str, TensorProto], dialect: str) -> None:
     """The parts of a Split are an attribute up to opset 12 and an input from 13 on."""
     if dialect == ONNX:
-        attribute = next(entry for entry in node.attribute if entry.name == "split")
+        attribute = next((entry for entry in node.attribute if entry.name == "split"), None)
+        if attribute is None:
+            return
         name = f"{node.output[0]}.split"
         model.graph.initializer.append(numpy_helper.from_array(np.array(attribute.ints, np.int64), name))
         node.attribute.remove(attribute)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from dekr_infer.errors import DekrError
 
 PREFIX = "module."  # what a data-parallel training run puts before every key
+PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64)
 NAMED = 3  # how many offending keys an error message names
 
 
@@ -26,18 +28,24 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise DekrError(f"{path}: no such checkpoint; see the README for where the weights go")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch muses about old formats; what matters is said below
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise DekrError(f"{path}: not enough memory to load it") from None
     except Exception as error:  # torch raises many kinds for damaged files; all mean the same to the user
-        reason = "holds more than weights" if "weights_only" in str(error).lower() else "damaged or no checkpoint"
+        is_sure = "GLOBAL" in str(error)
+        reason = "holds more than weights" if is_sure else "damaged or no checkpoint, or holds more than weights"
         raise DekrError(f"{path}: {reason}; fetch or save it again as a plain state dict") from None
     for key in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise DekrError(f"{path}: holds no state dict; save the network's state_dict() and try again")
-    return {str(key).removeprefix(PREFIX): value for key, value in loaded.items()}
+    state = {str(key).removeprefix(PREFIX): value for key, value in loaded.items()}
+    if len(state) < len(loaded):
+        raise DekrError(f"{path}: holds some keys twice, with and without {PREFIX}; save the state_dict() again")
+    return state
 
 
 def load_network(network: nn.Module, path: str | Path) -> None:
@@ -49,11 +57,13 @@ def load_network(network: nn.Module, path: str | Path) -> None:
     state = read_state(path)
     expected = network.state_dict()
     problems = []
+    known = {key: value for key, value in state.items() if key in expected}
     for label, keys in (
         ("missing", [key for key in expected if key not in state]),
         ("unexpected", [key for key in state if key not in expected]),
-        ("ill-shaped", [_shapes(k, state, expected) for k in state if k in expected and _differ(k, state, expected)]),
-        ("not finite", [key for key, value in state.items() if not torch.isfinite(value).all()]),
+        ("ill-shaped", [_shapes(k, v, expected[k]) for k, v in known.items() if v.shape != expected[k].shape]),
+        ("not of plain numbers", [key for key, value in known.items() if not _is_plain(value)]),
+        ("not finite", [k for k, v in known.items() if _is_plain(v) and not v.to(expected[k].dtype).isfinite().all()]),
     ):
         if keys:
             more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
@@ -63,9 +73,10 @@ def load_network(network: nn.Module, path: str | Path) -> None:
     network.load_state_dict(state, strict=True)
 
 
-def _differ(key: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
-    return state[key].shape != expected[key].shape
+def _is_plain(value: Tensor) -> bool:
+    """Whether these are dense real numbers: neither complex nor sparse nor quantised."""
+    return value.layout == torch.strided and value.dtype in PLAIN_DTYPES
 
 
-def _shapes(key: str, state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    return f"{key}: {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+def _shapes(key: str, found: Tensor, wanted: Tensor) -> str:
+    return f"{key}: {tuple(found.shape)} instead of {tuple(wanted.shape)}"

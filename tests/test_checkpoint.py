@@ -1,0 +1,179 @@
+"""Checkpoints load strictly and safely: what does not fit is named, and no pickled code runs."""
+
+import os
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from dekr_infer.errors import DekrError
+from dekr_infer.model.checkpoint import load_network, read_state
+
+
+class Inner(nn.Module):
+    """Has a part called `module`, so that the word also stands inside keys."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 3)
+        self.module = nn.BatchNorm2d(4)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Inner()
+        self.last = nn.Linear(3, 1)
+
+
+@pytest.fixture
+def net() -> Net:
+    return Net()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "net.pth"
+
+
+def filled(net: nn.Module) -> dict[str, torch.Tensor]:
+    """A state of the network's form in which no two values are equal."""
+    state, start = {}, 1
+    for key, value in net.state_dict().items():
+        state[key] = torch.arange(start, start + value.numel()).view(value.shape).to(value)
+        start += value.numel()
+    return state
+
+
+def refused(net: nn.Module, path: Path) -> str:
+    """The one line with which a file is refused; the network stays as it was."""
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    with pytest.raises(DekrError) as caught:
+        load_network(net, path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+    return message
+
+
+def assert_loaded(net: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+def test_a_plain_state_dict_is_loaded_to_the_last_value(net, file):
+    state = filled(net)
+    torch.save(state, file)
+    load_network(net, file)
+    assert_loaded(net, state)
+
+
+def test_a_data_parallel_state_loses_its_prefix_once_and_only_in_front(net, file):
+    state = filled(net)
+    assert any(".module." in key for key in state)
+    torch.save(nn.DataParallel(net).state_dict() | {f"module.{key}": value for key, value in state.items()}, file)
+    assert set(read_state(file)) == set(state), "a key with module. inside keeps it"
+    load_network(net, file)
+    assert_loaded(net, state)
+
+
+@pytest.mark.parametrize("wrap", [lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s, "best": 0.5}])
+def test_a_state_among_other_things_is_found(net, file, wrap):
+    state = filled(net)
+    torch.save(wrap(state), file)
+    load_network(net, file)
+    assert_loaded(net, state)
+
+
+def test_upstreams_training_checkpoint_is_taken_though_its_model_is_a_name(net, file):
+    state = filled(net)
+    best = {key: value + 1 for key, value in state.items()}
+    torch.save({"epoch": 3, "model": "hrnet_dekr", "state_dict": state, "best_state_dict": best, "perf": 0.6}, file)
+    load_network(net, file)
+    assert_loaded(net, state)
+
+
+def test_a_missing_key_is_named(net, file):
+    state = filled(net)
+    del state["part.module.running_mean"]
+    torch.save(state, file)
+    assert "1 missing (part.module.running_mean)" in refused(net, file)
+
+
+def test_an_unexpected_key_is_named(net, file):
+    torch.save(filled(net) | {"part.third.weight": torch.ones(1)}, file)
+    assert "1 unexpected (part.third.weight)" in refused(net, file)
+
+
+def test_an_ill_shaped_key_is_named_with_both_shapes(net, file):
+    torch.save(filled(net) | {"last.weight": torch.ones(3, 1)}, file)
+    assert "1 ill-shaped (last.weight: (3, 1) instead of (1, 3))" in refused(net, file)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_key_that_is_not_finite_is_named(net, file, value):
+    state = filled(net)
+    state["part.first.bias"][1] = value
+    torch.save(state, file)
+    assert "1 not finite (part.first.bias)" in refused(net, file)
+
+
+def test_several_kinds_of_mistakes_come_in_one_line_and_many_keys_are_counted(net, file):
+    state = {f"other.{key}": value for key, value in filled(net).items()}
+    torch.save(state, file)
+    message = refused(net, file)
+    assert f"{len(state)} missing (part.first.weight, part.first.bias, part.module.weight and 6 more)" in message
+    assert f"{len(state)} unexpected (other.part.first.weight" in message
+
+
+def test_a_missing_file_is_named(net, file):
+    assert "no such checkpoint" in refused(net, file)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 100, -1, -200])
+def test_a_file_cut_short_is_named(net, file, keep):
+    torch.save(filled(net), file)
+    file.write_bytes(file.read_bytes()[:keep])
+    assert "fetch or save it again" in refused(net, file)
+
+
+def test_a_file_that_is_no_checkpoint_is_called_damaged(net, file):
+    file.write_text("<html>404 not found</html>")
+    assert "damaged or no checkpoint" in refused(net, file)
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_pickle_that_would_run_code_is_refused_and_does_not_run_it(net, file, tmp_path, save):
+    target = tmp_path / "sprung"
+    save(filled(net) | {"last.bias": Trap(target)}, file)
+    assert "more than weights" in refused(net, file)
+    assert not target.exists()
+    if save is torch.save:
+        torch.load(file, weights_only=False)
+        assert target.exists(), "the trap works"
+
+
+@pytest.mark.parametrize("value", [[1, 2], {}, {"a": 1}, torch.ones(3), {"state_dict": {"a": "b"}}])
+def test_what_is_no_state_dict_is_named(net, file, value):
+    torch.save(value, file)
+    assert "holds no state dict" in refused(net, file)
+
+
+def test_an_ordered_dict_and_half_precision_are_taken(net, file):
+    state = filled(net)
+    torch.save(OrderedDict((key, value.half()) for key, value in state.items()), file)
+    load_network(net, file)
+    assert_loaded(net, state)

@@ -1,0 +1,384 @@
+"""The commands as typed: help, mistakes in one line with exit code 2, whole runs of the two that need no network."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import assert_refused, colourful, encode, person, run_command, write_annotation, write_dump, write_pictures
+
+import DEKR_postprocess
+import DEKR_preprocess
+import DEKR_pth2onnx
+from dekr_infer import tensors
+from dekr_infer.evaluate import FIGURES
+from dekr_infer.geometry import Size, cells, gear_for
+from scripts import onnx_infer, random_checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGURED = {
+    "DEKR_preprocess.py": (DEKR_preprocess.main, "--limit"),
+    "DEKR_pth2onnx.py": (DEKR_pth2onnx.main, "--threads"),
+    "DEKR_postprocess.py": (DEKR_postprocess.main, "--dump_dir"),
+    "scripts/random_checkpoint.py": (random_checkpoint.main, "--seed"),
+}
+MAINS = {name: main for name, (main, _) in CONFIGURED.items()} | {"scripts/onnx_infer.py": onnx_infer.main}
+ALL = pytest.mark.parametrize("name", MAINS)
+ALL_CONFIGURED = pytest.mark.parametrize("name", CONFIGURED)
+
+
+# -- all commands ------------------------------------------------------------------------------------------------------
+
+
+@ALL
+def test_help_explains_and_holds_a_line_to_paste(name):
+    ran = run_command(MAINS[name], "--help")
+    assert ran.code == 0 and ran.err == ""
+    assert f"python3 {name} --" in ran.out
+    assert "default" in ran.out
+
+
+@ALL
+def test_an_unknown_flag_is_one_line(name):
+    assert run_command(MAINS[name], "--modle", "x").code == 2
+    assert_refused(run_command(MAINS[name], "--modle"), 2, "--help")
+
+
+@ALL_CONFIGURED
+def test_a_misspelt_key_names_the_one_meant(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = run_command(MAINS[name], "TEST.FLIP_TSET", "True")
+    assert_refused(ran, 2, "unknown key TEST.FLIP_TSET; did you mean TEST.FLIP_TEST?")
+    assert list(tmp_path.iterdir()) == []
+
+
+@ALL_CONFIGURED
+def test_a_flag_after_the_first_pair_is_told_from_a_key(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ran = run_command(MAINS[name], "TEST.FLIP_TEST", "True", CONFIGURED[name][1], "3")
+    assert_refused(ran, 2, f"{CONFIGURED[name][1]} stands after TEST.FLIP_TEST: flags come before")
+    assert list(tmp_path.iterdir()) == []
+
+
+@ALL_CONFIGURED
+def test_an_odd_count_and_a_missing_configuration_are_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_refused(run_command(MAINS[name], "TEST.FLIP_TEST"), 2, "TEST.FLIP_TEST, has no partner")
+    assert_refused(run_command(MAINS[name], "--cfg", "none.yaml"), 2, "none.yaml: cannot be read")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_runner_has_no_pairs():
+    assert_refused(run_command(onnx_infer.main, "--model", "x.onnx", "TEST.FLIP_TEST", "True"), 2, "TEST.FLIP_TEST")
+
+
+@pytest.mark.parametrize("name", ["DEKR_postprocess.py", "scripts/onnx_infer.py"])
+def test_a_command_runs_as_a_script_from_any_folder(name, tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / name, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "python3" in done.stdout and list(tmp_path.iterdir()) == []
+
+
+def test_pre_and_postprocessing_start_without_torch():
+    code = "import DEKR_preprocess, DEKR_postprocess, sys; print('torch' in sys.modules, 'onnxruntime' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False False\n"
+
+
+# -- DEKR_preprocess.py ------------------------------------------------------------------------------------------------
+
+SIZES = {"000000000030.jpg": Size(333, 481), "000000000007.jpg": Size(640, 427), "c.jpg": Size(90, 171)}
+STEMS = ["000000000030", "000000000007", "c"]
+
+
+@pytest.fixture
+def coco(tmp_path) -> Path:
+    """A data set of three pictures in three gears, one person in each of the first two; pictures zipped."""
+    rng = np.random.default_rng(0)
+    people = []
+    for number, size in enumerate(list(SIZES.values())[:2]):
+        keypoints = np.concatenate([rng.uniform(0.2, 0.8, (17, 2)) * (size.w, size.h), np.full((17, 1), 2)], axis=1)
+        people.append(person(number + 1, 1000 - number, keypoints))
+    write_annotation(tmp_path / "coco", SIZES, people)
+    write_pictures(tmp_path / "coco", {name: encode(colourful(size), ".jpg") for name, size in SIZES.items()})
+    return tmp_path / "coco"
+
+
+def preprocess(coco: Path, *words: object, pairs: tuple[object, ...] = ()):
+    folder = coco.parent
+    flags = ("--output", folder / "prep", "--output_flip", folder / "prep_flip", *words)
+    return run_command(DEKR_preprocess.main, *flags, "DATASET.ROOT", coco, *pairs)
+
+
+def test_preprocessing_ends_with_one_line_of_pictures_gears_bytes_and_seconds(coco):
+    ran = preprocess(coco, "--workers", 1)
+    assert ran.code == 0 and ran.err == "" and ran.out.count("\n") == 1
+    gears = "768x512: 1, 512x512: 0, 512x768: 1, 1024x512: 1, 512x1024: 0"
+    size = sum(path.stat().st_size for path in coco.parent.rglob("*.npy"))
+    assert ran.out.startswith("3 pictures (0 were there already) -> ") and f"; {gears}; {size:,} bytes in " in ran.out
+    assert {path.name for path in (coco.parent / "prep").iterdir()} == {f"{stem}.npy" for stem in STEMS}
+    assert "3 pictures (3 were there already)" in preprocess(coco).out
+
+
+def test_zip_and_folder_give_the_same_tensors_and_the_format_says_which(coco):
+    folder = coco / "images" / "val2017"
+    assert_refused(preprocess(coco, pairs=("DATASET.DATA_FORMAT", "jpg")), 1, f"{folder}: not there")
+    assert preprocess(coco, pairs=("DATASET.DATA_FORMAT", "zip")).code == 0
+    zipped = {path.name: path.read_bytes() for path in (coco.parent / "prep_flip").iterdir()}
+    (coco / "images" / "val2017.zip").unlink()
+    write_pictures(coco, {name: encode(colourful(size), ".jpg") for name, size in SIZES.items()}, as_zip=False)
+    assert_refused(preprocess(coco, pairs=("DATASET.DATA_FORMAT", "zip")), 1, "val2017.zip: not there")
+    assert preprocess(coco, "--overwrite").code == 0
+    assert {path.name: path.read_bytes() for path in (coco.parent / "prep_flip").iterdir()} == zipped
+    assert_refused(preprocess(coco, pairs=("DATASET.DATA_FORMAT", "tar")), 2, "DATASET.DATA_FORMAT tar")
+
+
+def test_limit_takes_the_first_and_a_later_run_does_the_rest(coco):
+    assert preprocess(coco, "--limit", 1).out.startswith("1 pictures (0 were there already)")
+    assert [path.name for path in (coco.parent / "prep").iterdir()] == ["000000000030.npy"]
+    assert preprocess(coco).out.startswith("3 pictures (1 were there already)")
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("--limit", "0"), "--limit"),
+        (("--workers", "0"), "--workers"),
+        (("--workers", "many"), "--workers"),
+        (("--output_flip", "same", "--output", "./same"), "name the same folder"),
+        (("DATASET.INPUT_SIZE", "640"), "DATASET.INPUT_SIZE 640"),
+    ],
+)
+def test_preprocessing_refuses_a_command_line_that_makes_no_sense(words, part, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_refused(run_command(DEKR_preprocess.main, *words), 2, part)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_preprocessing_names_what_is_missing_damaged_or_foreign(coco):
+    annotation = coco / "annotations" / "person_keypoints_val2017.json"
+    annotation.rename(coco / "a.json")
+    assert_refused(preprocess(coco), 1, f"{annotation}: cannot be read", "DATASET.ROOT")
+    (coco / "a.json").rename(annotation)
+    pictures = {name: encode(colourful(size), ".jpg") for name, size in SIZES.items()}
+    write_pictures(coco, pictures | {"c.jpg": pictures["c.jpg"][:-700]})
+    assert_refused(preprocess(coco), 1, "val2017.zip: c.jpg: not a picture, or damaged")
+    write_pictures(coco, {name: data for name, data in pictures.items() if name != "c.jpg"})
+    assert_refused(preprocess(coco), 1, "1 of 3 pictures are missing, the first is c.jpg")
+    (coco.parent / "prep" / "zebra.npy").touch()
+    write_pictures(coco, pictures)
+    assert_refused(preprocess(coco), 1, "prep: 1 .npy files do not belong to", "zebra.npy")
+
+
+def test_preprocessing_refuses_a_folder_in_which_another_run_writes(coco):
+    with tensors.exclusive(coco.parent / "prep_flip"):
+        assert_refused(preprocess(coco), 1, "prep_flip: another run is writing here")
+    assert preprocess(coco).code == 0
+
+
+def test_ctrl_c_ends_with_130_and_leaves_only_finished_tensors(coco):
+    """Many pictures, interrupted as soon as the first tensor is there."""
+    size = Size(300, 450)
+    names = [f"p{number:03d}.jpg" for number in range(400)]
+    write_annotation(coco, dict.fromkeys(names, size))
+    write_pictures(coco, dict.fromkeys(names, encode(colourful(size), ".jpg")))
+    flags = ["--output", coco.parent / "prep", "--output_flip", coco.parent / "prep_flip", "--workers", 2]
+    command = [sys.executable, ROOT / "DEKR_preprocess.py", *flags, "DATASET.ROOT", coco]
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not list((coco.parent / "prep_flip").glob("*.npy")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.killpg(process.pid, 2)  # as a terminal does: everyone in the group
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.startswith("error: interrupted") and err.count("\n") == 1, err
+    assert sorted(path.name for path in coco.parent.iterdir()) == ["coco", "prep", "prep_flip"]
+    done = sorted((coco.parent / "prep").iterdir())
+    assert 0 < len(done) < 400
+    assert all(tensors.is_finished(path, (1, 3, *gear_for(size))) for path in done)
+    shutil.rmtree(coco.parent / "prep")
+    shutil.rmtree(coco.parent / "prep_flip")
+
+
+MEASURE = """
+import json, resource, sys
+import DEKR_preprocess
+if __name__ == "__main__":
+    code = DEKR_preprocess.main(sys.argv[1:])
+    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    print(json.dumps([code, own / 1024, children / 1024]))
+"""
+
+
+def test_preprocessing_with_two_workers_stays_below_a_gigabyte(coco):
+    """Both workers see all five gears but one; the largest child counts twice."""
+    sizes = (Size(700, 1380), Size(480, 640), Size(1380, 700), Size(600, 600), Size(640, 480))
+    pictures = [encode(colourful(size), ".jpg") for size in sizes]
+    names = [f"p{number:02d}.jpg" for number in range(20)]
+    write_annotation(coco, {name: sizes[number % 5] for number, name in enumerate(names)})
+    write_pictures(coco, {name: pictures[number % 5] for number, name in enumerate(names)})
+    script = coco.parent / "measure.py"
+    script.write_text(MEASURE)
+    folders = [coco.parent / "prep", coco.parent / "prep_flip"]
+    flags = ["--output", folders[0], "--output_flip", folders[1], "--workers", 2, "DATASET.ROOT", coco]
+    done = subprocess.run(
+        [sys.executable, script, *map(str, flags)], cwd=ROOT, capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    for folder in folders:
+        assert len(list(folder.iterdir())) == 20
+        shutil.rmtree(folder)
+    code, own, child = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0 and child > 50
+    assert own + 2 * child < 1000, (own, child)
+
+
+# -- DEKR_postprocess.py -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dumps(coco) -> Path:
+    """The data set with dumps of both passes beside it, in out and out_flip; a person in the first picture."""
+    for stem, size in zip(STEMS, SIZES.values(), strict=True):
+        h, w = cells(gear_for(size))
+        heat, offset = np.zeros((18, h, w), np.float32), np.zeros((34, h, w), np.float32)
+        if stem == STEMS[0]:
+            heat[:, 20:40, 30:50] = 0.5
+            heat[17, 30, 40] = 0.9
+            offset[:] = np.linspace(-9, 9, 34)[:, None, None]
+        write_dump(coco.parent / "out", stem, heat, offset)
+        write_dump(coco.parent / "out_flip", stem, heat[:, :, ::-1], offset)
+    return coco
+
+
+def postprocess(coco: Path, *words: object, pairs: tuple[object, ...] = ("RESCORE.VALID", False)):
+    folder = coco.parent
+    flags = ("--dump_dir", folder / "out", "--dump_dir_flip", folder / "out_flip", "--output", folder / "results")
+    return run_command(DEKR_postprocess.main, *flags, *words, "DATASET.ROOT", coco, *pairs)
+
+
+def written(coco: Path) -> tuple[list, dict]:
+    folder = coco.parent / "results"
+    assert sorted(path.name for path in folder.iterdir()) == ["keypoints_val2017_results.json", "metrics.json"]
+    names = ("keypoints_val2017_results.json", "metrics.json")
+    results, metrics = (json.loads((folder / name).read_text()) for name in names)
+    return results, metrics
+
+
+def rescore_checkpoint(path: Path, factor: float) -> Path:
+    """A net that answers the same for everybody."""
+    shapes = {"l1": (74, 256), "l2": (256, 256), "l3": (256, 1)}
+    net = torch.nn.ModuleDict({name: torch.nn.Linear(*shape) for name, shape in shapes.items()})
+    state = {key: torch.zeros_like(value) for key, value in net.state_dict().items()}
+    state["l3.bias"][0] = factor
+    torch.save(state, path)
+    return path
+
+
+def test_postprocessing_prints_the_table_and_the_counts_and_writes_both_files(dumps):
+    ran = postprocess(dumps)
+    assert ran.code == 0 and ran.err == ""
+    names, values, counts, where = ran.out.splitlines()
+    results, metrics = written(dumps)
+    assert names.split()[0] == "AP" and len(values.split()) == 10
+    assert counts == f"3 pictures, {len(results)} people, nobody in 2 pictures"
+    assert where.startswith("flip on, rescoring off; ") and "keypoints_val2017_results.json" in where
+    assert tuple(metrics["figures"]) == FIGURES
+    assert values.split() == [f"{value:.3f}" for value in metrics["figures"].values()]
+    expected = {"pictures": 3, "evaluated": 3, "missing": 0, "people": len(results), "empty_pictures": 2}
+    assert metrics["counts"] == expected
+    assert {entry["image_id"] for entry in results} == {1000}
+    assert metrics["settings"]["NMS_THRE"] == 0.05 and metrics["settings"]["rescored"] is False
+    assert len(metrics["sha256"]["annotations"]) == 64 and "numpy" in metrics["versions"]
+    assert metrics["seconds"]["all"] > 0
+
+
+def test_postprocessing_needs_no_pictures(dumps):
+    shutil.rmtree(dumps / "images")
+    assert postprocess(dumps).code == 0
+
+
+def test_rescoring_multiplies_scores_by_the_nets_answer(dumps):
+    assert postprocess(dumps).code == 0
+    plain, _ = written(dumps)
+    checkpoint = rescore_checkpoint(dumps.parent / "rescore.pth", -0.5)
+    assert "rescoring on" in postprocess(dumps, pairs=("RESCORE.MODEL_FILE", checkpoint)).out
+    rescored, metrics = written(dumps)
+    assert [entry["score"] for entry in rescored] == pytest.approx([-0.5 * entry["score"] for entry in plain])
+    assert metrics["settings"]["rescored"] is True and len(metrics["sha256"]["rescore"]) == 64
+
+
+def test_nobody_in_the_whole_set_is_ap_0_and_no_crash(dumps):
+    for path in [*(dumps.parent / "out").glob("*_0.npy"), *(dumps.parent / "out_flip").glob("*_0.npy")]:
+        np.save(path, 0 * np.load(path))
+    checkpoint = rescore_checkpoint(dumps.parent / "rescore.pth", 0.5)
+    for pairs in (("RESCORE.VALID", False), ("RESCORE.MODEL_FILE", checkpoint)):
+        ran = postprocess(dumps, pairs=pairs)
+        assert ran.code == 0, ran.err
+        assert "3 pictures, 0 people, nobody in 3 pictures" in ran.out
+        results, metrics = written(dumps)
+        assert results == [] and metrics["figures"]["AP"] == 0
+
+
+def test_without_flip_the_second_folder_is_not_asked_for(dumps):
+    shutil.rmtree(dumps.parent / "out_flip")
+    assert_refused(postprocess(dumps), 1, "out_flip: 6 of 6 files are missing")
+    ran = postprocess(dumps, pairs=("RESCORE.VALID", False, "TEST.FLIP_TEST", False))
+    assert ran.code == 0 and "flip off" in ran.out
+    assert written(dumps)[1]["settings"]["flip"] is False
+
+
+def test_missing_outputs_stop_it_or_are_said_in_table_and_metrics(dumps):
+    (dumps.parent / "out" / "c_1.npy").unlink()
+    assert_refused(postprocess(dumps), 1, "out: 1 of 6 files are missing, the first is c_1.npy", "--allow_missing")
+    assert not (dumps.parent / "results").exists()
+    ran = postprocess(dumps, "--allow_missing")
+    assert ran.code == 0 and "NOT THE WHOLE DATA SET: 1 pictures were missing and left out" in ran.out
+    counts = written(dumps)[1]["counts"]
+    assert (counts["pictures"], counts["evaluated"], counts["missing"]) == (3, 2, 1)
+
+
+def test_the_hash_of_the_graph_that_made_the_dumps_is_kept(dumps):
+    for name, digest in (("out", "a" * 64), ("out_flip", "b" * 64)):
+        (dumps.parent / f"{name}_summary.json").write_text(json.dumps({"model_sha256": digest}))
+    assert postprocess(dumps).code == 0
+    assert written(dumps)[1]["sha256"]["graphs"] == ["a" * 64, "b" * 64]
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda out: (out / "zebra_0.npy").touch(), ("out: 1 of 7 files are not of", "zebra_0.npy")),
+        (lambda out: os.truncate(out / "c_0.npy", 999), ("c_0.npy: cut short",)),
+        (lambda out: (out / "c_0.npy").write_text("no"), ("c_0.npy: not a .npy file",)),
+        (lambda out: np.save(out / "c_1.npy", np.zeros((1, 34, 5, 5), np.float32)), ("c_1.npy: has shape",)),
+        (lambda out: np.save(out / "c_1.npy", np.zeros((1, 34, 5, 5))), ("c_1.npy: holds float64",)),
+        (lambda out: np.save(out / "c_0.npy", np.full((1, 18, 128, 256), np.nan, np.float32)), ("c_0.npy: holds NaN",)),
+    ],
+    ids=["foreign", "cut short", "no array", "another shape", "another type", "nan"],
+)
+def test_postprocessing_names_the_dump_that_is_wrong(dumps, change, parts):
+    change(dumps.parent / "out")
+    assert_refused(postprocess(dumps), 1, *parts)
+    assert not (dumps.parent / "results").exists()
+
+
+def test_postprocessing_names_a_rescoring_checkpoint_that_is_missing_or_another(dumps):
+    missing = dumps.parent / "none.pth"
+    assert_refused(postprocess(dumps, pairs=("RESCORE.MODEL_FILE", missing)), 1, "none.pth")
+    torch.save({"conv1.weight": torch.zeros(3)}, dumps.parent / "other.pth")
+    assert_refused(postprocess(dumps, pairs=("RESCORE.MODEL_FILE", dumps.parent / "other.pth")), 1, "other.pth", "l1")
+
+
+def test_both_dump_folders_may_not_be_the_same(dumps):
+    ran = postprocess(dumps, "--dump_dir_flip", dumps.parent / "out_flip" / ".." / "out")
+    assert_refused(ran, 2, "--dump_dir and --dump_dir_flip name the same folder")

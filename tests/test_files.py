@@ -1,0 +1,82 @@
+"""Files appear whole or not at all."""
+
+import errno
+import hashlib
+
+import pytest
+
+from dekr_infer.errors import DekrError
+from dekr_infer.files import read_json, replacing, sha256, write_json
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path):
+    path = tmp_path / "new" / "model.onnx"
+    with replacing(path) as temporary:
+        temporary.write_bytes(b"half")
+        assert not path.exists()
+        assert temporary.parent == path.parent
+    assert path.read_bytes() == b"half" and names(path.parent) == ["model.onnx"]
+
+
+def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text("old")
+
+    def fail():
+        with replacing(path) as temporary:
+            temporary.write_text("new, unfinished")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "old" and names(tmp_path) == ["results.json"]
+
+
+@pytest.mark.parametrize(("number", "part"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk is full"),
+                                              (errno.EACCES, "cannot be written")])  # fmt: skip
+def test_a_disk_that_refuses_is_one_line_with_the_files_name(tmp_path, number, part):
+    path = tmp_path / "results.json"
+    with pytest.raises(DekrError, match=f"results.json: {part}"), replacing(path):
+        raise OSError(number, "no")
+    assert names(tmp_path) == []
+
+
+def test_a_folder_in_the_way_is_named(tmp_path):
+    (tmp_path / "results.json").mkdir()
+    with pytest.raises(DekrError, match=r"results\.json: cannot be written"):
+        write_json(tmp_path / "results.json", {})
+    (tmp_path / "file").touch()
+    with pytest.raises(DekrError, match="cannot be written"):
+        write_json(tmp_path / "file" / "results.json", {})
+
+
+def test_json_comes_back_and_nan_is_refused(tmp_path):
+    path = tmp_path / "a" / "b.json"
+    write_json(path, {"AP": 0.5, "name": "é"}, indent=2)
+    assert read_json(path) == {"AP": 0.5, "name": "é"}
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"AP": float("nan")})
+    assert read_json(path)["AP"] == 0.5 and names(path.parent) == ["b.json"]
+
+
+def test_what_is_no_json_is_named(tmp_path):
+    path = tmp_path / "x.json"
+    with pytest.raises(DekrError, match=r"x\.json: cannot be read"):
+        read_json(path)
+    for content in (b'{"a": ', b"\xff\xfe\x00", b""):
+        path.write_bytes(content)
+        with pytest.raises(DekrError, match=r"x\.json: not a JSON file"):
+            read_json(path)
+
+
+def test_the_hash_is_of_the_whole_file(tmp_path):
+    path = tmp_path / "weights.pth"
+    data = bytes(range(256)) * 9000 + b"tail"  # more than two blocks
+    path.write_bytes(data)
+    assert sha256(path) == hashlib.sha256(data).hexdigest()
+    with pytest.raises(DekrError, match="none: cannot be read"):
+        sha256(tmp_path / "none")

@@ -1,0 +1,163 @@
+"""Loading and running graphs: what is refused and why, gears in the metadata, outputs as promised."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, helper, numpy_helper
+
+from dekr_infer.errors import DekrError
+from dekr_infer.export.dialects import ONNX, to_dialect
+from dekr_infer.geometry import GEARS, Size
+from dekr_infer.runtime import format_gears, load_graph, open_network, parse_gears
+from tests.toys import SMALL_GEARS, toy_model, toy_outputs
+
+pytest_plugins = ["tests.tiny"]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "net.onnx"
+
+
+def whole_picture(gear: Size, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-9, 10, (1, 3, *gear)).astype(np.float32)
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(DekrError) as caught:
+        open_network(path, 1)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    return message
+
+
+def saved(model: ModelProto, path: Path) -> Path:
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("gear", SMALL_GEARS)
+def test_heatmap_then_offset_then_milliseconds(file, gear):
+    network = open_network(saved(toy_model(), file), 1)
+    image = whole_picture(gear)
+    heatmap, offset, milliseconds = network.run(image)
+    wanted = toy_outputs(image)
+    np.testing.assert_array_equal(heatmap, wanted[0])
+    np.testing.assert_array_equal(offset, wanted[1])
+    assert heatmap.dtype == offset.dtype == np.float32
+    assert 0 < milliseconds < 10_000
+
+
+def test_gears_and_hash_are_those_of_the_file(file):
+    network = open_network(saved(toy_model(), file), 1)
+    assert network.gears == SMALL_GEARS
+    assert network.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert network.path == file
+
+
+def test_either_dialect_is_taken(tiny, file):
+    standard = open_network(saved(to_dialect(tiny.model(), ONNX), file), 1)
+    lowered = open_network(tiny.graph, 1)
+    image = whole_picture(Size(64, 96))
+    for a, b in zip(standard.run(image)[:2], lowered.run(image)[:2], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_missing_file_is_named(file):
+    assert "DEKR_pth2onnx.py" in refused(file)
+
+
+def test_a_folder_is_no_graph(tmp_path):
+    assert "cannot be read" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 1000, -1])
+def test_a_file_cut_short_is_named(file, keep):
+    data = toy_model().SerializeToString()
+    file.write_bytes(data[:keep])
+    assert "not an ONNX file, or cut short" in refused(file)
+
+
+def test_a_file_that_is_not_onnx_is_named(file):
+    file.write_text("<html>404 not found</html>")
+    assert "not an ONNX file" in refused(file)
+
+
+def test_outputs_in_another_order_are_refused(file):
+    model = toy_model()
+    outputs = [model.graph.output[1], model.graph.output[0]]
+    swapped = ModelProto.FromString(model.SerializeToString())
+    del swapped.graph.output[:]
+    swapped.graph.output.extend(outputs)
+    assert "from image to offset, heatmap, not from image to heatmap, offset" in refused(saved(swapped, file))
+
+
+def test_an_input_of_another_name_is_refused(file):
+    model = toy_model()
+    model.graph.input[0].name = "input.1"
+    assert "from input.1 to heatmap, offset" in refused(saved(model, file))
+
+
+@pytest.mark.parametrize("gears", [None, "", "512x768", "1,2;3", "512,768;"])
+def test_metadata_without_gears_is_refused(file, gears):
+    model = toy_model()
+    del model.metadata_props[:]
+    if gears is not None:
+        helper.set_model_props(model, {"gears": gears})
+    assert "names no gears" in refused(saved(model, file))
+
+
+def test_a_graph_that_onnx_runtime_does_not_know_is_refused(file):
+    model = toy_model()
+    model.graph.node[0].op_type = "Cnov"
+    assert "ONNX Runtime" in refused(saved(model, file))
+
+
+@pytest.mark.parametrize(("weight", "says"), [("heat", "heatmap has shape"), ("off", "offset has shape")])
+def test_outputs_of_another_shape_are_refused(file, weight, says):
+    model = toy_model()
+    for tensor in model.graph.initializer:
+        if tensor.name == weight:
+            values = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.concatenate((values, values[:1])), weight))
+    for entry in model.graph.output:
+        entry.type.tensor_type.shape.dim[1].dim_param = "channels"
+    network = open_network(saved(model, file), 1)
+    with pytest.raises(DekrError, match=says) as caught:
+        network.run(whole_picture(SMALL_GEARS[0]))
+    assert str(file) in str(caught.value)
+
+
+def test_a_picture_of_another_rank_is_one_clear_error(file):
+    network = open_network(saved(toy_model(), file), 1)
+    with pytest.raises(DekrError, match="cannot be run"):
+        network.run(whole_picture(SMALL_GEARS[0])[0])
+
+
+def test_a_failure_inside_onnx_runtime_is_one_clear_error(tiny, file):
+    """A picture whose sides are no multiples of 32 makes branches that do not fit together."""
+    network = open_network(tiny.graph, 1)
+    with pytest.raises(DekrError, match="cannot be run"):
+        network.run(whole_picture(Size(40, 72)))
+
+
+def test_a_foreign_deformable_graph_is_refused_with_its_name(tiny, file):
+    model = tiny.model()
+    next(node for node in model.graph.node if node.op_type == "DeformableConv2D").input[2] = "image"
+    assert "do not come from a convolution" in refused(saved(model, file))
+
+
+def test_gears_are_written_as_the_compiler_reads_them_and_read_back():
+    text = format_gears(GEARS)
+    assert text == "512,768;512,512;768,512;512,1024;1024,512"
+    assert parse_gears(text) == GEARS
+    assert all(isinstance(gear, Size) for gear in parse_gears(text))
+
+
+def test_load_graph_changes_nothing(tiny):
+    model, digest = load_graph(tiny.graph)
+    assert model.SerializeToString(deterministic=True) == tiny.model().SerializeToString(deterministic=True)
+    assert digest == hashlib.sha256(tiny.graph.read_bytes()).hexdigest()

@@ -1,0 +1,91 @@
+"""A network of DEKR's full structure and tiny widths, and a graph whose outputs can be told by eye."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+from yacs.config import CfgNode
+
+import DEKR_pth2onnx
+from dekr_infer.config import load_config
+from dekr_infer.geometry import Size
+from dekr_infer.model.checkpoint import load_network
+from dekr_infer.model.head import DekrNet, build_network
+from dekr_infer.runtime import format_gears
+from scripts import random_checkpoint
+
+PAIRS = (
+    *("MODEL.SPEC.STEM_CHANNELS", "4"),
+    *("MODEL.SPEC.STAGES.NUM_MODULES", "[1,1,1]"),
+    *("MODEL.SPEC.STAGES.NUM_BLOCKS", "[[1,1],[1,1,1],[1,1,1,1]]"),
+    *("MODEL.SPEC.STAGES.NUM_CHANNELS", "[[4,6],[4,6,8],[4,6,8,10]]"),
+    *("MODEL.SPEC.HEAD_HEATMAP.NUM_CHANNELS", "5"),
+    *("MODEL.SPEC.HEAD_OFFSET.NUM_CHANNELS_PERKPT", "3"),
+)
+SMALL_GEARS = (Size(64, 96), Size(96, 64), Size(64, 160))  # where the five real ones would only take time
+ONE_THREAD = ("--threads", "1")
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """The tiny network, its checkpoint, and the file the export command made of it (`ascend`, five gears)."""
+
+    config: CfgNode
+    network: DekrNet
+    checkpoint: Path
+    graph: Path
+
+    def model(self) -> ModelProto:
+        """A fresh copy of the exported graph."""
+        return onnx.load(self.graph)
+
+    def pairs(self) -> list[str]:
+        """KEY VALUE pairs that describe this network and name its checkpoint."""
+        return [*PAIRS, "TEST.MODEL_FILE", str(self.checkpoint)]
+
+
+def make_tiny(folder: Path) -> Tiny:
+    """Make the checkpoint and the graph by the project's own commands."""
+    checkpoint, rescore, graph = (folder / name for name in ("tiny.pth", "rescore.pth", "tiny.onnx"))
+    made = random_checkpoint.main(["--output", str(checkpoint), "--output_rescore", str(rescore), *PAIRS])
+    exported = DEKR_pth2onnx.main(
+        ["--output", str(graph), "--skip_check", *ONE_THREAD, *PAIRS, "TEST.MODEL_FILE", str(checkpoint)]
+    )
+    assert made == exported == 0
+    config = load_config(None, PAIRS)
+    network = build_network(config)
+    load_network(network, checkpoint)
+    return Tiny(config, network, checkpoint, graph)
+
+
+def toy_model(gears: Sequence[Size] = SMALL_GEARS, scale: float = 1.0) -> ModelProto:
+    """A graph of the contract's form with two convolutions for a network; see `toy_outputs`."""
+    heat, offset = np.zeros((18, 3, 4, 4), np.float32), np.zeros((34, 3, 4, 4), np.float32)
+    heat[:, 0, 0, 0] = scale * np.arange(1, 19)
+    offset[:, 1, 1, 2] = -scale * np.arange(1, 35)
+    nodes = [
+        helper.make_node("Conv", ["image", "heat"], ["heatmap"], kernel_shape=[4, 4], strides=[4, 4]),
+        helper.make_node("Conv", ["image", "off"], ["offset"], kernel_shape=[4, 4], strides=[4, 4]),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, "height", "width"])
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, channels, "rows", "columns"])
+        for name, channels in (("heatmap", 18), ("offset", 34))
+    ]
+    weights = [numpy_helper.from_array(heat, "heat"), numpy_helper.from_array(offset, "off")]
+    graph = helper.make_graph(nodes, "toy", [image], outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6)
+    helper.set_model_props(model, {"gears": format_gears(tuple(gears))})
+    return model
+
+
+def toy_outputs(image: np.ndarray, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """What `toy_model` makes of a whole-numbered picture: heat c is c + 1 times its red, offset c minus its green."""
+    heat = scale * np.arange(1, 19, dtype=np.float32)[:, None, None] * image[:, 0, None, ::4, ::4]
+    offset = -scale * np.arange(1, 35, dtype=np.float32)[:, None, None] * image[:, 1, None, 1::4, 2::4]
+    return heat, offset
