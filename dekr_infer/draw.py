@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from dekr_infer.files import replacing
 from dekr_infer.geometry import Size
 from dekr_infer.joints import JOINT_NAMES, SKELETON
 
@@ -128,15 +129,10 @@ def contact_sheet(images: Sequence[np.ndarray], labels: Sequence[str], columns: 
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
-    """Write a picture, (h, w, 3) uint8 RGB, beside its place and then move it there; makes the folder."""
+    """Write a picture, (h, w, 3) uint8 RGB, all or nothing; makes the folder."""
     path = Path(path)
     done, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
     if not done:
         raise ValueError(f"{path}: {image.shape} {image.dtype} is no picture")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as beside:
         beside.write_bytes(data.tobytes())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -1,10 +1,13 @@
 """Overlays, contact sheets and PNG files."""
 
+import errno
+
 import cv2
 import numpy as np
 import pytest
 
 from dekr_infer.draw import CAPTION, LEFT, RIGHT, RIM, contact_sheet, draw_poses, side_colour, write_png
+from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
 from dekr_infer.joints import FLIP_PARTNER, JOINT_NAMES, SKELETON
 
@@ -106,10 +109,10 @@ def test_png_files_come_back_as_they_were_and_appear_whole(tmp_path, monkeypatch
     np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], image)
 
     def full_disk(self, data):
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full_disk)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(DekrError, match="the disk is full"):
         write_png(path, 255 - image)
     assert [entry.name for entry in path.parent.iterdir()] == ["picture.png"]
     np.testing.assert_array_equal(cv2.imread(str(path))[..., ::-1], image)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 SOURCE = Path(__file__).with_name("adaptive.c")
+BUILT = Path.home() / ".cache" / "dekr_infer"  # the user's own, so that nobody else can put a library there
 INEXACT = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")  # may be reordered
 FLAGS = ("-O3", "-march=native", *INEXACT, "-fopenmp", "-shared", "-fPIC", "-lm", "-Wno-psabi")
 
@@ -30,8 +31,9 @@ def compiled(channels: int) -> ctypes.CDLL | None:
     if compiler is None or channels & (channels - 1):
         return None
     digest = hashlib.sha256(SOURCE.read_bytes() + repr(FLAGS).encode()).hexdigest()[:16]
-    library = Path(tempfile.gettempdir()) / f"dekr_adaptive_{digest}_{channels}.so"
+    library = BUILT / f"adaptive_{digest}_{channels}.so"
     if not library.exists():
+        BUILT.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             built = Path(folder) / library.name
             command = [compiler, str(SOURCE), f"-DC={channels}", *FLAGS, "-o", str(built)]

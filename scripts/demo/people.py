@@ -9,13 +9,10 @@ there are ten pictures; one picture in twenty shows nobody. The same seed gives 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import os
 import sys
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
@@ -25,7 +22,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from dekr_infer.coco import annotation_path
+from dekr_infer.command import Arguments, Parser, count, natural, run
 from dekr_infer.errors import DekrError
+from dekr_infer.files import read_json, replacing, sha256, write_json
 from dekr_infer.geometry import Size, gear_for
 from dekr_infer.joints import JOINT_NAMES, SKELETON
 from scripts.demo.scene import Person, draw_scene
@@ -47,11 +47,11 @@ CATEGORY = {
 }
 
 
-def picture_sizes(rng: np.random.Generator, count: int) -> list[Size]:
-    """`count` sizes, no two alike while there are others; their gears go round GEAR_ROUND."""
+def picture_sizes(rng: np.random.Generator, pictures: int) -> list[Size]:
+    """As many sizes, no two alike while there are others; their gears go round GEAR_ROUND."""
     sizes: list[Size] = []
     used: set[Size] = set()
-    for index in range(count):
+    for index in range(pictures):
         gear = GEAR_ROUND[index % len(GEAR_ROUND)]
         for attempt in range(10_000):
             short = int(rng.integers(SHORT_SIDES[0], SHORT_SIDES[1] + 1))
@@ -64,11 +64,11 @@ def picture_sizes(rng: np.random.Generator, count: int) -> list[Size]:
     return sizes
 
 
-def draw_pictures(seed: int, count: int) -> Iterator[tuple[int, np.ndarray, list[Person]]]:
+def draw_pictures(seed: int, pictures: int) -> Iterator[tuple[int, np.ndarray, list[Person]]]:
     """The pictures of a data set in its order: id, (h, w, 3) uint8 RGB, people."""
     rng = np.random.default_rng(seed)
-    sizes = picture_sizes(rng, count)
-    ids = rng.choice(np.arange(1, max(1_000_000, 2 * count)), count, replace=False)
+    sizes = picture_sizes(rng, pictures)
+    ids = rng.choice(np.arange(1, max(1_000_000, 2 * pictures)), pictures, replace=False)
     for index, (identity, size) in enumerate(zip(ids, sizes, strict=True)):
         nobody = index % EMPTY_EVERY == EMPTY_AT
         scene = draw_scene(np.random.default_rng([seed, index]), size, people=0 if nobody else None)
@@ -101,24 +101,18 @@ def write_data_set(output: Path, split: str, pictures: int, seed: int, overwrite
         DekrError: another data set is there and `overwrite` is not set, or a file cannot be written.
     """
     settings = {"pictures": pictures, "seed": seed, "split": split, "drawing": DRAWING}
-    labels = output / "annotations" / f"person_keypoints_{split}.json"
+    labels = annotation_path(output, split)
     archive = output / "images" / f"{split}.zip"
     if not overwrite and (labels.exists() or archive.exists()):
         found = _read_info(labels)
-        if found and found.get("settings") == settings and found.get("images_sha256") == _sha256(archive):
-            return f"nothing to do: these pictures are in {output} already"
-        if found is None or found.get("settings") != settings:
+        if found.get("settings") != settings:
             raise DekrError(
-                f"{labels if found else output}: a data set made otherwise is there; --overwrite replaces it"
+                f"{labels if found else output}: another data set is there; --overwrite replaces it"
             )
+        if archive.is_file() and found.get("images_sha256") == sha256(archive):
+            return f"nothing to do: these pictures are in {output} already"
     dataset: dict = {"info": {}, "licenses": [], "images": [], "annotations": [], "categories": [CATEGORY]}
-    beside = archive.with_name(f".{archive.name}.{os.getpid()}.tmp")
-    try:
-        for folder in (labels.parent, archive.parent):
-            folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _no_place(error) from error
-    try:
+    with replacing(archive) as beside:
         with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as members:
             drawn = tqdm(draw_pictures(seed, pictures), "drawing", pictures, leave=False, disable=None)
             for image_id, image, people in drawn:
@@ -126,21 +120,12 @@ def write_data_set(output: Path, split: str, pictures: int, seed: int, overwrite
         dataset["info"] = {
             "description": "drawn people, made by scripts/demo/people.py",
             "settings": settings,
-            "images_sha256": _sha256(beside),
+            "images_sha256": sha256(beside),
             "versions": {"numpy": np.__version__, "opencv": cv2.__version__},
         }
         labels.unlink(missing_ok=True)  # never old annotations beside new pictures
-        beside.replace(archive)
-        _write_text(labels, json.dumps(dataset))
-    except OSError as error:
-        raise _no_place(error) from error
-    finally:
-        beside.unlink(missing_ok=True)
+    write_json(labels, dataset)
     return _summary(dataset, output)
-
-
-def _no_place(error: OSError) -> DekrError:
-    return DekrError(f"{error.filename or 'writing'}: {error.strerror or error}; give --output a folder to write to")
 
 
 def _add(
@@ -162,47 +147,17 @@ def _summary(dataset: dict, output: Path) -> str:
     images, people = dataset["images"], dataset["annotations"]
     empty = len(images) - len({person["image_id"] for person in people})
     gears = Counter(gear_for(Size(image["height"], image["width"])) for image in images)
-    histogram = ", ".join(f"{gear}: {count}" for gear, count in gears.most_common())
+    histogram = ", ".join(f"{gear}: {number}" for gear, number in gears.most_common())
     return f"{len(images)} pictures ({empty} with nobody), {len(people)} people, gears {histogram} -> {output}"
 
 
-def _read_info(labels: Path) -> dict | None:
-    """The `info` of an annotation file; None if there is none that can be read."""
+def _read_info(labels: Path) -> dict:
+    """The `info` of an annotation file; empty if there is none that can be read."""
     try:
-        info = json.loads(labels.read_text())["info"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return info if isinstance(info, dict) else None
-
-
-def _sha256(path: Path) -> str | None:
-    """Of a file, in hex; None if it is not there."""
-    if not path.is_file():
-        return None
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _write_text(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"at least 1, not {text}")
-    return number
-
-
-def _seed(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"0 or more, not {text}")
-    return number
+        info = read_json(labels)["info"]
+    except (DekrError, KeyError, TypeError):
+        return {}
+    return info if isinstance(info, dict) else {}
 
 
 def _name(text: str) -> str:
@@ -211,24 +166,16 @@ def _name(text: str) -> str:
     return text
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Arguments = None) -> int:
     """The command; returns its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the data set (DATASET.ROOT)")
-    parser.add_argument("--pictures", type=_count, default=40, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=_seed, default=1, help="the same seed draws the same (default: %(default)s)")
+    parser.add_argument("--pictures", type=count, default=40, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=natural, default=1, help="the same seed draws the same (default: %(default)s)")
     parser.add_argument("--split", type=_name, default="val2017", help="name in the files (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set made with other settings")
     args = parser.parse_args(argv)
-    try:
-        print(write_data_set(args.output, args.split, args.pictures, args.seed, args.overwrite))
-    except DekrError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing half-written is left", file=sys.stderr)
-        return 130
-    return 0
+    return run(lambda: print(write_data_set(args.output, args.split, args.pictures, args.seed, args.overwrite)))
 
 
 if __name__ == "__main__":
