@@ -97,7 +97,8 @@ def _ground_truth(data: DataSet) -> COCO:
             isinstance(entry, dict)
             and entry.get("image_id") in known
             and {"id", "area", "bbox", "iscrowd", "category_id", "num_keypoints"} <= entry.keys()
-            and len(entry.get("keypoints", ())) == 3 * JOINTS
+            and isinstance(entry.get("keypoints"), list)
+            and len(entry["keypoints"]) == 3 * JOINTS
         )
         if not fits:
             raise DekrError(f"{data.annotation}: not a COCO keypoint annotation: {str(entry)[:80]}")

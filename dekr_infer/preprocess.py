@@ -191,8 +191,12 @@ def _convert_all(pictures: Sequence[Picture], job: _Job, workers: int, advance: 
     count = min(workers, len(chunks))
     written = 0
     with ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(job,)) as pool:
-        futures = [pool.submit(_convert_chunk, chunk) for chunk in chunks]
         try:
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the workers, which start here
+            try:
+                futures = [pool.submit(_convert_chunk, chunk) for chunk in chunks]
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             for future in as_completed(futures):
                 done, size = future.result()
                 written += size

@@ -32,7 +32,7 @@ def features(poses: np.ndarray) -> np.ndarray:
     length = np.sqrt((difference**2).sum(2))
     torso = np.maximum(length[:, TORSO_PAIRS].sum(1) / 2, 1)
     people = len(poses)
-    parts = ((difference / torso[:, None, None]).reshape(people, -1), length / torso[:, None], scores)
+    parts = ((difference / torso[:, None, None]).reshape(people, 2 * len(PAIR_FROM)), length / torso[:, None], scores)
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 

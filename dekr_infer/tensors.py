@@ -9,11 +9,13 @@ from __future__ import annotations
 import fcntl
 import io
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 from numpy.lib import format as npy
@@ -139,14 +141,15 @@ def read_header(path: Path) -> Header:
         DekrError: not a .npy file of float32 in C order, or its length is not what its header says.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy parses the header as Python, which warns of odd escapes
             version = npy.read_magic(file)
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, fortran, dtype = read(file)
             start, size = file.tell(), os.fstat(file.fileno()).st_size
     except OSError as error:
         raise DekrError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, EOFError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, EOFError, SyntaxError, TokenError, MemoryError, RecursionError):
         raise DekrError(f"{path}: not a .npy file, or cut short; delete it and make it again") from None
     if dtype != DTYPE or fortran:
         order = "Fortran" if fortran else "C"

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers import COCO_MINI, run_command
-from oracle import Encoding, write_dumps
 
 import DEKR_postprocess
 from dekr_infer.coco import load_data_set
 from dekr_infer.evaluate import FIGURES
 from scripts.demo import people
+from scripts.oracle import Encoding, noisy, write_dumps
 
 PLAIN = Encoding()
 REAL = pytest.param("real", marks=pytest.mark.skipif(not COCO_MINI.is_dir(), reason="no shared/coco-mini here"))
@@ -69,11 +69,6 @@ def test_every_labelled_joint_comes_back_within_a_hundredth_of_a_pixel(root, fli
     assert len(results) == len(truth)
 
 
-def noise(heat: np.ndarray, offset: np.ndarray, rng: np.random.Generator) -> None:
-    heat += 0.02 * rng.standard_normal(heat.shape, dtype=np.float32)
-    offset += 0.7 * rng.standard_normal(offset.shape, dtype=np.float32)
-
-
 WITH_NOISE = {  # with flip and without; they hold for what scripts/demo/people.py draws at DRAWING 1
     True: (0.8916868033, 1.0, 1.0, 0.8723893928, 0.9900990099, 0.9181818182, 1.0, 1.0, 0.8941176471, 1.0),
     False: (0.7683011985, 1.0, 0.8881993463, 0.7399860371, 0.925663995,
@@ -83,7 +78,7 @@ WITH_NOISE = {  # with flip and without; they hold for what scripts/demo/people.
 
 @pytest.mark.parametrize("flip", [True, False], ids=["flip", "no flip"])
 def test_with_seeded_noise_the_ten_figures_are_these(drawn, flip, tmp_path):
-    figures, _ = evaluate(drawn, tmp_path, Encoding(distort=noise), flip)
+    figures, _ = evaluate(drawn, tmp_path, Encoding(distort=noisy), flip)
     assert tuple(figures.values()) == pytest.approx(WITH_NOISE[flip], abs=1e-9)
 
 

@@ -44,6 +44,7 @@ def test_the_torso_pairs_are_shoulder_to_hip():
     assert [(FROM[9], TO[9]), (FROM[11], TO[11])] == [(5, 11), (6, 12)]
     pose = np.zeros((1, 17, 3), np.float32)
     pose[0, 5, 1], pose[0, 6, 1], pose[0, 0, 0] = 10, 30, 100  # torso lengths 10 and 30, the nose 100 to the right
+    pose[0, (7, 8), 0] = 500  # the elbows are far away and do not count
     found = features(pose)[0]
     assert found[0] == 100 / 20 and found[38] == 100 / 20
     assert found[2 * 9 + 1] == 10 / 20 and found[38 + 11] == 30 / 20

@@ -106,9 +106,7 @@ def write_data_set(output: Path, split: str, pictures: int, seed: int, overwrite
     if not overwrite and (labels.exists() or archive.exists()):
         found = _read_info(labels)
         if found.get("settings") != settings:
-            raise DekrError(
-                f"{labels if found else output}: another data set is there; --overwrite replaces it"
-            )
+            raise DekrError(f"{labels if found else output}: another data set is there; --overwrite replaces it")
         if archive.is_file() and found.get("images_sha256") == sha256(archive):
             return f"nothing to do: these pictures are in {output} already"
     dataset: dict = {"info": {}, "licenses": [], "images": [], "annotations": [], "categories": [CATEGORY]}
