@@ -96,6 +96,7 @@ def _parse(text: str, key: str) -> Any:
 
 def _set(config: CfgNode, key: str, value: Any, where: str) -> None:
     *sections, name = key.split(".")
+    meant = _parse(value, where + key) if isinstance(value, str) else value
     node = config
     for section in sections:
         if section not in node and node.is_new_allowed():
@@ -106,11 +107,10 @@ def _set(config: CfgNode, key: str, value: Any, where: str) -> None:
     if name not in node:
         if not node.is_new_allowed():
             raise _unknown(config, key, where)
-        node[name] = value
+        node[name] = meant
         return
     if isinstance(node[name], CfgNode):
         raise ConfigError(f"{where}{key} is a section; name one of its keys: {', '.join(sorted(node[name]))}")
-    meant = _parse(value, where + key) if isinstance(value, str) else value
     if isinstance(node[name], str) and not isinstance(meant, str):
         meant = str(value)
     node[name] = _coerced(node[name], meant, where + key)

@@ -91,7 +91,7 @@ def _ground_truth(data: DataSet) -> COCO:
     annotations = data.content.get("annotations")
     if not isinstance(annotations, list):
         raise DekrError(f"{data.annotation}: holds no annotations; the ten figures need them")
-    known = {picture.id for picture in data.pictures}
+    known = {image["id"] for image in data.content["images"]}
     for entry in annotations:
         fits = (
             isinstance(entry, dict)

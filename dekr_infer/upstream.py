@@ -70,10 +70,17 @@ def upstream_network(config: CfgNode) -> nn.Module:
 
     Raises:
         ConfigError: MODEL.NAME is none of its models.
+        DekrError: the checkout's code fails on this configuration.
     """
     models = module("models")
     found = getattr(models, config.MODEL.NAME, None)
     if found is None:
         raise ConfigError(f"MODEL.NAME {config.MODEL.NAME}: no module of the checkout's lib/models")
-    network: nn.Module = found.get_pose_net(config, is_train=False)
+    try:
+        network: nn.Module = found.get_pose_net(config, is_train=False)
+    except Exception as error:  # anything may go wrong in code that is not ours
+        reason = f"{type(error).__name__}: {error}"
+        raise DekrError(
+            f"the checkout's {config.MODEL.NAME} cannot be built from this configuration: {reason}"
+        ) from None
     return network.eval()

@@ -70,9 +70,14 @@ class Differences:
         return self.largest[stage] <= TOLERANCES[stage]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One entry a stage, ready for JSON."""
+        """One entry a stage, ready for JSON, which knows no infinity: `None` stands for it."""
         return [
-            {"stage": stage, "difference": str(value), "tolerance": TOLERANCES[stage], "holds": self.holds(stage)}
+            {
+                "stage": stage,
+                "difference": value if np.isfinite(value) else None,
+                "tolerance": TOLERANCES[stage],
+                "holds": self.holds(stage),
+            }
             for stage, value in self.largest.items()
         ]
 

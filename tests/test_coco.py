@@ -5,11 +5,11 @@ import json
 import cv2
 import numpy as np
 import pytest
-from helpers import colourful, encode, write_annotation, write_pictures
 
 from dekr_infer.coco import PictureFiles, is_cut_short, load_data_set, picture_source
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.geometry import Size
+from tests.helpers import colourful, encode, write_annotation, write_pictures
 
 SIZES = {"000000000030.jpg": Size(4, 5), "000000000007.jpg": Size(6, 4), "b.png": Size(3, 9), "a.jpg": Size(8, 8)}
 

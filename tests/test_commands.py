@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import assert_refused, colourful, encode, person, run_command, write_annotation, write_dump, write_pictures
 
 import DEKR_postprocess
 import DEKR_preprocess
@@ -20,6 +19,16 @@ from dekr_infer import tensors
 from dekr_infer.evaluate import FIGURES
 from dekr_infer.geometry import Size, cells, gear_for
 from scripts import onnx_infer, random_checkpoint
+from tests.helpers import (
+    assert_refused,
+    colourful,
+    encode,
+    person,
+    run_command,
+    write_annotation,
+    write_dump,
+    write_pictures,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGURED = {

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from helpers import person, write_annotation
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -12,6 +11,7 @@ from dekr_infer.coco import load_data_set
 from dekr_infer.errors import DekrError
 from dekr_infer.evaluate import FIGURES, coco_figures, figures_table, person_category, results_of
 from dekr_infer.geometry import Size
+from tests.helpers import person, write_annotation
 
 IDS = (1000, 999, 998)  # of the pictures a, b, c
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-
-GOLDEN = Path(__file__).resolve().parent / "golden"
-sys.path.insert(0, str(GOLDEN))
-
-import cases
 
 from dekr_infer import preprocess
 from dekr_infer.decode import DecodeSettings, Passes, decode, transform_poses
 from dekr_infer.geometry import Size, gear_for, gear_to_image
 from dekr_infer.match import MatchSettings, match_to_heatmap
 from dekr_infer.rescore import RescoreNet, layer_shapes
+from tests.golden import cases
 
+GOLDEN = Path(__file__).resolve().parent / "golden"
 PICTURES = dict(np.load(GOLDEN / "pictures.npz"))
 DECODING = dict(np.load(GOLDEN / "decoding.npz"))
 MAPS = cases.map_cases()

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import COCO_MINI, run_command
 
 import DEKR_postprocess
 from dekr_infer.coco import load_data_set
 from dekr_infer.evaluate import FIGURES
 from scripts.demo import people
 from scripts.oracle import Encoding, noisy, write_dumps
+from tests.helpers import COCO_MINI, run_command
 
 PLAIN = Encoding()
 REAL = pytest.param("real", marks=pytest.mark.skipif(not COCO_MINI.is_dir(), reason="no shared/coco-mini here"))

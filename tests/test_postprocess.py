@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import write_annotation, write_dump
 
 from dekr_infer.coco import load_data_set
 from dekr_infer.decode import DecodeSettings, Passes, decode
@@ -17,6 +16,7 @@ from dekr_infer.geometry import Size, cells, gear_for, gear_to_image
 from dekr_infer.match import MatchSettings, match_to_heatmap
 from dekr_infer.postprocess import Settings, available, find_people, process
 from dekr_infer.rescore import RescoreNet
+from tests.helpers import write_annotation, write_dump
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"000000000030.jpg": Size(333, 481), "000000000007.jpg": Size(640, 427), "c.jpg": Size(90, 171)}

@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from helpers import colourful, encode, write_annotation, write_pictures
 
 from dekr_infer import tensors
 from dekr_infer.coco import load_data_set
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import GEARS, Size, gear_for, gear_to_image, image_to_gear
 from dekr_infer.preprocess import decode, gear_table, mirror, normalisation, normalise, warp, write_tensors
+from tests.helpers import colourful, encode, write_annotation, write_pictures
 
 ONE_OF_EACH = (Size(333, 481), Size(601, 600), Size(640, 427), Size(120, 231), Size(500, 256))
 MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])

@@ -20,12 +20,11 @@ import numpy as np
 import torch
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
-
-import cases
+sys.path.insert(0, str(HERE.parents[1]))
 
 from dekr_infer.geometry import Size, gear_for
 from dekr_infer.upstream import module, upstream_config, upstream_network, use_checkout
+from tests.golden import cases
 
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
