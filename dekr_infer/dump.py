@@ -111,6 +111,8 @@ def run_folder(
             else:
                 waiting.append(file)
         advance(done_before)
+        if waiting:
+            summary_path(folder).unlink(missing_ok=True)  # it tells of an earlier run; none until this one is done
         for turn, file in enumerate(waiting):
             image = tensors.read(file)
             for _ in range(options.warmup_count if turn == 0 else 0):
