@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
@@ -20,8 +21,10 @@ import numpy as np
 import torch
 
 from dekr_infer.coco import DataSet, Picture, PictureFiles, load_data_set, picture_source
+from dekr_infer.command import Arguments, Parser, count, run
 from dekr_infer.config import load_config
 from dekr_infer.decode import DecodeSettings, Passes, decode, transform_poses
+from dekr_infer.errors import DekrError
 from dekr_infer.evaluate import coco_figures, figures_table, person_category, results_of
 from dekr_infer.geometry import gear_for, gear_to_image
 from dekr_infer.model.checkpoint import read_state
@@ -34,11 +37,33 @@ DEMO = ROOT / "dekr_infer/configs/demo.yaml"
 SPLIT = "val2017"
 
 
+def read_training_file(path: Path) -> dict[str, Any]:
+    """What a training state or a checkpoint holds.
+
+    Raises:
+        DekrError: it is missing or damaged.
+    """
+    if not path.is_file():
+        raise DekrError(f"{path}: no such file; train with scripts/demo/train.py")
+    try:
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise DekrError(f"{path}: damaged ({type(error).__name__}); delete it and train again") from None
+    return loaded
+
+
 def load_grouped(path: Path, cfg: str | Path = DEMO) -> GroupedNet:
-    """The network in evaluation mode, from a training state (its average) or from a checkpoint."""
+    """The network in evaluation mode, from a training state (its average) or from a checkpoint.
+
+    Raises:
+        DekrError: the file is missing, damaged, or of another network.
+    """
     network = GroupedNet(load_config(cfg).MODEL.SPEC)
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    network.load_state_dict(loaded["average"] if "average" in loaded else grouped_state(read_state(path)))
+    loaded = read_training_file(path)
+    try:
+        network.load_state_dict(loaded["average"] if "average" in loaded else grouped_state(read_state(path)))
+    except (RuntimeError, KeyError, AttributeError):
+        raise DekrError(f"{path}: of another network than {cfg}; name the right --cfg or another file") from None
     return network.eval()
 
 
@@ -77,18 +102,22 @@ def figures(network: GroupedNet, root: Path, rescore: RescoreNet | None = None, 
     return coco_figures(data, results, [picture.id for picture in data.pictures])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Arguments = None) -> int:
+    """The command; returns its exit code."""
+    parser = Parser(__doc__)
     parser.add_argument("--root", type=Path, required=True, help="data set, as people.py writes it")
     parser.add_argument("--state", type=Path, default=ROOT / "models/demo_train/state.pth", help="state or checkpoint")
     parser.add_argument("--rescore", type=Path, help="rescoring checkpoint")
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="both passes (default)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch (1)")
+    parser.add_argument("--threads", type=count, default=1, help="of torch (1)")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    rescore = load_rescore_net(args.rescore) if args.rescore else None
-    print(figures_table(figures(load_grouped(args.state), args.root, rescore, args.flip)))
-    return 0
+
+    def work() -> None:
+        torch.set_num_threads(args.threads)
+        rescore = load_rescore_net(args.rescore) if args.rescore else None
+        print(figures_table(figures(load_grouped(args.state), args.root, rescore, args.flip)))
+
+    return run(work)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,8 +20,10 @@ if __package__ in (None, ""):  # run as a script: the repository is not on the p
 
 import torch
 
+from dekr_infer.command import Arguments, Parser, count, natural, run
 from dekr_infer.evaluate import figures_table
-from scripts.demo.detect import SPLIT, figures, load_grouped
+from dekr_infer.files import replacing
+from scripts.demo.detect import SPLIT, figures, load_grouped, read_training_file
 from scripts.demo.grouped import checkpoint_state
 from scripts.demo.people import write_data_set
 from scripts.demo.schedule import Length
@@ -31,41 +32,48 @@ from scripts.demo.trainer import STATE, VALIDATION_SEED, Options, train
 WEIGHTS = "pose_dekr_demo.pth"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Arguments = None) -> int:
+    """The command; returns its exit code."""
+    parser = Parser(__doc__)
     parser.add_argument("--cfg", default=str(ROOT / "dekr_infer/configs/demo.yaml"), help="the network (demo.yaml)")
     parser.add_argument("--output", type=Path, default=ROOT / "models/demo_train", help="folder for state and weights")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, help="training time; the learning rate falls towards its end (80)")
-    length.add_argument("--steps", type=int, help="instead: steps, so that the run can be repeated to the bit")
-    parser.add_argument("--seed", type=int, default=1, help="of weights and pictures (1)")
+    length.add_argument("--steps", type=count, help="instead: steps, so that the run can be repeated to the bit")
+    parser.add_argument("--seed", type=natural, default=1, help="of weights and pictures (1)")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate (0.002)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--processes", type=int, help="that share the work (CPU: 2, GPU: 1)")
+    parser.add_argument("--processes", type=count, help="that share the work (CPU: 2, GPU: 1)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the convolutions (bf16)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="continue (default)")
-    parser.add_argument("--validate", type=int, default=40, help="pictures for the COCO figures at the end (40)")
+    parser.add_argument("--validate", type=count, default=40, help="pictures for the COCO figures at the end (40)")
     args = parser.parse_args(argv)
-    device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    options = Options(
-        cfg=args.cfg,
-        output=args.output,
-        length=Length(args.steps, None if args.steps else args.minutes or 80.0),
-        seed=args.seed,
-        processes=args.processes or (2 if device == "cpu" else 1),
-        device=device,
-        precision=args.precision,
-        lr=args.lr,
-        resume=args.resume,
-    )
-    launch(options)
-    state = torch.load(args.output / STATE, map_location="cpu", weights_only=True)
-    torch.save(checkpoint_state(state["average"]), args.output / WEIGHTS)
-    print(f"{state['step']} steps in {state['seconds'] / 60:.1f} minutes -> {args.output / WEIGHTS}", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
-        print(write_data_set(Path(folder), SPLIT, args.validate, VALIDATION_SEED))
-        print(figures_table(figures(load_grouped(args.output / WEIGHTS, args.cfg), Path(folder))))
-    return 0
+
+    def work() -> None:
+        device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        options = Options(
+            cfg=args.cfg,
+            output=args.output,
+            length=Length(args.steps, None if args.steps else args.minutes or 80.0),
+            seed=args.seed,
+            processes=args.processes or (2 if device == "cpu" else 1),
+            device=device,
+            precision=args.precision,
+            lr=args.lr,
+            resume=args.resume,
+        )
+        if args.resume and (args.output / STATE).exists():
+            load_grouped(args.output / STATE, args.cfg)  # says clearly when it is another network's
+        launch(options)
+        state = read_training_file(args.output / STATE)
+        with replacing(args.output / WEIGHTS) as temporary:
+            torch.save(checkpoint_state(state["average"]), temporary)
+        print(f"{state['step']} steps in {state['seconds'] / 60:.1f} minutes -> {args.output / WEIGHTS}", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            print(write_data_set(Path(folder), SPLIT, args.validate, VALIDATION_SEED))
+            print(figures_table(figures(load_grouped(args.output / WEIGHTS, args.cfg), Path(folder))))
+
+    return run(work)
 
 
 def launch(options: Options) -> None:

@@ -8,11 +8,8 @@ the 74 features of dekr_infer/rescore.py. A fifth of the pictures is held back t
 
 from __future__ import annotations
 
-import argparse
-import os
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,7 +22,9 @@ from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from dekr_infer.coco import PictureFiles, load_data_set, picture_source
+from dekr_infer.command import Arguments, Parser, count, natural, run
 from dekr_infer.decode import DecodeSettings
+from dekr_infer.files import replacing
 from dekr_infer.joints import FLIP_PARTNER
 from dekr_infer.rescore import features, layer_shapes
 from scripts.demo.detect import SPLIT, detect, load_grouped
@@ -116,26 +115,28 @@ def fit(poses: np.ndarray, targets: np.ndarray, epochs: int, seed: int) -> tuple
     return net, f"{cut} poses; mean square error held back {error:.4f}, of the mean alone {spread:.4f}"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Arguments = None) -> int:
+    """The command; returns its exit code."""
+    parser = Parser(__doc__)
     parser.add_argument("--weights", type=Path, default=ROOT / "models/demo_train/pose_dekr_demo.pth", help="network")
     parser.add_argument("--output", type=Path, default=ROOT / "models/demo_train/rescore_demo.pth", help="to write")
-    parser.add_argument("--pictures", type=int, default=300, help="to draw (300)")
-    parser.add_argument("--epochs", type=int, default=40, help="over the poses (40)")
-    parser.add_argument("--seed", type=int, default=2001, help="of pictures and weights (2001)")
-    parser.add_argument("--threads", type=int, default=2, help="of torch (2)")
+    parser.add_argument("--pictures", type=count, default=300, help="to draw (300)")
+    parser.add_argument("--epochs", type=count, default=40, help="over the poses (40)")
+    parser.add_argument("--seed", type=natural, default=2001, help="of pictures and weights (2001)")
+    parser.add_argument("--threads", type=count, default=2, help="of torch (2)")
     args = parser.parse_args(argv)
-    torch.set_num_threads(args.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        print(write_data_set(Path(folder), SPLIT, args.pictures, args.seed))
-        poses, targets = collect(args.weights, Path(folder))
-    net, summary = fit(poses, targets, args.epochs, args.seed)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.output.with_suffix(".partial")
-    torch.save(net.state_dict(), partial)
-    os.replace(partial, args.output)
-    print(f"{summary} -> {args.output}")
-    return 0
+
+    def work() -> None:
+        torch.set_num_threads(args.threads)
+        with tempfile.TemporaryDirectory() as folder:
+            print(write_data_set(Path(folder), SPLIT, args.pictures, args.seed))
+            poses, targets = collect(args.weights, Path(folder))
+        net, summary = fit(poses, targets, args.epochs, args.seed)
+        with replacing(args.output) as temporary:
+            torch.save(net.state_dict(), temporary)
+        print(f"{summary} -> {args.output}")
+
+    return run(work)
 
 
 if __name__ == "__main__":
