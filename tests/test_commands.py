@@ -391,3 +391,11 @@ def test_postprocessing_names_a_rescoring_checkpoint_that_is_missing_or_another(
 def test_both_dump_folders_may_not_be_the_same(dumps):
     ran = postprocess(dumps, "--dump_dir_flip", dumps.parent / "out_flip" / ".." / "out")
     assert_refused(ran, 2, "--dump_dir and --dump_dir_flip name the same folder")
+
+
+@pytest.mark.parametrize(
+    "module", ["DEKR_preprocess", "DEKR_postprocess", "scripts.onnx_infer", "scripts.draw_results"]
+)
+def test_torch_is_not_loaded_where_it_is_not_needed(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
