@@ -1,0 +1,65 @@
+"""The demo network through the whole chain: its recorded AP, and what leaving a part out or bending it costs.
+
+The commands themselves run, on the shipped weights and on the quickstart's pictures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dekr_infer import tensors
+from scripts.demo import ablation as parts
+from scripts.demo.ablation import ablation
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "scripts/demo/weights"
+RECORDED = {"AP": 0.527, "AR": 0.572}  # of all parts, on the quickstart's pictures
+TOLERANCE = 0.005
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("ablation")
+
+
+@pytest.fixture(scope="module")
+def figures(work) -> dict[str, dict[str, float]]:
+    return ablation(work, parts.PICTURES, parts.SEED, threads=2)
+
+
+def test_the_shipped_weights_are_those_of_the_checksums():
+    for line in (WEIGHTS / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split()
+        assert hashlib.sha256((WEIGHTS / name).read_bytes()).hexdigest() == digest
+        assert (WEIGHTS / name).stat().st_size < 8e6
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_whole_chain_gives_the_recorded_figure(figures, name):
+    assert figures[parts.RIGHT][name] == pytest.approx(RECORDED[name], abs=TOLERANCE)
+
+
+def test_both_dialects_give_the_same_figures_to_the_bit(figures, work):
+    assert figures[parts.DIALECT] == figures[parts.RIGHT]
+    for folder in ("out", "out_flip"):
+        ascend, onnx = work / "ascend" / folder, work / "onnx" / folder
+        for name in sorted(tensors.names_in(ascend))[:6]:
+            np.testing.assert_array_equal(tensors.read(ascend / name), tensors.read(onnx / name))
+
+
+@pytest.mark.parametrize(
+    ("variant", "lost"),
+    [
+        (parts.SINGLE, 0.025),
+        (parts.RAW, 0.01),
+        (parts.BARE, 0.045),
+        (parts.UNSHIFTED, 0.025),
+        (parts.UNSWAPPED, 0.4),
+        (parts.NEGATED, 0.5),
+    ],
+)
+def test_a_part_left_out_or_bent_costs_ap(figures, variant, lost):
+    assert figures[parts.RIGHT]["AP"] - figures[variant]["AP"] > lost
