@@ -16,8 +16,10 @@ import DEKR_pth2onnx
 from dekr_infer.errors import DekrError
 from dekr_infer.export.check import compare
 from dekr_infer.export.dialects import ASCEND, ONNX, check_standard, dialect_of, to_dialect
+from dekr_infer.export.fold import fold_adaptive_block
 from dekr_infer.export.gather import CellCounter
 from dekr_infer.export.graph import build_graph, initializers
+from dekr_infer.export.grouped import join_blocks
 from dekr_infer.export.plain import convolve_backwards, reshape
 from dekr_infer.export.rejoin import drop_rejoined_parts
 from dekr_infer.export.variants import GATHER, GROUPED, PADDED, SEPARATE, VARIANTS
@@ -213,6 +215,13 @@ def test_the_file_read_by_the_operators_documentation(network, graphs, variant):
     with torch.inference_mode():
         wanted = network(torch.from_numpy(image))[1].numpy()
     np.testing.assert_allclose(found[1], wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+
+
+def test_joined_blocks_compute_in_torch_what_the_blocks_compute(network):
+    blocks = [fold_adaptive_block(stack[0]) for stack in network.offset_feature_layers]
+    x = torch.randn(2, JOINTS * WIDTH, 4, 7, generator=torch.Generator().manual_seed(1))
+    wanted = torch.cat([block(part) for block, part in zip(blocks, x.split(WIDTH, 1), strict=True)], 1)
+    torch.testing.assert_close(join_blocks(blocks)(x), wanted, rtol=1e-4, atol=1e-4)
 
 
 # --- what is in the graph
