@@ -220,8 +220,9 @@ def test_the_file_read_by_the_operators_documentation(network, graphs, variant):
 def test_joined_blocks_compute_in_torch_what_the_blocks_compute(network):
     blocks = [fold_adaptive_block(stack[0]) for stack in network.offset_feature_layers]
     x = torch.randn(2, JOINTS * WIDTH, 4, 7, generator=torch.Generator().manual_seed(1))
-    wanted = torch.cat([block(part) for block, part in zip(blocks, x.split(WIDTH, 1), strict=True)], 1)
-    torch.testing.assert_close(join_blocks(blocks)(x), wanted, rtol=1e-4, atol=1e-4)
+    stacks = zip(network.offset_feature_layers, x.split(WIDTH, 1), strict=True)
+    wanted = torch.cat([stack[0](part) for stack, part in stacks], 1)
+    torch.testing.assert_close(join_blocks(blocks)(x), wanted, rtol=1e-4, atol=1e-3)
 
 
 # --- what is in the graph
