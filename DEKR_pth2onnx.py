@@ -2,7 +2,8 @@
 """Export a trained DEKR checkpoint to ONNX and prove the written file against torch at all five sizes.
 
 The default dialect is what Ascend's atc compiles; the CPU runner takes it as well. --dialect onnx writes the standard
-operators for ONNX Runtime, TensorRT and others.
+operators for ONNX Runtime, TensorRT and others. --deform arranges the deformable convolutions in other ways that may be
+faster on an accelerator: `padded` (16 channels each), `grouped` (all joints in one), `gather` (plain operators only).
 
   python3 DEKR_pth2onnx.py --output models/dekr_bs1.onnx TEST.MODEL_FILE models/pose_dekr_hrnetw32_coco.pth
 """
@@ -22,6 +23,7 @@ from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.export.check import HEAT_TOLERANCE, OFFSET_TOLERANCE, compare
 from dekr_infer.export.dialects import ASCEND, DIALECTS, ONNX, check_standard, to_dialect
 from dekr_infer.export.graph import build_graph
+from dekr_infer.export.variants import SEPARATE, VARIANTS
 from dekr_infer.files import replacing, sha256
 from dekr_infer.geometry import GEARS
 from dekr_infer.model.checkpoint import load_network
@@ -36,6 +38,7 @@ def main(argv: Arguments = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("models/dekr_bs1.onnx"), help="the ONNX file")
     parser.add_argument("--dialect", choices=DIALECTS, default=ASCEND, help=f"deformable operator (default: {ASCEND})")
+    parser.add_argument("--deform", choices=VARIANTS, default=SEPARATE, help=f"their form (default: {SEPARATE})")
     parser.add_argument("--skip_check", action="store_true", help="do not compare the written file with torch")
     parser.add_argument("--threads", type=count, default=cores(), metavar="N", help="(default: all cores)")
     parser.add_argument("--upstream", type=Path, metavar="DEKR", help="network and config from this patched checkout")
@@ -56,9 +59,9 @@ def main(argv: Arguments = None) -> int:
             raise ConfigError("no checkpoint is named; add TEST.MODEL_FILE models/pose_dekr_hrnetw32_coco.pth")
         checkpoint = Path(config.TEST.MODEL_FILE)
         load_network(network, checkpoint)
-        model = build_graph(network)
+        model = build_graph(network, args.deform)
         check_standard(to_dialect(model, ONNX))
-        onnx.helper.set_model_props(model, _provenance(checkpoint))
+        onnx.helper.set_model_props(model, _provenance(checkpoint, args.deform))
         with replacing(args.output) as temporary:
             temporary.write_bytes(to_dialect(model, args.dialect).SerializeToString())
             if not args.skip_check:
@@ -87,13 +90,16 @@ def _prove(network: torch.nn.Module, file: Path, threads: int) -> None:
         raise DekrError("the exported graph differs from torch; nothing was written. Is the checkpoint a trained one?")
 
 
-def _provenance(checkpoint: Path) -> dict[str, str]:
+def _provenance(checkpoint: Path, deform: str) -> dict[str, str]:
+    """What the file says of itself; `deform` only where it is not the published form."""
+    variant = {} if deform == SEPARATE else {"deform": deform}
     return {
         "gears": format_gears(GEARS),
         "mean": ",".join(map(str, MEAN)),
         "std": ",".join(map(str, STD)),
         "checkpoint_sha256": sha256(checkpoint),
         "dialect": ASCEND,
+        **variant,
         "versions": f"dekr_infer {dekr_infer.__version__}, torch {torch.__version__}, onnx {onnx.__version__}",
     }
 

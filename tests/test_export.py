@@ -226,7 +226,7 @@ def small_gears(monkeypatch) -> None:
 @pytest.fixture
 def traced(monkeypatch, tiny) -> None:
     """Spare the tracing: the graph is there."""
-    monkeypatch.setattr(DEKR_pth2onnx, "build_graph", lambda _network: tiny.model())
+    monkeypatch.setattr(DEKR_pth2onnx, "build_graph", lambda *_: tiny.model())
 
 
 @pytest.mark.usefixtures("traced", "small_gears")

@@ -1,9 +1,13 @@
 """The two dialects of the graph, and the exact way from either to the other.
 
-ascend  opset 11, `DeformableConv2D` in the default domain, 27 offset channels: nine dx, nine dy, nine masks of 1
-onnx    opset 19, the standard `DeformConv`, 18 offset channels: dy and dx of each tap in turn
+ascend  opset 11, `DeformableConv2D` in the default domain, 27 offset channels per offset group: all dx, all dy, all
+        masks of 1, each (group, tap)
+onnx    opset 19, the standard `DeformConv`, 18 offset channels per offset group: dy and dx of each tap in turn
 
 Only the order of the offset convolution's output channels differs, so its weights are permuted and nothing is added.
+With several offset groups that order also decides the convolution's form: in `onnx` a group's channels are neighbours,
+so it is a grouped convolution; planar, the groups alternate, so in `ascend` it is a plain convolution whose weights are
+block-diagonal (zero wherever a group would listen to another's input).
 """
 
 from __future__ import annotations
@@ -49,10 +53,13 @@ def to_dialect(model: ModelProto, dialect: str) -> ModelProto:
     arranged: set[str] = set()  # equal weights are stored once and may serve several convolutions
     for node in converted.graph.node:
         if node.op_type == operator:
-            for name, kind in _offset_weights(node, producers, tensors):
+            groups = _offset_groups(node)
+            convolution = _offset_convolution(node, producers, tensors)
+            _set_groups(convolution, groups if dialect == ONNX else 1)
+            for name, kind in zip(convolution.input[1:], ("weight", "bias"), strict=True):
                 if name not in arranged:
                     arranged.add(name)
-                    values = arrange(numpy_helper.to_array(tensors[name]), kind)
+                    values = arrange(numpy_helper.to_array(tensors[name]), kind, groups)
                     tensors[name].CopyFrom(numpy_helper.from_array(values, name))
             _convert_deformable(node)
         elif node.op_type == "Split":
@@ -70,15 +77,23 @@ def _set_versions(model: ModelProto, dialect: str) -> None:
             entry.value = dialect
 
 
-def _offset_weights(
-    node: NodeProto, producers: dict[str, NodeProto], tensors: dict[str, TensorProto]
-) -> list[tuple[str, str]]:
-    """The names of the weight and the bias of the convolution that makes a node's offsets."""
+def _offset_convolution(node: NodeProto, producers: dict[str, NodeProto], tensors: dict[str, TensorProto]) -> NodeProto:
+    """The convolution, with constant weight and bias, that makes a node's offsets."""
     producer = producers.get(node.input[2])
     is_ours = producer is not None and producer.op_type == "Conv" and len(producer.input) == 3
     if producer is None or not is_ours or any(name not in tensors for name in producer.input[1:]):
         raise DekrError(f"{node.name}: its offsets do not come from a convolution; export the model with this project")
-    return [(producer.input[1], "weight"), (producer.input[2], "bias")]
+    return producer
+
+
+def _offset_groups(node: NodeProto) -> int:
+    return int(next(entry.i for entry in node.attribute if entry.name in ("deformable_groups", "offset_group")))
+
+
+def _set_groups(convolution: NodeProto, groups: int) -> None:
+    for entry in convolution.attribute:
+        if entry.name == "group":
+            entry.i = groups
 
 
 def _convert_deformable(node: NodeProto) -> None:
@@ -98,20 +113,42 @@ def _convert_deformable(node: NodeProto) -> None:
     node.attribute.extend(helper.make_attribute(key, value) for key, value in wanted.items())
 
 
-def _interleaved(values: np.ndarray, kind: str) -> np.ndarray:
-    """Planar dx, dy, mask -> dy, dx of each tap; the masks must be the constant 1 that our export writes."""
-    if len(values) != 3 * TAPS or not (values[2 * TAPS :] == (kind == "bias")).all():
+def _interleaved(values: np.ndarray, kind: str, groups: int) -> np.ndarray:
+    """Planar dx, dy, mask -> dy, dx of each tap, group by group.
+
+    Args:
+        values: weight (27 * groups, groups * C, 3, 3) or bias (27 * groups,).
+    Returns:
+        (18 * groups, C, 3, 3) or (18 * groups,).
+    Raises:
+        DekrError: the masks are not the constant 1, or a group listens to another's input.
+    """
+    inner = values.shape[1:]
+    if len(values) != 3 * groups * TAPS or not (values[2 * groups * TAPS :] == (kind == "bias")).all():
         raise DekrError("a deformable convolution has masks that vary; only graphs of this project can be converted")
-    dx, dy = values[:TAPS], values[TAPS : 2 * TAPS]
-    return np.stack((dy, dx), 1).reshape(2 * TAPS, *values.shape[1:])
+    dx, dy, _ = values.reshape(3, groups, TAPS, *inner)
+    by_group = np.stack((dy, dx), 2).reshape(groups, 2 * TAPS, *inner)
+    if kind == "weight":
+        blocks = by_group.reshape(groups, 2 * TAPS, groups, -1, *inner[1:])
+        own = np.stack([blocks[group, :, group] for group in range(groups)])
+        if np.count_nonzero(own) != np.count_nonzero(blocks):
+            raise DekrError("a deformable convolution's groups mix; only graphs of this project can be converted")
+        by_group = own
+    return by_group.reshape(2 * groups * TAPS, *by_group.shape[2:])
 
 
-def _planar(values: np.ndarray, kind: str) -> np.ndarray:
-    """dy, dx of each tap -> planar dx, dy, mask."""
-    if len(values) != 2 * TAPS:
-        raise DekrError("a deformable convolution has offset groups; only graphs of this project can be converted")
-    mask = np.full((TAPS, *values.shape[1:]), kind == "bias", values.dtype)
-    return np.concatenate((values[1::2], values[0::2], mask))
+def _planar(values: np.ndarray, kind: str, groups: int) -> np.ndarray:
+    """The inverse of `_interleaved`."""
+    if len(values) != 2 * groups * TAPS:
+        raise DekrError("offsets do not fit a node's offset groups; only graphs of this project can be converted")
+    own = values.reshape(groups, TAPS, 2, *values.shape[1:])
+    if kind == "weight":
+        blocks = np.zeros((groups, TAPS, 2, groups, *values.shape[1:]), values.dtype)
+        for group in range(groups):
+            blocks[group, :, :, group] = own[group]
+        own = blocks.reshape(groups, TAPS, 2, -1, *values.shape[2:])
+    mask = np.full_like(own[:, :, 0], kind == "bias")
+    return np.stack((own[:, :, 1], own[:, :, 0], mask)).reshape(3 * groups * TAPS, *own.shape[3:])
 
 
 def _convert_split(node: NodeProto, model: ModelProto, tensors: dict[str, TensorProto], dialect: str) -> None:

@@ -18,20 +18,22 @@ TAPS = 9  # of a 3x3 kernel
 
 
 class FoldedAdaptBlock(nn.Module):
-    """An adaptive block as two convolutions, in the form the accelerator's operator wants.
+    """An adaptive block, or one of each joint side by side, as two convolutions, as the accelerator's operator wants.
 
-    `offsets` yields 27 channels, planar: nine dx, nine dy, nine masks (always 1).
+    `offsets` yields 27 channels per group, planar: all dx, all dy, all masks (always 1), each (group, tap).
+    `weight` is (C, C / groups, 3, 3), `bias` (C,).
     """
 
-    def __init__(self, offsets: nn.Conv2d, weight: Tensor, bias: Tensor, dilation: int) -> None:
+    def __init__(self, offsets: nn.Conv2d, weight: Tensor, bias: Tensor, dilation: int, groups: int = 1) -> None:
         super().__init__()
         self.offsets = offsets
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.dilation = dilation
+        self.groups = groups
 
     def forward(self, x: Tensor) -> Tensor:
-        out = deformable_conv2d(x, self.weight, self.offsets(x), self.bias, self.dilation)
+        out = deformable_conv2d(x, self.weight, self.offsets(x), self.bias, self.dilation, self.groups)
         return torch.relu(out + x)
 
 

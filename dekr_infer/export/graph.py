@@ -18,6 +18,8 @@ from torch import nn
 from dekr_infer.errors import DekrError
 from dekr_infer.export.fold import fold_adaptive_blocks, fold_batch_norm
 from dekr_infer.export.operator import TRACE_DOMAIN
+from dekr_infer.export.rejoin import drop_rejoined_parts
+from dekr_infer.export.variants import ALLOWED, SEPARATE, arrange_branches
 from dekr_infer.geometry import Size
 
 INPUT = "image"
@@ -28,24 +30,27 @@ TRACE_SIZE = Size(64, 96)  # pixels; any multiple of 32 gives the same graph
 UNWANTED = {"Shape", "Gather", "Transpose", "MatMul", "Tile", "Expand", "ConstantOfShape", "BatchNormalization"}
 
 
-def build_graph(network: nn.Module) -> ModelProto:
+def build_graph(network: nn.Module, deform: str = SEPARATE) -> ModelProto:
     """The folded graph of a network in evaluation mode; the network itself is left as it is.
 
+    Args:
+        deform: what becomes of the adaptive blocks, one of `variants.VARIANTS`.
     Returns:
-        `image` (1, 3, H, W) -> `heatmap`, `offset` at a quarter of the size; opset 11, `DeformableConv2D` for each
-        adaptive block, no batch norm.
+        `image` (1, 3, H, W) -> `heatmap`, `offset` at a quarter of the size; opset 11, no batch norm.
     Raises:
-        DekrError: the network holds something that does not fold.
+        DekrError: the network holds something that does not fold, or not the parts that the variant arranges.
     """
     folded = copy.deepcopy(network).eval()
     fold_adaptive_blocks(folded)
+    arrange_branches(folded, deform)
     model = _trace(folded)
     _inline_identities(model)
     _constants_to_initializers(model)
     _fold_batch_norms(model)
+    drop_rejoined_parts(model)
     _drop_unused_initializers(model)
     _leave_trace_domain(model)
-    left = sorted({node.op_type for node in model.graph.node} & UNWANTED)
+    left = sorted({node.op_type for node in model.graph.node} & (UNWANTED - ALLOWED[deform]))
     if left:
         raise DekrError(f"the network does not fold: {', '.join(left)} nodes are left in the graph")
     return model

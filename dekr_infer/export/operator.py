@@ -17,29 +17,35 @@ from dekr_infer.model.deform import deform_conv2d
 TRACE_DOMAIN = "dekr"  # torch wants a domain of ours while tracing; the finished graph has it in the default domain
 
 
-def deformable_conv2d(x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor, dilation: int) -> Tensor:
+def deformable_conv2d(
+    x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor, dilation: int, groups: int = 1
+) -> Tensor:
     """Deformable 3x3 convolution with planar offsets.
 
     Args:
         x: (N, C, H, W).
-        weight: (O, C, 3, 3); bias: (O,).
-        offsets: (N, 27, H, W): dx of the nine taps, then dy, then masks, which must be 1.
+        weight: (O, C / groups, 3, 3); bias: (O,).
+        offsets: (N, 27 * groups, H, W): all dx, then all dy, then all masks, which must be 1; each (group, tap).
         dilation: cells between taps; also the padding.
+        groups: how many equal parts the channels of x, of the result and of the offsets come in.
     Returns:
         (N, O, H, W).
     """
-    return _DeformableConv2D.apply(x, weight, offsets, bias, dilation)  # type: ignore[no-any-return]
+    return _DeformableConv2D.apply(x, weight, offsets, bias, dilation, groups)  # type: ignore[no-any-return]
 
 
 class _DeformableConv2D(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor, dilation: int) -> Tensor:
-        taps = weight.shape[2] * weight.shape[3]
-        interleaved = torch.stack((offsets[:, taps : 2 * taps], offsets[:, :taps]), 2).flatten(1, 2)
-        return deform_conv2d(x, interleaved, weight, dilation) + bias.view(1, -1, 1, 1)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, offsets: Tensor, bias: Tensor, dilation: int, groups: int
+    ) -> Tensor:
+        dx, dy, _ = offsets.chunk(3, 1)
+        interleaved = torch.stack((dy, dx), 2).flatten(1, 2)  # (group, tap, axis): a group's channels are neighbours
+        parts = zip(x.chunk(groups, 1), interleaved.chunk(groups, 1), weight.chunk(groups), strict=True)
+        return torch.cat([deform_conv2d(*part, dilation) for part in parts], 1) + bias.view(1, -1, 1, 1)
 
     @staticmethod
-    def symbolic(g: Any, x: Any, weight: Any, offsets: Any, bias: Any, dilation: int) -> Any:
+    def symbolic(g: Any, x: Any, weight: Any, offsets: Any, bias: Any, dilation: int, groups: int) -> Any:
         node = g.op(
             f"{TRACE_DOMAIN}::{OPERATOR}",
             x,
@@ -49,7 +55,7 @@ class _DeformableConv2D(torch.autograd.Function):
             strides_i=[1, 1],
             pads_i=[dilation, dilation],
             dilations_i=[dilation, dilation],
-            groups_i=1,
-            deformable_groups_i=1,
+            groups_i=groups,
+            deformable_groups_i=groups,
         )
         return node.setType(x.type())
