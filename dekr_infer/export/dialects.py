@@ -13,11 +13,10 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from dekr_infer.errors import DekrError
-from dekr_infer.export.operator import OPERATOR
+from dekr_infer.export.operator_names import OPERATOR, STANDARD_OPERATOR
 
 ASCEND, ONNX = "ascend", "onnx"
 DIALECTS = (ASCEND, ONNX)
-STANDARD_OPERATOR = "DeformConv"
 _OPSET = {ASCEND: 11, ONNX: 19}
 _IR_VERSION = {ASCEND: 6, ONNX: 9}
 TAPS = 9

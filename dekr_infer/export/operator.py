@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dekr_infer.export.operator_names import OPERATOR
 from dekr_infer.model.deform import deform_conv2d
 
-OPERATOR = "DeformableConv2D"
 TRACE_DOMAIN = "dekr"  # torch wants a domain of ours while tracing; the finished graph has it in the default domain
 
 
