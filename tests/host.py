@@ -34,6 +34,15 @@ class Host:
         """Put a double on the PATH."""
         (self.bin / tool).symlink_to(DOUBLES / tool)
 
+    def install_toolkit(self, place: str = "Ascend/ascend-toolkit") -> Path:
+        """A toolkit below the home folder, whose set_env.sh brings the atc double; returns its folder."""
+        toolkit = self.home / place
+        (toolkit / "bin").mkdir(parents=True)
+        (toolkit / "bin" / "atc").symlink_to(DOUBLES / "atc")
+        lines = ('echo "loaded $UNSET_VARIABLE"', f'export PATH="{toolkit}/bin:$PATH" ASCEND_OPP_PATH="{toolkit}/opp"')
+        (toolkit / "set_env.sh").write_text("\n".join(("false", *lines, "")))
+        return toolkit
+
     def command(self, script: str, *words: object) -> list[str]:
         """A script of the project as it is typed from any folder."""
         return ["bash", str(ROOT / "scripts" / script), *map(str, words)]
