@@ -1,0 +1,73 @@
+"""Run one of Ascend's tools: its lines are shown as they come and kept, and its known errors become remedies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dekr_infer.errors import DekrError
+
+KEPT = 2000  # lines: what is looked through for errors
+PATIENCE = 10  # seconds that an interrupted tool has to end
+
+
+class Ran(NamedTuple):
+    """How a tool ended, and its last lines."""
+
+    code: int
+    lines: list[str]
+
+
+def run_tool(command: Sequence[str], cwd: Path | None = None) -> Ran:
+    """Run it to its end, showing its output.
+
+    Raises:
+        DekrError: it cannot be started.
+        KeyboardInterrupt: Ctrl-C; the tool and all it started are stopped first.
+    """
+    try:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            cwd=cwd,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise DekrError(f"{command[0]}: cannot be started ({error.strerror}); check the installation") from None
+    lines: deque[str] = deque(maxlen=KEPT)
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.rstrip("\n"))
+        return Ran(process.wait(), list(lines))
+    except BaseException:
+        _stop(process)
+        raise
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(PATIENCE)
+            return
+        except subprocess.TimeoutExpired:
+            continue
+        except ProcessLookupError:
+            return
+
+
+def remedy(lines: Iterable[str], known: Mapping[str, str]) -> str:
+    """The first of the known texts that a tool printed, in the mapping's order, and what helps; empty: none."""
+    text = "\n".join(lines)
+    found = next((part for part in known if part in text), None)
+    return f"{found}: {known[found]}" if found else ""

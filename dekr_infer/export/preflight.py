@@ -1,0 +1,242 @@
+"""Look at an ONNX file with atc's eyes before atc does: inputs, gears, opsets, operators, shapes at every gear.
+
+Names the error that atc would end with where it is known. Needs no toolkit and no NPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import ModelProto, TensorProto, helper
+
+from dekr_infer.errors import DekrError
+from dekr_infer.export.atc_rules import OLD_OPSET, PORTABLE_OPSET, REFUSED, WARNING, Finding, View, check_node
+from dekr_infer.export.operator_names import OPERATOR
+
+SMALL = 1024  # elements: constants up to here may steer shapes and stay in the graph while shapes are inferred
+MOST_GEARS = 100
+Shapes = dict[str, tuple[int, ...]]
+
+
+def load(path: Path) -> ModelProto:
+    """Any ONNX file.
+
+    Raises:
+        DekrError: it is missing or not one.
+    """
+    try:
+        model = onnx.load_from_string(path.read_bytes())
+    except OSError as error:
+        raise DekrError(f"{path}: cannot be read ({error.strerror}); export it with DEKR_pth2onnx.py") from None
+    except DecodeError:
+        model = ModelProto()
+    if not model.graph.node:
+        raise DekrError(f"{path}: not an ONNX file, or cut short; export it again with DEKR_pth2onnx.py")
+    return model
+
+
+def graph_inputs(model: ModelProto) -> Shapes:
+    """The inputs that must be fed, by name; -1 for sizes that are open."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return {
+        entry.name: tuple(d.dim_value if d.HasField("dim_value") else -1 for d in entry.type.tensor_type.shape.dim)
+        for entry in model.graph.input
+        if entry.name not in constants
+    }
+
+
+def default_input_shape(model: ModelProto) -> str:
+    """The file's own inputs as atc's --input_shape wants them, e.g. `image:1,3,-1,-1`."""
+    return ";".join(f"{name}:{','.join(map(str, shape))}" for name, shape in graph_inputs(model).items())
+
+
+def default_gears(model: ModelProto) -> str:
+    """The gears in the file's metadata as --dynamic_dims wants them; empty when it names none."""
+    return next((entry.value for entry in model.metadata_props if entry.key == "gears"), "")
+
+
+def preflight(model: ModelProto, input_shape: str | None = None, dynamic_dims: str | None = None) -> list[Finding]:
+    """All findings, each once, in the order of the checks and then of the nodes.
+
+    Args:
+        input_shape: atc's --input_shape; by default the file's own inputs.
+        dynamic_dims: atc's --dynamic_dims; by default the gears in the file's metadata.
+    """
+    gears_text = default_gears(model) if dynamic_dims is None else dynamic_dims
+    shape_text = default_input_shape(model) if input_shape is None else input_shape
+    findings = [*_check_opsets(model)]
+    shapes, problems = _parse_shapes(shape_text)
+    problems += _check_inputs(model, shapes)
+    gears: list[list[int]] = []
+    if not any(problem.level == REFUSED for problem in problems):
+        gears, more = _parse_gears(gears_text, sum(size == -1 for shape in shapes.values() for size in shape))
+        problems += more
+    findings += problems
+    complete = not any(problem.level == REFUSED for problem in problems)
+    sizes: list[Shapes] = [_filled(shapes, gear) for gear in gears or [[]]] if complete else []
+    for size in sizes or [graph_inputs(model)]:
+        inferred, error = _infer(model, size)
+        if error:
+            at = "; ".join(f"{name} {shape}" for name, shape in size.items())
+            findings.append(Finding(REFUSED, "graph", f"its shapes do not fit at {at}: {error}", "check the gears"))
+        view = _view(model, inferred, bool(gears))
+        findings += [finding for node in model.graph.node for finding in check_node(node, view)]
+    return list(dict.fromkeys(findings))
+
+
+def report(findings: list[Finding]) -> Iterator[str]:
+    """The findings as lines; equal ones of many nodes are told once."""
+    nodes: dict[tuple[str, str, str], list[str]] = {}
+    for finding in findings:
+        nodes.setdefault((finding.level, finding.rule, finding.remedy), []).append(finding.node)
+    for (level, rule, remedy), names in nodes.items():
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        yield f"{level}: {names[0]}{others}: {rule}; {remedy}"
+
+
+def _check_opsets(model: ModelProto) -> Iterator[Finding]:
+    versions: dict[str, set[int]] = {}
+    for entry in model.opset_import:
+        versions.setdefault("" if entry.domain == "ai.onnx" else entry.domain, set()).add(entry.version)
+    for domain, found in versions.items():
+        if len(found) > 1:
+            rule = f"E16005: opsets {sorted(found)} of one domain {domain or 'ai.onnx'}"
+            yield Finding(REFUSED, "opset_import", rule, "leave one entry per domain")
+    if _opset(model) > OLD_OPSET:
+        rule = f"opset {_opset(model)}: CANN 6.0 has parsers up to {OLD_OPSET} for most operators"
+        yield Finding(WARNING, "opset_import", rule, f"export with opset {PORTABLE_OPSET}")
+
+
+def _opset(model: ModelProto) -> int:
+    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+
+
+def _parse_shapes(text: str) -> tuple[Shapes, list[Finding]]:
+    shapes, problems = {}, []
+    for part in text.split(";"):
+        name, colon, sizes = part.rpartition(":")
+        try:
+            if not colon or not name:
+                raise ValueError
+            shapes[name] = tuple(int(size) for size in sizes.split(","))
+        except ValueError:
+            problems.append(Finding(REFUSED, "--input_shape", f"{part!r} is malformed", "write name:1,3,-1,-1"))
+    return shapes, problems
+
+
+def _check_inputs(model: ModelProto, shapes: Shapes) -> list[Finding]:
+    inputs = graph_inputs(model)
+    known = ", ".join(inputs)
+    found = []
+    for name, shape in shapes.items():
+        if name not in inputs:
+            rule = f"E10016: {name} is no input of the graph"
+            found.append(Finding(REFUSED, "--input_shape", rule, f"its inputs are {known}"))
+        elif len(shape) != len(inputs[name]):
+            rule = f"E10049: {name} has rank {len(inputs[name])}, not {len(shape)}"
+            found.append(Finding(REFUSED, "--input_shape", rule, f"write {default_input_shape(model)}"))
+        elif any(given != own and own != -1 for given, own in zip(shape, inputs[name], strict=True)):
+            rule = f"{name}: {shape} overrides the file's {inputs[name]}; sizes inside may be fixed"
+            found.append(Finding(WARNING, name, rule, "export it with open height and width"))
+        if any(size < 1 and size != -1 for size in shape) or not shape:
+            found.append(Finding(REFUSED, "--input_shape", f"{name}: {shape} is no shape", "use sizes above 0 or -1"))
+    for name, shape in inputs.items():
+        if -1 in shape and name not in shapes:
+            rule = f"the open sizes of {name} are not given"
+            found.append(Finding(REFUSED, "--input_shape", rule, f"write {default_input_shape(model)}"))
+    return found
+
+
+def _parse_gears(text: str, dynamic: int) -> tuple[list[list[int]], list[Finding]]:
+    """The gears, and what is wrong with them; `dynamic` is how many sizes they must fill."""
+
+    def wrong(rule: str) -> tuple[list[list[int]], list[Finding]]:
+        return [], [Finding(REFUSED, "gears", rule, "write e.g. 512,768;512,512 (height,width)")]
+
+    parts = text.removesuffix(";").split(";") if text else []
+    if not parts:
+        return wrong("the input's sizes are open and no gears are named") if dynamic else ([], [])
+    if not dynamic:
+        return wrong("E10045: there are gears, but no size of --input_shape is -1")
+    gears = [part.split(",") for part in parts]
+    if not all(size.isascii() and size.isdigit() for gear in gears for size in gear):
+        return wrong(f"{text!r}: only digits, commas and semicolons may stand in gears")
+    if len(gears) < 2:
+        return wrong("E10035: a single gear; at least 2 are needed")
+    if len(gears) > MOST_GEARS:
+        return wrong(f"E10036: {len(gears)} gears; at most {MOST_GEARS} are allowed")
+    if len({len(gear) for gear in gears}) > 1:
+        return wrong("E10037: gears of unequal length")
+    numbers = [[int(size) for size in gear] for gear in gears]
+    if any(size < 1 for gear in numbers for size in gear):
+        return wrong("E10038: a size that is not positive")
+    if len(set(map(tuple, numbers))) < len(numbers):
+        return wrong("E10039: a gear is there twice")
+    if len(numbers[0]) != dynamic:
+        return wrong(f"E10046: gears of {len(numbers[0])} sizes for {dynamic} open ones")
+    return numbers, []
+
+
+def _filled(shapes: Shapes, gear: list[int]) -> Shapes:
+    sizes = iter(gear)
+    return {name: tuple(next(sizes) if size == -1 else size for size in shape) for name, shape in shapes.items()}
+
+
+def _infer(model: ModelProto, sizes: Shapes) -> tuple[Shapes, str]:
+    """Every tensor's shape at these input sizes, and why they do not fit, if so."""
+    small = ModelProto()
+    small.ir_version = max(4, model.ir_version)
+    small.opset_import.extend(model.opset_import)
+    graph = small.graph
+    graph.name = "shapes"
+    graph.node.extend(_stand_in(node) for node in model.graph.node)
+    for name, shape in sizes.items():
+        kind = next((e.type.tensor_type.elem_type for e in model.graph.input if e.name == name), TensorProto.FLOAT)
+        graph.input.append(helper.make_tensor_value_info(name, kind, [None if size == -1 else size for size in shape]))
+    for tensor in model.graph.initializer:
+        if math.prod(tensor.dims) <= SMALL:
+            graph.initializer.append(tensor)
+        else:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
+    graph.output.extend(onnx.ValueInfoProto(name=entry.name) for entry in model.graph.output)
+    error = ""
+    try:
+        done = onnx.shape_inference.infer_shapes(small, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as reason:
+        error = " ".join(str(reason).split())[:200]
+        done = small
+    shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in done.graph.initializer}
+    for entry in [*done.graph.input, *done.graph.value_info, *done.graph.output]:
+        kind = entry.type.tensor_type
+        if kind.HasField("shape"):
+            shapes[entry.name] = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
+    return shapes, error
+
+
+def _stand_in(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A node as onnx can infer it: a deformable convolution has the shapes of a plain one."""
+    if node.op_type != OPERATOR or len(node.input) < 2:
+        return node
+    given = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+    lists = {key: given[key] for key in ("strides", "pads", "dilations") if isinstance(given.get(key), list)}
+    pairs: dict[str, Any] = {key: [*values, *values][:2] for key, values in lists.items() if values}
+    if "pads" in pairs:
+        pairs["pads"] *= 2
+    stand_in = helper.make_node("Conv", node.input[:2], node.output, node.name)
+    pairs["group"] = max(1, given.get("groups", 1))
+    stand_in.attribute.extend(helper.make_attribute(key, value) for key, value in pairs.items())
+    return stand_in
+
+
+def _view(model: ModelProto, shapes: Shapes, gears: bool) -> View:
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "Constant":
+            constants.update((node.output[0], entry.t) for entry in node.attribute if entry.name == "value")
+    producers = {name: node for node in model.graph.node for name in node.output}
+    return View(_opset(model), shapes, constants, producers, gears)

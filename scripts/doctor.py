@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""One page on this host: tools, Python, disk and memory, data and models, each good or bad with a remedy.
+
+Called by scripts/doctor.sh. Starts without any package; ends with exit code 1 when something is bad.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dekr_infer.files import sha256
+
+PACKAGES = ("numpy", "cv2", "torch", "onnx", "onnxruntime", "pycocotools", "scipy", "yacs", "yaml", "tqdm")
+INSTALL = "bash scripts/setup_venv.sh requirements.txt"
+FOLDERS = ("prep_data", "prep_data_flip", "out", "out_flip")
+MEMORY = 4  # GiB: export and conversion of HRNet-W32 with room to spare
+GIB = 1 << 30
+TIMEOUT = 120  # seconds
+
+
+class Check(NamedTuple):
+    """One line of the page; `good` is None for what is told only."""
+
+    good: bool | None
+    name: str
+    found: str
+    remedy: str = ""
+
+
+def main() -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser("doctor.sh", description=__doc__)
+    parser.add_argument("--backend", choices=("om", "onnx"), default="om", help="onnx leaves the NPU's tools out")
+    parser.add_argument("--data", type=Path, default=Path("data/coco"))
+    parser.add_argument("--models", type=Path, default=Path("models"))
+    args = parser.parse_args()
+    bad = 0
+    for check in [
+        *(npu() if args.backend == "om" else ()),
+        *python(),
+        *memory(),
+        *data(args.data),
+        *models(args.models),
+    ]:
+        print(_line(check), flush=True)
+        bad += check.good is False
+    if bad:
+        print(f"error: {bad} things are missing or wrong; each line marked BAD above says what to do", file=sys.stderr)
+    return int(bad > 0)
+
+
+def _line(check: Check) -> str:
+    word = {True: "ok", False: "BAD", None: "-"}[check.good]
+    if sys.stdout.isatty() and check.good is not None:
+        word = f"\033[{32 if check.good else 31}m{word}\033[0m" + " " * (3 - len(word))
+    return f"{word:<4}{check.name:<12} {check.found}" + (f"; {check.remedy}" if check.remedy else "")
+
+
+def npu() -> Iterator[Check]:
+    """Driver, chip, toolkit and the tools that run a model."""
+    code, text = _ask("npu-smi", "info")
+    version = re.search(r"Version:\s*(\S+)", text)
+    good = code == 0
+    found = (version[1] if version else "answers") if good else "npu-smi does not answer"
+    yield Check(good, "driver", found, "" if good else "install or restart the NPU's driver")
+    code, text = _ask("bash", str(ROOT / "scripts" / "chip_name.sh"))
+    yield Check(code == 0, "chip", _last(text).removeprefix("error: "))
+    home = os.environ.get("ASCEND_TOOLKIT_HOME") or os.path.dirname(os.environ.get("ASCEND_OPP_PATH", ""))
+    remedy = "" if home else "install it, or set ASCEND_TOOLKIT_HOME to where it is"
+    yield Check(bool(home), "CANN", f"{home} {_toolkit_version(Path(home))}" if home else "no toolkit found", remedy)
+    atc = shutil.which("atc")
+    yield Check(atc is not None, "atc", atc or "not found", "" if atc else "it comes with the CANN toolkit")
+    python = os.environ.get("AIS_BENCH_PYTHON") or "python3"
+    for package in ("ais_bench", "aclruntime"):
+        code, text = _ask(python, "-c", f"import importlib.metadata as m; print(m.version('{package}'))")
+        remedy = "" if code == 0 else "install its wheel, or name the Python that has it in AIS_BENCH_PYTHON"
+        yield Check(code == 0, package, f"{_last(text) if code == 0 else 'not installed'} for {python}", remedy)
+
+
+def _toolkit_version(home: Path) -> str:
+    for file in sorted(home.glob("*install.info")) + sorted(home.glob("version.cfg")):
+        if match := re.search(r"version\s*=\s*\W*([\w.]+)", file.read_text(errors="replace"), re.IGNORECASE):
+            return match[1]
+    return "(version unknown)"
+
+
+def python() -> Iterator[Check]:
+    """The interpreter of this project's scripts, and its packages."""
+    good = (3, 10) <= sys.version_info[:2] <= (3, 13)
+    yield Check(good, "Python", f"{sys.version.split()[0]}, {sys.executable}", "" if good else "3.10 to 3.13 is needed")
+    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+    found = f"missing: {', '.join(missing)}" if missing else "all there"
+    yield Check(not missing, "packages", found, INSTALL if missing else "")
+
+
+def memory() -> Iterator[Check]:
+    """What the system can give away now."""
+    match = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+    free = int(match[1]) / (1 << 20) if match else 0.0
+    yield Check(free >= MEMORY, "memory", f"{free:.1f} GiB free", "" if free >= MEMORY else f"{MEMORY} GiB are needed")
+
+
+def data(root: Path) -> Iterator[Check]:
+    """Annotation, pictures, and the disk space that they will need here."""
+    annotation = root / "annotations" / "person_keypoints_val2017.json"
+    try:
+        sizes = [(int(entry["height"]), int(entry["width"])) for entry in json.loads(annotation.read_bytes())["images"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        yield Check(False, "annotation", f"{annotation}: missing or damaged", "fetch it, see README.md, or name --data")
+        return
+    yield Check(True, "annotation", f"{annotation}: {len(sizes)} pictures, {_hash(annotation)}")
+    pictures = next((path for path in (root / "images/val2017.zip", root / "images/val2017") if path.exists()), None)
+    remedy = "" if pictures else "fetch val2017.zip, see README.md"
+    yield Check(pictures is not None, "pictures", str(pictures or f"{root}/images/val2017.zip: missing"), remedy)
+    if importlib.util.find_spec("numpy") is None:
+        return
+    needed = needed_bytes(sizes)
+    there = sum(file.stat().st_size for folder in FOLDERS for file in Path(folder).glob("*.npy"))
+    free = shutil.disk_usage(".").free
+    good = free >= needed - there
+    found = f"{free / GIB:.1f} GiB free here; {needed / GIB:.3f} needed in all, {there / GIB:.3f} there already"
+    yield Check(good, "disk", found, "" if good else "free some space, or work on fewer pictures (--limit)")
+
+
+def needed_bytes(sizes: list[tuple[int, int]]) -> int:
+    """Bytes of tensors and outputs of both passes for pictures of these sizes (h, w), file headers included."""
+    from dekr_infer.geometry import HEATMAP_CHANNELS, OFFSET_CHANNELS, Size, cells, gear_for
+
+    total = 0
+    for size in sizes:
+        gear = gear_for(Size(*size))
+        small = cells(gear)
+        values = 3 * gear.h * gear.w + (HEATMAP_CHANNELS + OFFSET_CHANNELS) * small.h * small.w
+        total += 2 * (4 * values + 3 * 128)
+    return total
+
+
+def models(folder: Path) -> Iterator[Check]:
+    """Weights, and what is made of them."""
+    for name in ("pose_dekr_hrnetw32_coco.pth", "final_rescore_coco_kpt.pth"):
+        path = folder / name
+        there = path.is_file()
+        yield Check(
+            there, "weights", f"{path}: {_hash(path) if there else 'missing'}", "" if there else "see README.md"
+        )
+    for name in ("dekr_bs1.onnx", "dekr_bs1.om"):
+        path = folder / name
+        yield Check(None, "model", f"{path}: {_hash(path) if path.is_file() else 'not made yet'}")
+
+
+def _hash(path: Path) -> str:
+    return f"sha256 {sha256(path)[:16]}"
+
+
+def _ask(*command: str) -> tuple[int, str]:
+    """Exit code and output of a command; -1 when it cannot be run."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return -1, str(error)
+    return done.returncode, done.stdout + done.stderr
+
+
+def _last(text: str) -> str:
+    return (text.strip().splitlines() or ["no answer"])[-1]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,5 @@
+"""A double of ais_bench: its contract over the stand-in that the atc double writes, run by ONNX Runtime.
+
+AIS_BENCH_DIALECT: T23 (default), T25 or T26, three ages of the tool with different options and strictness.
+AIS_BENCH_TROUBLE: `device` (cannot open it), `lost` (the last output is not written), `slow`.
+"""

@@ -1,0 +1,75 @@
+"""A host with doubles of the Ascend tools: the real scripts run on it as subprocesses."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DOUBLES = ROOT / "tests" / "doubles"
+Done = subprocess.CompletedProcess[str]
+
+
+class Host:
+    """A folder with a space in its name to work in, and a PATH of just the tools asked for."""
+
+    def __init__(self, folder: Path, *tools: str) -> None:
+        self.folder = folder / "a place"
+        self.home = folder / "home"
+        self.bin = folder / "tools"
+        for made in (self.folder, self.home, self.bin):
+            made.mkdir()
+        for tool in tools:
+            self.install(tool)
+        self.env = {
+            "PATH": os.pathsep.join((str(self.bin), str(Path(sys.executable).parent), "/usr/bin", "/bin")),
+            "HOME": str(self.home),
+            "PYTHON": sys.executable,
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def install(self, tool: str) -> None:
+        """Put a double on the PATH."""
+        (self.bin / tool).symlink_to(DOUBLES / tool)
+
+    def install_toolkit(self, place: str = "Ascend/ascend-toolkit") -> Path:
+        """A toolkit below the home folder, whose set_env.sh brings the atc double; returns its folder."""
+        toolkit = self.home / place
+        (toolkit / "bin").mkdir(parents=True)
+        (toolkit / "bin" / "atc").symlink_to(DOUBLES / "atc")
+        lines = ('echo "loaded $UNSET_VARIABLE"', f'export PATH="{toolkit}/bin:$PATH" ASCEND_OPP_PATH="{toolkit}/opp"')
+        (toolkit / "set_env.sh").write_text("\n".join(("false", *lines, "")))
+        return toolkit
+
+    def command(self, script: str, *words: object) -> list[str]:
+        """A script of the project as it is typed from any folder."""
+        return ["bash", str(ROOT / "scripts" / script), *map(str, words)]
+
+    def run(self, script: str, *words: object, **env: str) -> Done:
+        """Run a script here and wait for its end."""
+        return subprocess.run(
+            self.command(script, *words),
+            cwd=self.folder,
+            env=self.env | env,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            preexec_fn=one_core,
+        )
+
+
+def one_core() -> None:
+    """Several threads only wait for each other on work this small."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def refused(done: Done, code: int, *parts: str) -> None:
+    """It ended with this code, and its last line on stderr is the one error line and holds the parts."""
+    assert done.returncode == code, done
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if line.startswith("error: ")] == lines[-1:], done.stderr
+    assert "Traceback" not in done.stderr  # a tool's own may stand on stdout
+    for part in parts:
+        assert part in lines[-1], lines[-1]

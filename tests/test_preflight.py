@@ -1,0 +1,190 @@
+"""The pre-flight: what is right passes, and each single fault is found, named and given a remedy."""
+
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from dekr_infer.export.atc_rules import COORDINATE_MODE, REFUSED, WARNING, WRONG
+from dekr_infer.export.dialects import ONNX, to_dialect
+from dekr_infer.export.preflight import default_gears, default_input_shape, preflight, report
+from scripts import check_atc
+from tests.host import ROOT
+
+pytest_plugins = ["tests.tiny"]
+
+
+def graph(*nodes, opset=11, size=("h", "w"), channels=4, **weights):
+    """x (1, channels, h, w) through these nodes; gears 8x12 and 16x8."""
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, channels, *size])
+    result = onnx.ValueInfoProto(name="y")
+    constants = [numpy_helper.from_array(np.asarray(values), name) for name, values in weights.items()]
+    made = helper.make_graph(list(nodes), "g", [image], [result], constants)
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=6)
+    helper.set_model_props(model, {"gears": "8,12;16,8"})
+    return model
+
+
+def node(op, *inputs, name="it", out="y", domain="", **attributes):
+    return helper.make_node(op, ["x", *inputs], [out], name, domain=domain, **attributes)
+
+
+def deform(channels=16, offsets=27, drop=(), **changed):
+    """Offsets by a convolution whose last third is constant 1, then the deformable convolution."""
+    given = {"strides": [1, 1], "pads": [1, 1], "dilations": [1, 1], "groups": 1, "deformable_groups": 1} | changed
+    given = {key: value for key, value in given.items() if key not in drop}
+    weight, bias = np.zeros((offsets, channels, 3, 3), np.float32), np.ones(offsets, np.float32)
+    nodes = [node("Conv", "ow", "ob", name="o", out="off", pads=[1, 1, 1, 1])]
+    nodes.append(helper.make_node("DeformableConv2D", ["x", "f", "off"], ["y"], "it", **given))
+    return graph(*nodes, channels=channels, ow=weight, ob=bias, f=np.zeros((8, channels, 3, 3), np.float32))
+
+
+def resize(opset=11, scales=(1.0, 1.0, 2.0, 2.0), **attributes):
+    given = {"mode": "nearest", COORDINATE_MODE: "asymmetric", "nearest_mode": "floor"} | attributes
+    return graph(node("Resize", "", "s", **given), opset=opset, s=np.array(scales, np.float32))
+
+
+def test_our_export_passes_and_its_narrow_channels_are_told(tiny):
+    findings = preflight(tiny.model())
+    assert {finding.level for finding in findings} == {WARNING} and len(findings) == 34
+    assert all("3 channels are no multiple of 16" in finding.rule for finding in findings)
+    (line,) = report(findings)
+    assert "and 33 more" in line
+
+
+def test_what_the_file_says_about_its_input(tiny):
+    assert default_input_shape(tiny.model()) == "image:1,3,-1,-1"
+    assert default_gears(tiny.model()) == "512,768;512,512;768,512;512,1024;1024,512"
+
+
+def test_the_standard_dialect_is_refused_at_every_operator(tiny):
+    findings = preflight(to_dialect(tiny.model(), ONNX))
+    deformable = [finding for finding in findings if "E16002: there is no parser for the standard" in finding.rule]
+    assert len(deformable) == 34 and "without --dialect onnx" in deformable[0].remedy
+    assert {finding.level for finding in deformable} == {REFUSED}
+
+
+RIGHT = [deform(), resize(), graph(node("Relu")), deform(drop=("dilations", "deformable_groups"))]
+
+
+@pytest.mark.parametrize("model", RIGHT)
+def test_what_is_right_has_no_findings(model):
+    assert preflight(model) == []
+
+
+MASKS = deform()
+MASKS.graph.initializer[1].CopyFrom(numpy_helper.from_array(np.zeros(27, np.float32), "ob"))
+TWO_OPSETS = graph(node("Relu"))
+TWO_OPSETS.opset_import.append(helper.make_opsetid("ai.onnx", 12))
+MADE_SCALES = graph(node("Shape", out="n"), helper.make_node("Resize", ["x", "", "", "n"], ["y"], "it"))
+NODE_FAULTS = {
+    "no strides": (deform(drop=["strides"]), REFUSED, "strides must"),
+    "four strides": (deform(strides=[1, 1, 1, 1]), REFUSED, "strides must"),
+    "scalar pads": (deform(pads=1), REFUSED, "pads must"),
+    "unequal pads": (deform(pads=[1, 2]), WRONG, "unequal pads"),
+    "no groups": (deform(drop=["groups"]), REFUSED, "groups is missing"),
+    "scalar dilation 1": (deform(dilations=1), WARNING, "mean 1"),
+    "scalar dilation 2": (deform(dilations=2), WRONG, "mean 1"),
+    "misspelt": (deform(defomable_groups=1), WARNING, "misspelt"),
+    "NHWC": (deform(data_format="NHWC"), WARNING, "data_format"),
+    "not modulated": (deform(modulated=0), REFUSED, "modulated=1"),
+    "two offset planes": (deform(offsets=18), REFUSED, "18 offset channels instead of 27"),
+    "masks of 0": (MASKS, WARNING, "which are the masks"),
+    "15 channels": (deform(channels=15), WARNING, "slow: 15 channels"),
+    "standard": (graph(node("DeformConv", "x", "x")), REFUSED, "no parser for the standard"),
+    "grid": (graph(node("GridSample", "x"), opset=16), REFUSED, "GridSample"),
+    "unknown": (graph(node("Rellu")), REFUSED, "E16002: no parser for Rellu"),
+    "foreign": (graph(node("Relu", domain="npu")), REFUSED, "npu::Relu"),
+    "unlisted": (graph(node("Erf")), WARNING, "Erf is not among"),
+    "too new": (graph(node("Relu"), opset=19), REFUSED, "at opset 19"),
+    "upsample": (graph(node("Upsample"), opset=17), REFUSED, "only 8 to 16"),
+    "cubic": (resize(mode="cubic"), REFUSED, "cubic"),
+    "rounding": (resize(nearest_mode="ceil"), WRONG, "ceil is ignored"),
+    "excluding": (resize(mode="linear", exclude_outside=1), WRONG, "exclude_outside"),
+    "coordinates": (resize(coordinate_transformation_mode="half_pixel_symmetric"), REFUSED, "half_pixel_symmetric"),
+    "resize 13": (resize(13), WARNING, "opset 13"),
+    "made sizes": (MADE_SCALES, WARNING, "neither scales nor sizes"),
+    "wide kernel": (graph(node("Conv", "f"), f=np.zeros((1, 4, 1, 256), np.float32)), REFUSED, "kernel above 255"),
+    "conv stride": (graph(node("Conv", "f", strides=[1, 64]), f=np.zeros((1, 4, 1, 1), np.float32)), REFUSED, "stride"),
+    "conv pads": (graph(node("Conv", "f", pads=[0, 256, 0, 0]), f=np.zeros((1, 4, 1, 1), np.float32)), REFUSED, "pads"),
+    "pool dilation": (graph(node("MaxPool", kernel_shape=[2, 2], dilations=[2, 2])), REFUSED, "dilations"),
+    "large pool": (graph(node("MaxPool", kernel_shape=[32, 9], pads=[31, 8, 31, 8])), WARNING, "AICPU"),
+    "stepping": (graph(node("Slice", *"abcd"), a=[0], b=[8], c=[3], d=[2]), REFUSED, "last axis"),
+    "backwards": (graph(node("Gather", "i"), i=[-1]), WRONG, "negative"),
+    "expand": (graph(node("Shape", out="n"), node("Expand", "n")), WARNING, "Expand"),
+    "data": (graph(node("NonZero")), REFUSED, "NonZero"),
+}
+
+
+@pytest.mark.parametrize(("model", "level", "rule"), NODE_FAULTS.values(), ids=NODE_FAULTS)
+def test_a_fault_of_a_node(model, level, rule):
+    found = [finding for finding in preflight(model) if rule in finding.rule]
+    assert found, preflight(model)
+    assert found[0].level == level and found[0].node in ("it", "graph") and found[0].remedy
+
+
+def test_two_versions_of_a_domain():
+    assert any(f.rule.startswith("E16005") and f.level == REFUSED for f in preflight(TWO_OPSETS))
+
+
+OPTION_FAULTS = {
+    "E10016": ("input:1,4,-1,-1", None, "its inputs are x"),
+    "E10049": ("x:1,4,-1", None, "x:1,4,-1,-1"),
+    "E10035": (None, "8,12", "write"),
+    "E10036": (None, ";".join(f"{h},8" for h in range(8, 109)), "write"),
+    "E10037": (None, "8,12;8", "write"),
+    "E10038": (None, "8,12;0,8", "write"),
+    "E10039": (None, "8,12;8,12", "write"),
+    "E10045": ("x:1,4,8,8", None, "write"),
+    "E10046": (None, "8;12", "write"),
+    "malformed": ("x", None, "write"),
+    "only digits": (None, "8,12; 16,8", "write"),
+    "no gears are named": (None, "", "write"),
+}
+
+
+@pytest.mark.parametrize(("shape", "gears", "remedy"), OPTION_FAULTS.values(), ids=OPTION_FAULTS)
+def test_a_fault_of_the_options(shape, gears, remedy, request):
+    wanted = request.node.callspec.id
+    found = [finding for finding in preflight(graph(node("Relu")), shape, gears) if wanted in finding.rule]
+    assert found and found[0].level == REFUSED and remedy in found[0].remedy
+
+
+def test_a_trailing_semicolon_and_a_hundred_gears_are_fine():
+    assert preflight(graph(node("Relu")), None, ";".join(f"{h},8" for h in range(8, 108)) + ";") == []
+
+
+def test_a_fixed_size_that_gears_override_is_a_warning():
+    (finding,) = preflight(graph(node("Relu"), size=(8, 8)), "x:1,4,-1,-1")
+    assert finding.level == WARNING and "open height and width" in finding.remedy
+
+
+def test_a_graph_that_fits_one_gear_only_is_refused():
+    model = graph(node("Add", "k"), k=np.zeros((1, 4, 8, 12), np.float32))
+    (finding,) = preflight(model)
+    assert finding.level == REFUSED and "(1, 4, 16, 8)" in finding.rule
+
+
+@pytest.mark.parametrize("fault", [None, "no groups"])
+def test_the_command(tmp_path, fault):
+    path = tmp_path / "a net.onnx"
+    onnx.save(NODE_FAULTS[fault][0] if fault else deform(), path)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/check_atc.py"), str(path)], cwd=tmp_path, capture_output=True, text=True
+    )
+    if fault:
+        assert done.returncode == 1 and done.stderr.count("\n") == 1
+        assert done.stderr.startswith(f"error: {path}: 1 findings") and "write groups=1" in done.stderr
+        assert done.stdout.startswith("refused: it: groups is missing")
+    else:
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "2 nodes, nothing that atc refuses, 0 warnings" in done.stdout
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 2), (["a.onnx", "--model", "b.onnx"], 2), (["gone.onnx"], 1)])
+def test_mistakes_at_the_command_line(words, code, capsys):
+    assert check_atc.main(words) == code
+    assert capsys.readouterr().err.startswith("error: ")
