@@ -24,6 +24,7 @@ from dekr_infer.runtime import Network
 
 CHANNELS = (HEATMAP_CHANNELS, OFFSET_CHANNELS)  # of output 0 and output 1
 FORMATS = ("NPY", "BIN")
+BOTH_PASSES = (("prep_data", "out"), ("prep_data_flip", "out_flip"))  # tensors -> outputs, when none are named
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dekr_infer.command import Arguments, Parser, cores, count, natural, run, switch
-from dekr_infer.dump import FORMATS, Options, list_tensors, run_folder, summary_path
+from dekr_infer.dump import BOTH_PASSES, FORMATS, Options, list_tensors, run_folder, summary_path
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.progress import progress
 from dekr_infer.runtime import open_network
-
-BOTH_PASSES = (("prep_data", "out"), ("prep_data_flip", "out_flip"))
 
 
 def main(argv: Arguments = None) -> int:

@@ -22,12 +22,11 @@ from dekr_infer import tensors
 from dekr_infer.ascend.frontend import REMEDIES, Frontend, find_frontend
 from dekr_infer.ascend.tool import remedy, run_tool
 from dekr_infer.command import Arguments, Parser, natural, run
-from dekr_infer.dump import CHANNELS, list_tensors, output_stem, summary_path
+from dekr_infer.dump import BOTH_PASSES, CHANNELS, list_tensors, output_stem, summary_path
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.files import read_json, write_json
 from dekr_infer.geometry import Size, cells
 
-BOTH_PASSES = (("prep_data", "out"), ("prep_data_flip", "out_flip"))
 PUBLISHED = 7.72  # passes a second: the sample's figure for 310P3, batch 1
 
 

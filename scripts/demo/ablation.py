@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ import DEKR_postprocess
 import DEKR_preprocess
 import DEKR_pth2onnx
 from dekr_infer import tensors
-from dekr_infer.command import Arguments, Parser, count, natural, run
+from dekr_infer.command import Arguments, Parser, cores, count, natural, run
 from dekr_infer.decode import CENTRE
 from dekr_infer.errors import DekrError
 from dekr_infer.export.dialects import ASCEND, ONNX
@@ -51,7 +50,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("quickstart/ablation"), help="folder for everything made")
     parser.add_argument("--pictures", type=count, default=PICTURES)
     parser.add_argument("--seed", type=natural, default=SEED)
-    parser.add_argument("--threads", type=count, default=len(os.sched_getaffinity(0)), help="(default: all cores)")
+    parser.add_argument("--threads", type=count, default=cores(), help="(default: all cores)")
     args = parser.parse_args(argv)
 
     def work() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from dekr_infer.config import load_config
+from dekr_infer.files import replacing
 from scripts.demo.batches import VALIDATION_CUT, Batch, Cut, Drawn, make_batch, normalised
 from scripts.demo.grouped import GroupedNet
 from scripts.demo.losses import heat_loss, offset_loss, total_loss
@@ -80,9 +80,6 @@ class Trainer:
 
     def save(self) -> None:
         """Write the state so that a stopped run finds either the old one or the new one."""
-        self.options.output.mkdir(parents=True, exist_ok=True)
-        target = self.options.output / STATE
-        partial = target.with_suffix(".partial")
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -90,8 +87,8 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
         }
-        torch.save(state, partial)
-        os.replace(partial, target)
+        with replacing(self.options.output / STATE) as temporary:
+            torch.save(state, temporary)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Heatmap and offset loss of a batch."""
