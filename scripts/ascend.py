@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-TOOLS = ("chip", "atc", "bench")
+TOOLS = ("chip", "atc", "bench", "tune")
 
 
 def main() -> int:

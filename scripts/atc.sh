@@ -5,5 +5,6 @@
 set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+find_python
 load_toolkit
 exec "$python" "$root/scripts/ascend.py" atc "$@"

@@ -5,4 +5,5 @@
 set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+find_python
 exec "$python" "$root/scripts/ascend.py" chip "$@"

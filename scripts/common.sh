@@ -1,15 +1,19 @@
 # shellcheck shell=bash
-# Sourced by the wrappers: the project's root, its Python, and errors in one line. PYTHON names another interpreter.
+# Sourced by the other shell scripts: the project's root, its Python, the toolkit, and errors in one line.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
-fail() {
+fail() { # CODE MESSAGE
     printf 'error: %s\n' "$2" >&2
     exit "$1"
 }
 
-python=${PYTHON:-$root/.venv/bin/python}
-[[ -n ${PYTHON:-} || -x $python ]] || python=python3
-command -v "$python" >/dev/null || fail 1 "$python: not found; run 'bash scripts/setup_venv.sh requirements.txt' or set PYTHON"
+# Set `python`: the one that PYTHON names, or the project's own, or the system's.
+find_python() {
+    python=${PYTHON:-$root/.venv/bin/python}
+    [[ -n ${PYTHON:-} || -x $python ]] || python=python3
+    command -v "$python" >/dev/null ||
+        fail 1 "$python: not found; run 'bash scripts/setup_venv.sh requirements.txt' or set PYTHON"
+}
 
 # Load the toolkit's environment, unless it is loaded: from ASCEND_TOOLKIT_HOME, or where CANN installs itself, old and new.
 load_toolkit() {

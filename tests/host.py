@@ -47,6 +47,39 @@ class Host:
         """A script of the project as it is typed from any folder."""
         return ["bash", str(ROOT / "scripts" / script), *map(str, words)]
 
+    def start(self, script: str, *words: object, **env: str) -> subprocess.Popen[str]:
+        """Start a script here, in a session of its own."""
+        return subprocess.Popen(
+            self.command(script, *words),
+            cwd=self.folder,
+            env=self.env | env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            preexec_fn=one_core,
+        )
+
+    def stop(self, process: subprocess.Popen[str], text: str, number: int) -> Done:
+        """Send a signal to a started script alone, once this text is printed; how it ended."""
+        assert process.stdout is not None
+        while text not in process.stdout.readline():
+            assert process.poll() is None
+        os.kill(process.pid, number)
+        out, err = process.communicate(timeout=60)
+        return Done(process.args, process.returncode, out, err)
+
+    def left_running(self) -> list[str]:
+        """The command lines of what was started on this host and still runs."""
+        mark, found = f"HOME={self.home}".encode(), []
+        for place in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (place / "environ").read_bytes().split(b"\0"):
+                    found.append((place / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+            except OSError:
+                continue  # it has ended, or is not ours to read
+        return [command for command in found if command]  # one without is a zombie
+
     def run(self, script: str, *words: object, **env: str) -> Done:
         """Run a script here and wait for its end."""
         return subprocess.run(

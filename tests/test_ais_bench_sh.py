@@ -16,6 +16,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from dekr_infer.ascend.bench import _speeds
 from dekr_infer.runtime import format_gears
 from tests.host import DOUBLES, ROOT, Host, refused
 from tests.toys import SMALL_GEARS, toy_model, toy_outputs
@@ -87,6 +88,18 @@ def test_the_speed_of_each_gear_beside_the_published_one(host):
     assert f"{(times[0] + times[3]) / 2:8.2f} ms" in out  # the first and the fourth tensor share a gear
     assert re.search(r"overall: [0-9.]+ passes/s \(published: 7.72\)", out)
     assert "time on the device alone" in out and names(host.folder / "mine") == RESULTS
+
+
+def test_the_speed_of_a_gear_counts_each_loop_of_its_tensors():
+    """The times stand tensor by tensor, each with all its loops."""
+    small, large = SMALL_GEARS[:2]
+    summary = {"npu_compute_time_list": [10.0, 20.0, 100.0, 300.0, 30.0, 40.0], "throughput": 5.0}
+    lines = [line.split() for line in _speeds(summary, [small, large, small])]
+    assert [line[:4] for line in lines[:2]] == [
+        [str(small), "4", "passes", "25.00"],
+        [str(large), "2", "passes", "200.00"],
+    ]
+    assert lines[2][:3] == ["overall:", "5.00", "passes/s"]
 
 
 def test_the_whole_flow_gives_the_bits_of_the_cpu_runner(tmp_path, tiny):

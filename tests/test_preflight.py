@@ -42,6 +42,14 @@ def deform(channels=16, offsets=27, drop=(), **changed):
     return graph(*nodes, channels=channels, ow=weight, ob=bias, f=np.zeros((8, channels, 3, 3), np.float32))
 
 
+def fixed(model, h, w):
+    """The same graph for one size, without gears."""
+    del model.metadata_props[:]
+    sizes = model.graph.input[0].type.tensor_type.shape.dim
+    sizes[2].dim_value, sizes[3].dim_value = h, w
+    return model
+
+
 def resize(opset=11, scales=(1.0, 1.0, 2.0, 2.0), **attributes):
     given = {"mode": "nearest", COORDINATE_MODE: "asymmetric", "nearest_mode": "floor"} | attributes
     return graph(node("Resize", "", "s", **given), opset=opset, s=np.array(scales, np.float32))
@@ -68,6 +76,7 @@ def test_the_standard_dialect_is_refused_at_every_operator(tiny):
 
 
 RIGHT = [deform(), resize(), graph(node("Relu")), deform(drop=("dilations", "deformable_groups"))]
+RIGHT += [fixed(deform(), 8, 1365), fixed(deform(), 33333, 8)]  # the largest maps
 
 
 @pytest.mark.parametrize("model", RIGHT)
@@ -94,6 +103,12 @@ NODE_FAULTS = {
     "two offset planes": (deform(offsets=18), REFUSED, "18 offset channels instead of 27"),
     "masks of 0": (MASKS, WARNING, "which are the masks"),
     "15 channels": (deform(channels=15), WARNING, "slow: 15 channels"),
+    "8 channels": (deform(channels=8), WARNING, "slow: 8 channels"),
+    "wide deformable": (fixed(deform(), 8, 1366), REFUSED, "a map of 1366x8"),
+    "high deformable": (fixed(deform(), 33334, 8), REFUSED, "a map of 8x33334"),
+    "deformable stride": (deform(strides=[64, 64]), REFUSED, "stride above 63"),
+    "deformable pads": (deform(pads=[256, 256]), REFUSED, "above 255"),
+    "wide conv": (fixed(graph(node("Conv", "f"), f=np.zeros((1, 4, 1, 1), np.float32)), 8, 4097), REFUSED, "4097 wide"),
     "standard": (graph(node("DeformConv", "x", "x")), REFUSED, "no parser for the standard"),
     "grid": (graph(node("GridSample", "x"), opset=16), REFUSED, "GridSample"),
     "unknown": (graph(node("Rellu")), REFUSED, "E16002: no parser for Rellu"),

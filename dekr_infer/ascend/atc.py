@@ -62,14 +62,31 @@ def main(argv: Arguments = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("output", type=Path, nargs="?", metavar="OUTPUT")
-    parser.add_argument("--chip", metavar="NAME", help="e.g. Ascend310P3 (default: CHIP_NAME, or this host's)")
     parser.add_argument("--device", type=natural, metavar="N", help="for the chip's name, ask for this NPU")
-    parser.add_argument("--precision_mode", choices=PRECISIONS, help="(default: atc's, which is force_fp16)")
     parser.add_argument("--keep_dtype", type=Path, metavar="FILE", help="nodes to keep in float32, one name per line")
-    parser.add_argument("--no_cache", action="store_true", help="compile all kernels anew (default: reuse them)")
+    add_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
     args = parser.parse_args(words[:end])
     return run(lambda: convert(args, words[end + 1 :]))
+
+
+def add_options(parser: Parser) -> None:
+    """Add the options of a conversion that suit any file."""
+    parser.add_argument("--chip", metavar="NAME", help="e.g. Ascend310P3 (default: CHIP_NAME, or this host's)")
+    parser.add_argument("--precision_mode", choices=PRECISIONS, help="(default: atc's, which is force_fp16)")
+    parser.add_argument("--no_cache", action="store_true", help="compile all kernels anew (default: reuse them)")
+
+
+def find_atc() -> Path:
+    """The toolkit's atc.
+
+    Raises:
+        DekrError: it is not there.
+    """
+    found = shutil.which("atc")
+    if found is None:
+        raise DekrError("atc: not found; install the CANN toolkit, or set ASCEND_TOOLKIT_HOME to where it is")
+    return Path(found)
 
 
 def convert(args: Namespace, extra: Sequence[str]) -> None:
@@ -87,8 +104,7 @@ def convert(args: Namespace, extra: Sequence[str]) -> None:
     if args.dry_run:
         print(shlex.join(atc_command(args, model, target.with_suffix(""), chip, extra)))
         return
-    if shutil.which("atc") is None:
-        raise DekrError("atc: not found; install the CANN toolkit, or set ASCEND_TOOLKIT_HOME to where it is")
+    find_atc()
     started = time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
     place = (

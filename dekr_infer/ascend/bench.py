@@ -16,18 +16,40 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dekr_infer import tensors
 from dekr_infer.ascend.frontend import REMEDIES, Frontend, find_frontend
 from dekr_infer.ascend.tool import remedy, run_tool
 from dekr_infer.command import Arguments, Parser, natural, run
-from dekr_infer.dump import BOTH_PASSES, CHANNELS, list_tensors, output_stem, summary_path
-from dekr_infer.errors import ConfigError, DekrError
-from dekr_infer.files import read_json, write_json
+from dekr_infer.dump import (
+    BOTH_PASSES,
+    CHANNELS,
+    RECORD_ENDING,
+    check_dirname,
+    list_tensors,
+    output_names,
+    summary_path,
+)
+from dekr_infer.errors import DekrError
+from dekr_infer.files import beside, read_json, write_json
 from dekr_infer.geometry import Size, cells
 
 PUBLISHED = 7.72  # passes a second: the sample's figure for 310P3, batch 1
+
+
+class Job(NamedTuple):
+    """One folder of tensors to be run: `source` -> `folder`, by a model on a device; `gears` by tensor, in order."""
+
+    model: Path
+    device: int
+    source: Path
+    folder: Path
+    gears: dict[Path, Size]
+
+    def results(self) -> set[str]:
+        """The names of all results."""
+        return {name for file in self.gears for name in output_names(file)}
 
 
 def main(argv: Arguments = None) -> int:
@@ -54,27 +76,30 @@ def bench(args: Namespace, extra: Sequence[str]) -> None:
     """
     if not args.model.is_file():
         raise DekrError(f"{args.model}: no such model; make it with scripts/atc.sh")
-    if args.output_dirname == ".." or Path(args.output_dirname or "out").name != (args.output_dirname or "out"):
-        raise ConfigError(f"--output_dirname {args.output_dirname!r}: it must be the name of a folder below --output")
-    jobs = [(args.input, args.output_dirname or "out")] if args.input else [(Path(i), o) for i, o in BOTH_PASSES]
-    prepared = [(source, args.output / name, _gears(source)) for source, name in jobs]
-    for _, folder, gears in prepared:
-        tensors.refuse_foreign(folder, {name for file in gears for name in _outputs(file)}, "these inputs")
+    if args.output_dirname is not None:
+        check_dirname(args.output_dirname)
+    folders = [(args.input, args.output_dirname or "out")] if args.input else [(Path(i), o) for i, o in BOTH_PASSES]
+    jobs = [Job(args.model, args.device, source, args.output / name, gears_of(source)) for source, name in folders]
+    for job in jobs:
+        tensors.refuse_foreign(job.folder, job.results(), "these inputs")
     frontend = find_frontend()
-    for source, folder, gears in prepared:
-        frontend.check_paths([args.model, folder, source, *gears])
-        summary = _one_pass(frontend, args, extra, source, folder, gears)
-        for line in _speeds(summary, list(gears.values())):
+    for job in jobs:
+        summary = run_pass(frontend, job, extra)
+        for line in _speeds(summary, list(job.gears.values())):
             print(line)
-        print(f"{len(gears)} tensors -> {folder}; {summary_path(folder)}", flush=True)
+        print(f"{len(job.gears)} tensors -> {job.folder}; {summary_path(job.folder)}", flush=True)
     print(
         f"(published for a 310P3: {PUBLISHED} passes/s. A pass is one network run, time on the device alone: a picture"
     )
     print("takes two, and reading, copying and decoding come on top)")
 
 
-def _gears(source: Path) -> dict[Path, Size]:
-    """The tensors of a folder in ais_bench's order, each a float32 (1, 3, H, W); wrong ones would pass unnoticed."""
+def gears_of(source: Path) -> dict[Path, Size]:
+    """The tensors of a folder in ais_bench's order, each a float32 (1, 3, H, W); wrong ones would pass unnoticed.
+
+    Raises:
+        DekrError: there is no such folder or no tensor in it, or one is of another form.
+    """
     if not source.is_dir():
         raise DekrError(f"{source}: no such folder of tensors; make it with DEKR_preprocess.py")
     gears = {}
@@ -86,37 +111,40 @@ def _gears(source: Path) -> dict[Path, Size]:
     return gears
 
 
-def _outputs(file: Path) -> list[str]:
-    return [f"{output_stem(file)}_{index}.npy" for index in range(len(CHANNELS))]
+def run_pass(frontend: Frontend, job: Job, extra: Sequence[str]) -> dict[str, Any]:
+    """Run into a private folder beside the final one, look at the results, then move them.
 
-
-def _one_pass(
-    frontend: Frontend, args: Namespace, extra: Sequence[str], source: Path, folder: Path, gears: dict[Path, Size]
-) -> dict[str, Any]:
-    """Run into a private folder beside the final one, look at the results, then move them."""
-    private = folder.resolve().with_name(f"{folder.name}.ais_bench")  # newer frontends refuse folders others can read
-    with tensors.exclusive(folder):
+    Args:
+        extra: further words for ais_bench.
+    Returns:
+        ais_bench's summary.
+    Raises:
+        DekrError: ais_bench failed, or left less than it should, or other things.
+    """
+    frontend.check_paths([job.model, job.folder, job.source, *job.gears])
+    private = job.folder.resolve().with_name(f"{job.folder.name}.ais_bench")  # newer ones refuse what others can read
+    with tensors.exclusive(job.folder):
         shutil.rmtree(private, ignore_errors=True)
-        _forget(folder)
+        _forget(job.folder)
         private.mkdir(mode=0o750)
         try:
-            options = frontend.command(args.model, source, private, folder.name, args.device)
+            options = frontend.command(job.model, job.source, private, job.folder.name, job.device)
             started = time.monotonic()
             ran = run_tool([*options, *extra])
-            made = private / folder.name
+            made = private / job.folder.name
             if ran.code:
                 found = remedy(ran.lines, REMEDIES) or "its messages above name the reason"
-                raise DekrError(f"{source}: ais_bench failed with exit code {ran.code}; {found}")
+                raise DekrError(f"{job.source}: ais_bench failed with exit code {ran.code}; {found}")
             if not summary_path(made).is_file():
-                raise DekrError(f"{source}: ais_bench ended without a summary; see its messages above")
-            summary = _final(read_json(summary_path(made)), made, folder)
-            _check_results(source, made, gears)
+                raise DekrError(f"{job.source}: ais_bench ended without a summary; see its messages above")
+            summary = _final(read_json(summary_path(made)), made, job.folder)
+            _check_results(job, made)
             for name in sorted(os.listdir(made)):
-                os.replace(made / name, folder / name)
-            write_json(summary_path(folder), summary)
+                os.replace(made / name, job.folder / name)
+            write_json(summary_path(job.folder), summary)
         finally:
             shutil.rmtree(private, ignore_errors=True)
-    print(f"{source}: done in {time.monotonic() - started:.1f} s, loading and files included")
+    print(f"{job.source}: done in {time.monotonic() - started:.1f} s, loading and files included")
     return summary
 
 
@@ -124,30 +152,44 @@ def _forget(folder: Path) -> None:
     """Remove an earlier run's results, so that none can pass for this run's, and its records."""
     for name in tensors.names_in(folder):
         (folder / name).unlink()
-    for record in (summary_path(folder), folder.with_name(f"{folder.name}_record.jsonl")):
+    for record in (summary_path(folder), beside(folder, RECORD_ENDING)):
         record.unlink(missing_ok=True)
 
 
-def _check_results(source: Path, made: Path, gears: dict[Path, Size]) -> None:
-    for file, gear in gears.items():
-        for name, channels in zip(_outputs(file), CHANNELS, strict=True):
+def _check_results(job: Job, made: Path) -> None:
+    for file, gear in job.gears.items():
+        for name, channels in zip(output_names(file), CHANNELS, strict=True):
             if not tensors.is_finished(made / name, (1, channels, *cells(gear))):
                 raise DekrError(
-                    f"{source}: ais_bench reported success, but {name} is missing or not float32 "
+                    f"{job.source}: ais_bench reported success, but {name} is missing or not float32 "
                     f"{(1, channels, *cells(gear))}; is the model a DEKR export?"
                 )
-    foreign = tensors.names_in(made) - {name for file in gears for name in _outputs(file)}
+    foreign = tensors.names_in(made) - job.results()
     if foreign:
-        raise DekrError(f"{source}: ais_bench left {min(foreign)}, which is no result of these tensors")
+        raise DekrError(f"{job.source}: ais_bench left {min(foreign)}, which is no result of these tensors")
 
 
 def _final(summary: Any, made: Path, folder: Path) -> dict[str, Any]:
     """The summary with the outputs' final paths."""
-    if not isinstance(summary, dict) or "throughput" not in summary:
+    if not _is_summary(summary):
         raise DekrError(f"{summary_path(made)}: not the summary of an ais_bench known here; it names no throughput")
     for entry in summary.get("filesinfo", {}).values():
         entry["outfiles"] = [str(folder / Path(file).name) for file in entry["outfiles"]]
     return summary
+
+
+def _is_summary(value: Any) -> bool:
+    """Whether this is a summary with a throughput, times and file names of the right kinds."""
+    if not isinstance(value, dict):
+        return False
+    times, files = value.get("npu_compute_time_list", []), value.get("filesinfo", {})
+    if not isinstance(times, list) or not isinstance(files, dict):
+        return False
+    numbers = [value.get("throughput"), *times]
+    names = [entry.get("outfiles") if isinstance(entry, dict) else None for entry in files.values()]
+    return all(type(number) in (int, float) and 0 < number < 1e12 for number in numbers) and all(
+        isinstance(group, list) and all(isinstance(name, str) for name in group) for group in names
+    )
 
 
 def _speeds(summary: dict[str, Any], gears: list[Size]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -28,7 +29,7 @@ def run_tool(command: Sequence[str], cwd: Path | None = None) -> Ran:
 
     Raises:
         DekrError: it cannot be started.
-        KeyboardInterrupt: Ctrl-C; the tool and all it started are stopped first.
+        KeyboardInterrupt: Ctrl-C or another signal to stop; the tool and all it started are stopped first.
     """
     try:
         process = subprocess.Popen(
@@ -55,15 +56,13 @@ def run_tool(command: Sequence[str], cwd: Path | None = None) -> Ran:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, number)
-            process.wait(PATIENCE)
-            return
-        except subprocess.TimeoutExpired:
-            continue
-        except ProcessLookupError:
-            return
+    """End a tool and all it started: first asked, then forced; one more Ctrl-C forces at once."""
+    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired, KeyboardInterrupt):
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(PATIENCE)
+    with contextlib.suppress(ProcessLookupError):  # its helpers may outlive it
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def remedy(lines: Iterable[str], known: Mapping[str, str]) -> str:

@@ -38,15 +38,15 @@ def _pad_transition(transition: nn.Module, branches: Branches, more: int) -> Non
     if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
         raise DekrError("transition_offset is no convolution with a batch norm; --deform padded cannot export it")
 
-    def widened(values: Tensor, fill: float = 0) -> Tensor:
+    def widened(values: Tensor) -> Tensor:
         by_joint = values.detach().unflatten(0, (branches.joints, branches.width))
-        return _pad(by_joint, 1, more, fill).flatten(0, 1)
+        return _pad(by_joint, 1, more).flatten(0, 1)
 
     _store(conv, widened(conv.weight), None if conv.bias is None else widened(conv.bias))
     norm.num_features = conv.out_channels
     for name, values in norm.state_dict().items():
-        if values.dim() == 1:  # not the counter of batches; a variance of 1 keeps what is 0
-            setattr(norm, name, _like(getattr(norm, name), widened(values, float(name == "running_var"))))
+        if values.dim() == 1:  # not the counter of batches
+            setattr(norm, name, _like(getattr(norm, name), widened(values)))
 
 
 def _pad_block(block: FoldedAdaptBlock, more: int) -> None:
@@ -65,7 +65,7 @@ def _store(conv: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> None:
     conv.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
 
-def _pad(values: Tensor, axis: int, more: int, fill: float = 0) -> Tensor:
-    """`more` entries of `fill` after the last along an axis."""
+def _pad(values: Tensor, axis: int, more: int) -> Tensor:
+    """`more` zeros after the last entry along an axis."""
     after = [0, 0] * (values.dim() - 1 - axis) + [0, more]
-    return F.pad(values.detach(), after, value=fill)
+    return F.pad(values.detach(), after)

@@ -15,8 +15,8 @@ from torch import nn
 from dekr_infer.export.gather import gather_branches
 from dekr_infer.export.grouped import group_branches
 from dekr_infer.export.padded import pad_branches
+from dekr_infer.export.variant_names import GATHER, GROUPED, PADDED, SEPARATE, VARIANTS
 
-SEPARATE, PADDED, GROUPED, GATHER = VARIANTS = ("separate", "padded", "grouped", "gather")
 # What a variant's graph may hold although other graphs must not; none of these here depends on a shape.
 ALLOWED: dict[str, set[str]] = {variant: set() for variant in VARIANTS} | {GATHER: {"Gather", "Transpose", "MatMul"}}
 _ARRANGE: dict[str, Callable[[nn.Module], None]] = {
