@@ -11,24 +11,30 @@ import numpy as np
 import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError
-from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, NotImplemented
+from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from dekr_infer.errors import DekrError
 from dekr_infer.export.dialects import ONNX, to_dialect
+from dekr_infer.export.spare import spare_work
 from dekr_infer.geometry import HEATMAP_CHANNELS, OFFSET_CHANNELS, Size, cells
 
 INPUT = "image"
 OUTPUTS = {"heatmap": HEATMAP_CHANNELS, "offset": OFFSET_CHANNELS}
-RUNTIME_ERRORS = (Fail, InvalidArgument, InvalidGraph, NotImplemented, RuntimeError)
+EXPORT_AGAIN = "export it again with DEKR_pth2onnx.py"
+RUNTIME_ERRORS = (
+    *(state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented),
+    *(state.NoSuchFile, state.RuntimeException, RuntimeError),
+)
 
 
 @dataclass
 class Network:
-    """A loaded graph, ready to run; `sha256` is that of the file."""
+    """A loaded graph, ready to run; `sha256` is that of the file, the other that of the checkpoint it says it holds."""
 
     path: Path
     gears: tuple[Size, ...]
     sha256: str
+    checkpoint_sha256: str | None
     session: onnxruntime.InferenceSession = field(repr=False)
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
@@ -43,12 +49,14 @@ class Network:
         try:
             heatmap, offset = self.session.run(list(OUTPUTS), {INPUT: image})
         except RUNTIME_ERRORS as error:
-            raise DekrError(f"{self.path}: cannot be run: {_first_line(error)}") from None
+            raise DekrError(f"{self.path}: cannot be run: {_first_line(error)}; {EXPORT_AGAIN}") from None
         milliseconds = (time.perf_counter() - started) * 1000
         small = cells(Size(*image.shape[2:]))
         for (name, channels), values in zip(OUTPUTS.items(), (heatmap, offset), strict=True):
             if values.shape != (1, channels, *small):
-                raise DekrError(f"{self.path}: {name} has shape {values.shape}, not {(1, channels, *small)}")
+                raise DekrError(
+                    f"{self.path}: {name} has shape {values.shape}, not {(1, channels, *small)}; {EXPORT_AGAIN}"
+                )
         return heatmap, offset, milliseconds
 
 
@@ -68,7 +76,7 @@ def load_graph(path: Path) -> tuple[onnx.ModelProto, str]:
         model = onnx.ModelProto()
     if not model.graph.node:
         raise DekrError(f"{path}: not an ONNX file, or cut short; export it again with DEKR_pth2onnx.py")
-    inputs, outputs = [entry.name for entry in model.graph.input], [entry.name for entry in model.graph.output]
+    inputs, outputs = ([str(entry.name) for entry in ends] for ends in (model.graph.input, model.graph.output))
     if inputs != [INPUT] or outputs != list(OUTPUTS):
         raise DekrError(
             f"{path}: goes from {', '.join(inputs)} to {', '.join(outputs)}, not from {INPUT} to "
@@ -77,30 +85,38 @@ def load_graph(path: Path) -> tuple[onnx.ModelProto, str]:
     return model, hashlib.sha256(data).hexdigest()
 
 
-def open_network(path: Path, threads: int) -> Network:
+def open_network(path: Path, threads: int, as_written: bool = False) -> Network:
     """Load a graph in either dialect for running on the CPU.
 
     Args:
         threads: how many ONNX Runtime may use for one pass.
+        as_written: run the file's own nodes; otherwise the same sums in the order that suits a CPU (`spare`).
     Raises:
         DekrError: the file is not one of ours, or ONNX Runtime refuses it.
     """
     model, digest = load_graph(path)
-    gears = parse_gears(next((entry.value for entry in model.metadata_props if entry.key == "gears"), ""))
+    said = {entry.key: entry.value for entry in model.metadata_props if isinstance(entry.value, str)}  # else: damaged
+    gears = parse_gears(said.get("gears", ""))
     if not gears:
         raise DekrError(f"{path}: its metadata names no gears; export it with DEKR_pth2onnx.py")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     try:
-        standard = to_dialect(model, ONNX).SerializeToString()
+        standard = to_dialect(model, ONNX)
     except DekrError as error:
-        raise DekrError(f"{path}: {error}") from None
+        raise DekrError(f"{path}: {error}; {EXPORT_AGAIN}") from None
+    if not as_written:
+        spare_work(standard)
     try:
-        session = onnxruntime.InferenceSession(standard, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            standard.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
     except RUNTIME_ERRORS as error:
-        raise DekrError(f"{path}: ONNX Runtime {onnxruntime.__version__}: {_first_line(error)}") from None
-    return Network(path, gears, digest, session)
+        raise DekrError(
+            f"{path}: ONNX Runtime {onnxruntime.__version__}: {_first_line(error)}; {EXPORT_AGAIN}"
+        ) from None
+    return Network(path, gears, digest, said.get("checkpoint_sha256"), session)
 
 
 def format_gears(gears: tuple[Size, ...]) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dekr_infer.command import Arguments, Parser, cores, count, natural, run, switch
-from dekr_infer.dump import BOTH_PASSES, FORMATS, Options, list_tensors, run_folder, summary_path
+from dekr_infer.dump import BOTH_PASSES, FORMATS, Options, check_dirname, list_tensors, run_folder, summary_path
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.progress import progress
 from dekr_infer.runtime import open_network
@@ -43,7 +43,7 @@ def main(argv: Arguments = None) -> int:
 
     def work() -> None:
         if not args.auto_set_dymdims_mode:
-            raise DekrError(f"{args.model} has gears: --auto_set_dymdims_mode must be on")
+            raise DekrError(f"{args.model} has gears: --auto_set_dymdims_mode must be on; leave that flag out")
         options = Options(args.outfmt, args.loop, args.warmup_count, args.overwrite)
         jobs = _jobs(args.input, args.output, args.output_dirname)
         inputs = [list_tensors(places) for places, _ in jobs]
@@ -72,8 +72,8 @@ def _jobs(source: str | None, output: Path | None, dirname: str | None) -> list[
     places = [Path(part) for part in source.split(",") if part]
     if not places:
         raise ConfigError("--input names no folder and no file")
-    if dirname is not None and Path(dirname).name in ("", ".."):
-        raise ConfigError(f"--output_dirname {dirname!r}: it must be the name of a folder below --output")
+    if dirname is not None:
+        check_dirname(dirname)
     return [(places, output / (dirname or time.strftime("%Y_%m_%d-%H_%M_%S")) if output else None)]
 
 

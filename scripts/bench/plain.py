@@ -1,0 +1,147 @@
+"""The reference's way of working, written plainly: one process, one picture after the other, torch, full-size maps.
+
+This is what the project's own stages are measured against; it gives the same results. Whole maps are merged and
+enlarged, people are handled in loops, and the rescoring net is loaded anew for every picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dekr_infer import preprocess
+from dekr_infer.coco import Picture, PictureFiles
+from dekr_infer.decode import CENTRE, JOINTS, DecodeSettings
+from dekr_infer.geometry import FLIP_SHIFT, STRIDE, gear_for, gear_to_image, warp_points
+from dekr_infer.joints import FLIP_PARTNER
+from dekr_infer.rescore import PAIR_FROM, PAIR_TO, TORSO_PAIRS, layer_shapes
+
+Folders = tuple[Path, Path]
+
+
+def write_tensors(pictures: Sequence[Picture], files: PictureFiles, folders: Folders) -> None:
+    """Make and save the tensors, picture by picture."""
+    for picture in pictures:
+        both = tensors_of(files.read(picture.file_name), picture)
+        for folder, values in zip(folders, both, strict=True):
+            np.save(folder / f"{picture.stem}.npy", values)
+
+
+def tensors_of(data: bytes, picture: Picture) -> tuple[np.ndarray, np.ndarray]:
+    """Decode, warp, normalise by arithmetic, mirror the whole tensor: both (1, 3, H, W) float32."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocess.MEAN, preprocess.STD))
+    image = preprocess.decode(data, picture.file_name)
+    gear = gear_for(picture.size)
+    matrix = cv2.getAffineTransform(*warp_points(picture.size, gear))
+    warped = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), matrix, (gear.w, gear.h))
+    tensor = torch.from_numpy(warped.transpose(2, 0, 1).copy())[None].float().div(255)
+    tensor = (tensor - mean) / std
+    flipped = torch.flip(tensor, [3])
+    flipped[..., :-FLIP_SHIFT] = flipped[..., FLIP_SHIFT:].clone()
+    return tensor.numpy(), flipped.numpy()
+
+
+def find_people(
+    pictures: Sequence[Picture], folders: Folders, settings: DecodeSettings, rescore: Path
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Read whole dumps and decode them, picture by picture.
+
+    Args:
+        rescore: the rescoring net's checkpoint.
+    Returns:
+        For every picture poses (people, 17, 3) in image pixels and rescored scores (people,).
+    """
+    found = []
+    for picture in pictures:
+        maps = [np.load(folder / f"{picture.stem}_{index}.npy") for folder in folders for index in (0, 1)]
+        heat, poses_map = merge(*(torch.from_numpy(values) for values in maps))
+        people, scores = decode(heat, poses_map, settings)
+        matrix = gear_to_image(picture.size, gear_for(picture.size))
+        for person in people:
+            for joint in person:
+                joint[:2] = matrix @ np.array([joint[0], joint[1], 1.0])
+        if len(people):
+            scores = rescored(people, scores, rescore)
+        found.append((people, scores))
+    return found
+
+
+def merge(heat: Tensor, offset: Tensor, heat_flip: Tensor, offset_flip: Tensor) -> tuple[Tensor, Tensor]:
+    """Both passes' maps (1, C, h, w) as one: heat (1, 18, h, w) and joint positions in cells (1, 34, h, w)."""
+    mirrored = torch.flip(heat_flip, [3])[:, [*FLIP_PARTNER, CENTRE]]
+    poses = _positions(offset)
+    poses_flip = _positions(offset_flip)[:, FLIP_PARTNER]
+    poses_flip[:, :, 0] = offset.shape[3] - poses_flip[:, :, 0] - 1
+    merged = (poses + torch.flip(poses_flip, [4])) / 2
+    return (heat + mirrored) / 2, merged.flatten(1, 2)
+
+
+def _positions(offset: Tensor) -> Tensor:
+    """cell - offset everywhere: (1, 17, 2, h, w)."""
+    h, w = offset.shape[2:]
+    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    return torch.stack((x, y)).float() - offset.view(1, JOINTS, 2, h, w)
+
+
+def decode(heat: Tensor, poses_map: Tensor, settings: DecodeSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Merged maps to poses (people, 17, 3) in gear pixels and scores (people,)."""
+    h, w = heat.shape[2:]
+    full = F.interpolate(heat, size=(STRIDE * h - 3, STRIDE * w - 3), mode="bilinear", align_corners=True)
+    full = F.pad(full, (0, 3, 0, 3), mode="replicate")[0]
+    centre = heat[0, CENTRE]
+    peaks = centre * (F.max_pool2d(centre[None], 3, 1, 1)[0] == centre).float()
+    values, index = peaks.flatten().topk(settings.max_people)
+    index, values = index[values > settings.threshold], values[values > settings.threshold]
+    everywhere = poses_map[0].permute(1, 2, 0).reshape(h * w, JOINTS, 2)
+    joints = STRIDE * everywhere[index]
+    if not len(joints):
+        return np.zeros((0, JOINTS, 3), np.float32), np.zeros(0, np.float32)
+    x = joints[:, :, 0].floor().clamp(0, STRIDE * w - 1).long()
+    y = joints[:, :, 1].floor().clamp(0, STRIDE * h - 1).long()
+    heat_at = torch.stack([full[joint, y[:, joint], x[:, joint]] for joint in range(JOINTS)], 1)
+    kept = _without_duplicates(joints, heat_at.sum(1) / JOINTS, settings)
+    people = torch.cat((joints, (values[:, None] * heat_at)[:, :, None]), 2)[kept].numpy()
+    return people, np.array([person[:, 2].mean() for person in people])
+
+
+def _without_duplicates(joints: Tensor, mean_heat: Tensor, settings: DecodeSettings) -> list[int]:
+    extent = joints.amax(1) - joints.amin(1)
+    reach = settings.nms_distance * torch.sqrt((extent**2).sum(1))
+    distance = torch.sqrt(((joints[:, None] - joints) ** 2).sum(3))
+    duplicates = (distance < reach[:, None, None]).sum(2) > settings.nms_joints
+    kept: list[int] = []
+    taken: list[int] = []
+    for person in range(len(joints)):
+        if person in taken:
+            continue
+        group = [int(other) for other in duplicates[person].nonzero()] or [person]
+        best = group[int(mean_heat[group].argmax())]
+        if best not in taken:
+            kept.append(best)
+            taken += group
+    return kept
+
+
+def rescored(people: np.ndarray, scores: np.ndarray, checkpoint: Path) -> np.ndarray:
+    """Scores times what the rescoring net says, which is read from its file each time."""
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    net = nn.ModuleDict({name: nn.Linear(*shape) for name, shape in layer_shapes(len(state["l1.bias"])).items()})
+    net.load_state_dict(state)
+    rows = []
+    for person in people:
+        difference = person[list(PAIR_FROM), :2] - person[list(PAIR_TO), :2]
+        length = np.sqrt((difference**2).sum(1))
+        torso = max(length[list(TORSO_PAIRS)].mean(), 1)
+        rows.append(np.concatenate((difference.ravel() / torso, length / torso, person[:, 2])))
+    values = torch.from_numpy(np.array(rows, np.float32))
+    with torch.inference_mode():
+        for name in ("l1", "l2"):
+            values = torch.relu(net[name](values))
+        factors = net["l3"](values)[:, 0].numpy()
+    return np.nan_to_num(factors, nan=0.0, posinf=np.inf, neginf=-np.inf) * scores
