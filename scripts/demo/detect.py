@@ -32,6 +32,7 @@ from dekr_infer.preprocess import decode as decode_picture
 from dekr_infer.preprocess import mirror, normalise, warp
 from dekr_infer.rescore import RescoreNet, load_rescore_net
 from scripts.demo.grouped import GroupedNet, grouped_state
+from scripts.demo.widen import widened
 
 DEMO = ROOT / "dekr_infer/configs/demo.yaml"
 SPLIT = "val2017"
@@ -52,16 +53,19 @@ def read_training_file(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def load_grouped(path: Path, cfg: str | Path = DEMO) -> GroupedNet:
+def load_grouped(path: Path, cfg: str | Path = DEMO, widen: bool = False) -> GroupedNet:
     """The network in evaluation mode, from a training state (its average) or from a checkpoint.
 
+    Args:
+        widen: the file may have fewer channels for every joint than `cfg` asks for.
     Raises:
         DekrError: the file is missing, damaged, or of another network.
     """
     network = GroupedNet(load_config(cfg).MODEL.SPEC)
     loaded = read_training_file(path)
     try:
-        network.load_state_dict(loaded["average"] if "average" in loaded else grouped_state(read_state(path)))
+        state = loaded["average"] if "average" in loaded else grouped_state(read_state(path))
+        network.load_state_dict(widened(state, network.state_dict()) if widen else state)
     except (RuntimeError, KeyError, AttributeError):
         raise DekrError(f"{path}: of another network than {cfg}; name the right --cfg or another file") from None
     return network.eval()

@@ -46,6 +46,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--processes", type=count, help="that share the work (CPU: 2, GPU: 1)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the convolutions (bf16)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="continue (default)")
+    parser.add_argument("--init", type=Path, help="weights to start from, a state or a checkpoint; it may have fewer channels per joint (random)")
     parser.add_argument("--validate", type=count, default=40, help="pictures for the COCO figures at the end (40)")
     args = parser.parse_args(argv)
 
@@ -61,9 +62,11 @@ def main(argv: Arguments = None) -> int:
             precision=args.precision,
             lr=args.lr,
             resume=args.resume,
+            init=args.init,
         )
-        if args.resume and (args.output / STATE).exists():
-            load_grouped(args.output / STATE, args.cfg)  # says clearly when it is another network's
+        resumed = args.resume and (args.output / STATE).exists()
+        if (given := args.output / STATE if resumed else args.init) is not None:
+            load_grouped(given, args.cfg, widen=not resumed)  # says clearly when it is another network's
         launch(options)
         state = read_training_file(args.output / STATE)
         with replacing(args.output / WEIGHTS) as temporary:

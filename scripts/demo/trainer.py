@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 from dekr_infer.config import load_config
 from dekr_infer.files import replacing
 from scripts.demo.batches import VALIDATION_CUT, Batch, Cut, Drawn, make_batch, normalised
+from scripts.demo.detect import load_grouped
 from scripts.demo.grouped import GroupedNet
 from scripts.demo.losses import heat_loss, offset_loss, total_loss
 from scripts.demo.schedule import Average, Length, rate
@@ -44,6 +45,7 @@ class Options:
     precision: str
     lr: float
     resume: bool
+    init: Path | None = None  # a state's or checkpoint's weights to start from, where nothing is resumed
     minutes_between_saves: float = 2.0
     validation_batches: int = 8
     cut: Cut | None = None
@@ -57,7 +59,11 @@ class Trainer:
         self.options, self.rank = options, rank
         self.device = torch.device(options.device)
         torch.manual_seed(options.seed)
-        self.network = GroupedNet(load_config(options.cfg).MODEL.SPEC).to(self.device)
+        resumed = options.resume and (options.output / STATE).exists()
+        if options.init is not None and not resumed:
+            self.network = load_grouped(options.init, options.cfg, widen=True).to(self.device)
+        else:
+            self.network = GroupedNet(load_config(options.cfg).MODEL.SPEC).to(self.device)
         for module in self.network.modules():
             if isinstance(module, nn.Conv2d):
                 module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -69,7 +75,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(groups, lr=options.lr, eps=1e-10, fused=True)
         self.average = Average(self.network.state_dict())
         self.step, self.seconds = 0, 0.0
-        if options.resume and (options.output / STATE).exists():
+        if resumed:
             self._load(torch.load(options.output / STATE, map_location=self.device, weights_only=True))
 
     def _load(self, state: dict[str, Any]) -> None:
