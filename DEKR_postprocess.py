@@ -3,6 +3,10 @@
 
 Reads <picture>_0.npy (heatmap) and <picture>_1.npy (offset) from both dump folders and writes
 keypoints_<split>_results.json and metrics.json. The pictures themselves are not needed, only their annotation file.
+What looks wrong with the figures is said on stderr in lines that start with `warning:`, and kept in metrics.json.
+
+--compare FILE lists what differs from an earlier run: inputs, settings, versions, counts, figures. The exit code is
+then 0 when the ten figures are the same, whatever else differs, and 1 when they are not; both files are written anyway.
 
   python3 DEKR_postprocess.py --dump_dir ./out --dump_dir_flip ./out_flip \\
       RESCORE.MODEL_FILE models/final_rescore_coco_kpt.pth
@@ -12,25 +16,21 @@ from __future__ import annotations
 
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from yacs.config import CfgNode
 
-import dekr_infer
-from dekr_infer.coco import DataSet, load_data_set
+from dekr_infer.coco import load_data_set
 from dekr_infer.command import Arguments, Parser, add_config, config_of, run
 from dekr_infer.decode import DecodeSettings
 from dekr_infer.errors import ConfigError
 from dekr_infer.evaluate import coco_figures, figures_table
-from dekr_infer.files import read_json, sha256, write_json
 from dekr_infer.match import MatchSettings
-from dekr_infer.postprocess import Outcome, Settings, available, process
+from dekr_infer.metrics import difference_lines, metrics_of, read_metrics, require_same_figures, write_both
+from dekr_infer.postprocess import Settings, available, process
 from dekr_infer.progress import progress
 from dekr_infer.rescore import load_rescore_net
-
-LIBRARIES = ("numpy", "pycocotools")
+from dekr_infer.tensors import held
 
 
 def main(argv: Arguments = None) -> int:
@@ -40,6 +40,9 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--dump_dir_flip", type=Path, default=Path("out_flip"), help="outputs for the flipped tensors")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder for the two JSON files")
     parser.add_argument("--allow_missing", action="store_true", help="evaluate the pictures whose outputs are there")
+    parser.add_argument(
+        "--compare", type=Path, metavar="FILE", help="say what differs from an earlier metrics.json; see above"
+    )
     add_config(parser)
     args = parser.parse_args(argv)
 
@@ -51,15 +54,16 @@ def main(argv: Arguments = None) -> int:
             raise ConfigError("--dump_dir and --dump_dir_flip name the same folder")
         data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST)
         pictures = available(data, folders, args.allow_missing)
+        earlier = read_metrics(args.compare) if args.compare else None
         settings = settings_of(config)
-        with progress("postprocess", len(pictures)) as advance:
-            outcome = process(data, pictures, folders, settings, advance)
-        results = args.output / f"keypoints_{config.DATASET.TEST}_results.json"
-        write_json(results, outcome.results)
-        figures = coco_figures(data, outcome.results, [picture.id for picture in pictures])
-        seconds = {"decoding": outcome.seconds, "all": time.monotonic() - started}
-        metrics = _metrics(config, data, folders, figures, outcome) | {"seconds": seconds}
-        write_json(args.output / "metrics.json", metrics, indent=2)
+        with held(args.output):
+            with progress("postprocess", len(pictures)) as advance:
+                outcome = process(data, pictures, folders, settings, advance)
+            figures = coco_figures(data, outcome.results, [picture.id for picture in pictures])
+            metrics = metrics_of(config, data, folders, figures, outcome)
+            metrics["seconds"] = {"decoding": outcome.seconds, "all": time.monotonic() - started}
+            results = args.output / f"keypoints_{config.DATASET.TEST}_results.json"
+            write_both(results, outcome.results, args.output / "metrics.json", metrics)
         left_out = len(data.pictures) - outcome.pictures
         print(figures_table(figures))
         print(
@@ -68,8 +72,13 @@ def main(argv: Arguments = None) -> int:
         )
         print(
             f"flip {'on' if config.TEST.FLIP_TEST else 'off'}, rescoring {'on' if config.RESCORE.VALID else 'off'}; "
-            f"{results} and metrics.json in {seconds['all']:.1f} s"
+            f"{results} and metrics.json in {metrics['seconds']['all']:.1f} s"
         )
+        for warning in metrics["warnings"].values():
+            print(f"warning: {warning}", file=sys.stderr)
+        if earlier is not None:
+            print("\n".join(difference_lines(earlier, metrics, args.compare)))
+            require_same_figures(earlier, metrics, args.compare)
 
     return run(work)
 
@@ -97,33 +106,6 @@ def settings_of(config: CfgNode) -> Settings:
     )
     rescore = load_rescore_net(config.RESCORE.MODEL_FILE, config.RESCORE.HIDDEN_LAYER) if config.RESCORE.VALID else None
     return Settings(decoding, matching if test.MATCH_HMP else None, rescore)
-
-
-def _metrics(
-    config: CfgNode, data: DataSet, folders: list[Path], figures: dict[str, float], outcome: Outcome
-) -> dict[str, Any]:
-    """Everything that the figures depend on, beside the figures."""
-    summaries = [folder.with_name(f"{folder.name}_summary.json") for folder in folders]
-    graphs = [read_json(path).get("model_sha256") for path in summaries if path.is_file()]
-    return {
-        "figures": figures,
-        "counts": {
-            "pictures": len(data.pictures),
-            "evaluated": outcome.pictures,
-            "missing": len(data.pictures) - outcome.pictures,
-            "people": outcome.people,
-            "empty_pictures": outcome.empty,
-        },
-        "settings": {"split": config.DATASET.TEST, "flip": config.TEST.FLIP_TEST, "rescored": config.RESCORE.VALID}
-        | {key: config.TEST[key] for key in ("KEYPOINT_THRESHOLD", "NMS_THRE", "NMS_NUM_THRE", "MATCH_HMP")}
-        | {"MAX_NUM_PEOPLE": config.DATASET.MAX_NUM_PEOPLE},
-        "sha256": {
-            "annotations": sha256(data.annotation),
-            "rescore": sha256(Path(config.RESCORE.MODEL_FILE)) if config.RESCORE.VALID else None,
-            "graphs": graphs,
-        },
-        "versions": {"dekr_infer": dekr_infer.__version__} | {name: version(name) for name in LIBRARIES},
-    }
 
 
 if __name__ == "__main__":

@@ -13,11 +13,15 @@ import sys
 import time
 from pathlib import Path
 
+import cv2
+
 from dekr_infer.coco import load_data_set, picture_source
 from dekr_infer.command import Arguments, Parser, add_config, config_of, cores, count, run
 from dekr_infer.errors import ConfigError
+from dekr_infer.files import sha256
 from dekr_infer.geometry import SHORT_SIDE
-from dekr_infer.preprocess import gear_table, write_tensors
+from dekr_infer.origin import moved_warning, write_records
+from dekr_infer.preprocess import gear_table, moves_pixels, write_tensors
 from dekr_infer.progress import progress
 
 
@@ -45,15 +49,20 @@ def main(argv: Arguments = None) -> int:
         root, split = config.DATASET.ROOT, config.DATASET.TEST
         data = load_data_set(root, split)
         source = picture_source(root, split, config.DATASET.DATA_FORMAT)
+        moved = moves_pixels()
+        if moved:
+            print(f"warning: {moved_warning([cv2.__version__])}", file=sys.stderr)
+        folders = (args.output, args.output_flip)
         with progress("preprocess", len(data.pictures[: args.limit])) as advance:
             summary = write_tensors(
                 data,
                 source,
                 split,
-                (args.output, args.output_flip),
+                folders,
                 limit=args.limit,
                 workers=args.workers,
                 overwrite=args.overwrite,
+                begin=lambda: write_records(folders, sha256(data.annotation), cv2.__version__, moved, args.overwrite),
                 advance=advance,
             )
         print(

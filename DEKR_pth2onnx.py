@@ -20,8 +20,9 @@ import torch
 import dekr_infer
 from dekr_infer.command import Arguments, Parser, add_config, config_of, cores, count, run
 from dekr_infer.errors import ConfigError, DekrError
-from dekr_infer.export.check import HEAT_TOLERANCE, OFFSET_TOLERANCE, compare
+from dekr_infer.export.check import compare
 from dekr_infer.export.dialects import ASCEND, DIALECTS, ONNX, check_standard, to_dialect
+from dekr_infer.export.difference import HEAT_TOLERANCE, OFFSET_TOLERANCE
 from dekr_infer.export.graph import build_graph
 from dekr_infer.export.variants import SEPARATE, VARIANTS
 from dekr_infer.files import replacing, sha256

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +15,10 @@ from dekr_infer.geometry import Size
 JPEG_START = b"\xff\xd8"
 JPEG_SCAN = 0xDA  # the marker after which compressed pixels follow
 JPEG_END = b"\xff\xd9"
+JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the markers of segments that tell the size
+LARGEST_SIDE = 32_766  # pixels; OpenCV warps nothing larger
+LARGEST_FILE = 1 << 28  # bytes of one encoded picture; a small zip may announce far more
+LARGEST_ID = (1 << 63) - 1  # what numpy, and so pycocotools, keeps exactly
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def load_data_set(root: str | Path, split: str) -> DataSet:
         content = json.loads(path.read_bytes())
     except OSError as error:
         raise DekrError(f"{path}: cannot be read ({error.strerror}); set DATASET.ROOT to the COCO folder") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DekrError(f"{path}: not a JSON file, or cut short; fetch it again") from None
     entries = content.get("images") if isinstance(content, dict) else None
     if not isinstance(entries, list) or not entries:
@@ -66,16 +70,20 @@ def load_data_set(root: str | Path, split: str) -> DataSet:
 def _picture(entry: Any, path: Path) -> Picture:
     try:
         name, number = entry["file_name"], entry["id"]
-        size = Size(int(entry["height"]), int(entry["width"]))
-    except (KeyError, TypeError, ValueError):
-        raise DekrError(f"{path}: an image lacks id, file_name, height or width: {str(entry)[:80]}") from None
+        size = Size(entry["height"], entry["width"])
+    except (KeyError, TypeError):
+        raise DekrError(
+            f"{path}: an image lacks id, file_name, height or width; correct it: {str(entry)[:80]}"
+        ) from None
     pure = PurePosixPath(str(name))
     if not isinstance(name, str) or not pure.stem or pure.is_absolute() or ".." in pure.parts or "\\" in name:
-        raise DekrError(f"{path}: {name!r} is no file name below the images folder")
+        raise DekrError(f"{path}: {name!r} is no file name below the images folder; correct it")
     if "." in pure.stem:
         raise DekrError(f"{path}: {name}: ais_bench cuts names at the first dot; rename the picture")
-    if type(number) is not int or min(size) <= 0:
-        raise DekrError(f"{path}: {name}: needs a whole-number id and a positive height and width")
+    if type(number) is not int or abs(number) > LARGEST_ID:
+        raise DekrError(f"{path}: {name}: needs a whole-number id of at most 64 bits; correct it")
+    if any(type(side) is not int or not 0 < side <= LARGEST_SIDE for side in size):
+        raise DekrError(f"{path}: {name}: needs a whole-number height and width from 1 to {LARGEST_SIDE}; correct it")
     return Picture(number, name, size, pure.stem)
 
 
@@ -85,10 +93,12 @@ def _checked(pictures: Sequence[Picture], path: Path) -> tuple[Picture, ...]:
     for picture in pictures:
         other = ids.setdefault(picture.id, picture.file_name)
         if other is not picture.file_name:
-            raise DekrError(f"{path}: {other} and {picture.file_name} have the same id {picture.id}")
+            raise DekrError(f"{path}: {other} and {picture.file_name} have the same id {picture.id}; correct one")
         other = stems.setdefault(picture.stem, picture.file_name)
         if other is not picture.file_name:
-            raise DekrError(f"{path}: {other} and {picture.file_name} would write the same tensor {picture.stem}.npy")
+            raise DekrError(
+                f"{path}: {other} and {picture.file_name} would write the same tensor {picture.stem}.npy; rename one"
+            )
     return tuple(pictures)
 
 
@@ -130,15 +140,18 @@ class PictureFiles:
         try:
             if self._zip is None:
                 return (self.source / file_name).read_bytes()
-            return self._zip.read(f"{self.split}/{file_name}")
+            member = self._zip.getinfo(f"{self.split}/{file_name}")
+            if member.file_size <= LARGEST_FILE:
+                return self._zip.read(member)
+            reason = f"announces {member.file_size:,} bytes, which no picture has"
         except KeyError:
             reason = "no such member"
         except OSError as error:
             reason = error.strerror or str(error)
-        except RuntimeError:
-            reason = "encrypted"
         except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
             reason = str(error)
+        except RuntimeError:
+            reason = "encrypted"
         except Exception as error:  # zlib.error, lzma.LZMAError and the like: damaged bytes
             reason = f"damaged ({error})"
         raise DekrError(f"{self.source}: {file_name}: {reason}; fetch this file again")
@@ -148,8 +161,8 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except OSError as error:
-        raise DekrError(f"{path}: cannot be read ({error.strerror})") from None
-    except zipfile.BadZipFile:
+        raise DekrError(f"{path}: cannot be read ({error.strerror or error}); fetch it again") from None
+    except Exception:  # zipfile raises many kinds for a damaged directory; all mean the same to the user
         raise DekrError(f"{path}: not a zip file, or cut short; fetch it again") from None
 
 
@@ -180,10 +193,24 @@ def is_cut_short(data: bytes) -> bool:
     """
     if not data.startswith(JPEG_START):
         return False
-    position = len(JPEG_START)
+    scan = next((start for marker, start in _segments(data) if marker == JPEG_SCAN), None)
+    return scan is None or JPEG_END not in data[scan:]
+
+
+def jpeg_size(data: bytes) -> Size | None:
+    """The size that a JPEG's header announces, without decoding it; `None` where it says nothing."""
+    for marker, start in _segments(data):
+        if marker in JPEG_FRAMES and start + 9 <= len(data):
+            return Size(*(int.from_bytes(data[start + at : start + at + 2], "big") for at in (5, 7)))
+    return None
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """The segments of a JPEG's header up to its first scan: marker and position."""
+    position = len(JPEG_START) if data.startswith(JPEG_START) else len(data)
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
+        yield marker, position
         if marker == JPEG_SCAN:
-            return JPEG_END not in data[position:]
+            return
         position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return True

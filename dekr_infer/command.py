@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 from yacs.config import CfgNode
 
 from dekr_infer.config import load_config
 from dekr_infer.errors import DekrError
 
-INTERRUPTED = 130  # the shell's exit code for Ctrl-C
+SIGNAL_CODE = 128  # the shell's exit code for a signal is this and its number, so 130 for Ctrl-C
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,26 +76,65 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+class Stopped(KeyboardInterrupt):
+    """The process was told to end by a signal other than Ctrl-C's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Within it, SIGTERM and SIGHUP raise `Stopped`, to clean up as Ctrl-C does; ignored ones (nohup) stay ignored."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    replaced = []
+    if threading.current_thread() is threading.main_thread():  # Python allows it there only
+        replaced = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    try:
+        for number in replaced:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def run(work: Callable[[], None]) -> int:
     """Do a command's work; its expected failures become one line on stderr.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 the configuration is wrong, 130 interrupted.
+        The exit code: 0 done, 1 failed, 2 the configuration is wrong, 130 interrupted, 143 terminated, 129 hung up.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text
     try:
-        work()
+        with stoppable():
+            work()
+            sys.stdout.flush()  # while its failure can still be told
     except DekrError as error:
         return _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail("interrupted; what was finished stays, run the same command again to go on", INTERRUPTED)
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Stopped) else int(signal.SIGINT)
+        return _fail("interrupted; what was finished stays, run the same command again to go on", SIGNAL_CODE + number)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return 1
     except MemoryError:
-        return _fail("not enough memory", 1)
+        return _fail("not enough memory; free some, or use a machine that has more", 1)
     except OSError as error:
-        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 1)
+        _drop_stdout()
+        return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}; correct this and try again", 1)
     return 0
+
+
+def _drop_stdout() -> None:
+    """Let what could not be printed go, so that the interpreter does not try again when it ends."""
+    with contextlib.suppress(OSError, ValueError):  # a caller's buffer has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, code: int) -> int:

@@ -6,6 +6,7 @@ Every complaint is one `ConfigError` line that says what to type instead.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from dekr_infer.defaults import DEFAULTS
 from dekr_infer.errors import ConfigError
 
 CONFIG_FOLDER = Path(__file__).with_name("configs")
+WIDEST = 1 << 14  # hidden neurons of a rescoring net
 DEFAULT_CONFIG = CONFIG_FOLDER / "dekr_w32_coco.yaml"
 
 
@@ -58,14 +60,28 @@ def _find(path: Path) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)  # noqa: S506  # a SafeLoader
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); --cfg wants a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a plain YAML file ({' '.join(str(error).split())})") from None
+    except _YAML_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path}: not a plain YAML file ({reason}); correct it") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: holds no sections; --cfg wants a file like upstream's experiments/coco/w32/*.yaml")
     return tree
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without tags that make objects, and without aliases, a few of which can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not taken")
+        return super().compose_node(parent, index)
+
+
+# What PyYAML raises for hostile or mistaken text; beside its own errors, its constructors' for ill-formed scalars.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -125,6 +141,8 @@ def _coerced(old: Any, new: Any, name: str) -> Any:
         if old and not all(_same_shape(old[0], item) for item in new):
             raise ConfigError(f"{name} wants a list like {old!r}, got {new!r}")
         return kind(new)
+    if kind is float and type(new) is float and not math.isfinite(new):
+        raise ConfigError(f"{name} wants a finite number such as {old!r}, got {new!r}")
     if type(new) is not kind:
         raise ConfigError(f"{name} wants {_KIND_NAMES[kind]} such as {old!r}, got {new!r}")
     return new
@@ -151,7 +169,7 @@ def _unknown(config: CfgNode, key: str, where: str) -> ConfigError:
 
 def _check_supported(config: CfgNode) -> None:
     """Refuse settings that upstream knows and this chain does not, rather than ignore them."""
-    data, test = config.DATASET, config.TEST
+    data, test, hidden = config.DATASET, config.TEST, config.RESCORE.HIDDEN_LAYER
     for wrong, message in (
         ("coco" not in data.DATASET, f"DATASET.DATASET {data.DATASET}: only COCO data sets are supported"),
         (data.NUM_JOINTS != 17, f"DATASET.NUM_JOINTS {data.NUM_JOINTS}: COCO has 17 joints"),
@@ -161,6 +179,8 @@ def _check_supported(config: CfgNode) -> None:
         (not 0 <= test.KEYPOINT_THRESHOLD < 1, f"TEST.KEYPOINT_THRESHOLD {test.KEYPOINT_THRESHOLD}: from 0 to 1"),
         (test.NMS_THRE < 0, f"TEST.NMS_THRE {test.NMS_THRE}: not below 0"),
         (not data.TEST, "DATASET.TEST is empty: name the split, for example val2017"),
+        (set(data.TEST) & {"/", "\0"}, f"DATASET.TEST {data.TEST!r}: the name of a split, for example val2017"),
+        (not 0 < hidden <= WIDEST, f"RESCORE.HIDDEN_LAYER {hidden}: from 1 to {WIDEST}; upstream's net has 256"),
     ):
         if wrong:
             raise ConfigError(message)

@@ -92,9 +92,13 @@ def find_centres(centre: np.ndarray, settings: DecodeSettings) -> tuple[np.ndarr
     """
     side = (centre.shape[0] + centre.shape[1]) / 2
     reach = 1 + sum(side > limit for limit in settings.pool_sides)
+    values = centre.ravel()
     peaks = np.flatnonzero((centre == _maximum(centre, reach)) & (centre > np.float32(settings.threshold)))
-    best = peaks[np.argsort(-centre.flat[peaks], kind="stable")[: settings.max_people]]
-    return np.stack(np.divmod(best, centre.shape[1]), axis=1), centre.flat[best]
+    if len(peaks) > settings.max_people:
+        heights = values[peaks]
+        peaks = peaks[heights >= np.partition(heights, -settings.max_people)[-settings.max_people]]
+    best = peaks[np.argsort(-values[peaks], kind="stable")[: settings.max_people]]
+    return np.stack(np.divmod(best, centre.shape[1]), axis=1), values[best]
 
 
 def _maximum(values: np.ndarray, reach: int) -> np.ndarray:
@@ -184,7 +188,8 @@ def remove_duplicates(joints: np.ndarray, mean_heat: np.ndarray, settings: Decod
     """
     extent = joints.max(1) - joints.min(1)
     area = (extent**2).sum(1)
-    distance = np.sqrt(((joints[:, None] - joints) ** 2).sum(3))
+    x, y = np.ascontiguousarray(joints[:, :, 0]), np.ascontiguousarray(joints[:, :, 1])
+    distance = np.sqrt((x[:, None] - x) ** 2 + (y[:, None] - y) ** 2)
     near = distance < np.float32(settings.nms_distance) * np.sqrt(area)[:, None, None]
     duplicates = near.sum(2) > settings.nms_joints
     kept: list[int] = []

@@ -20,6 +20,7 @@ LEFT, RIGHT, CENTRE = (255, 130, 40), (60, 160, 255), (250, 240, 170)
 RIM = (20, 20, 24)
 SUBPIXEL_BITS = 4
 CAPTION = 26  # pixels: the height of the strip above a tile
+GUTTER = 8  # pixels between tiles in a row
 
 
 def side_colour(*joints: int) -> tuple[int, int, int]:
@@ -109,16 +110,17 @@ def contact_sheet(images: Sequence[np.ndarray], labels: Sequence[str], columns: 
         columns: tiles in a row.
         tile: the room for a picture; the caption's strip comes on top.
     Returns:
-        (rows * (tile.h + CAPTION), columns * tile.w, 3) uint8; without pictures a single empty row.
+        (rows * (tile.h + CAPTION), columns * (tile.w + GUTTER) - GUTTER, 3) uint8; without pictures a single empty row.
     Raises:
         ValueError: not as many labels as pictures, or no column.
     """
     if len(images) != len(labels) or columns < 1:
         raise ValueError(f"{len(images)} pictures, {len(labels)} labels, {columns} columns do not make a sheet")
     rows = max(1, -(-len(images) // columns))
-    sheet = np.full((rows * (tile.h + CAPTION), columns * tile.w, 3), RIM, np.uint8)
+    row, column = tile.h + CAPTION, tile.w + GUTTER
+    sheet = np.full((rows * row, columns * column - GUTTER, 3), RIM, np.uint8)
     for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-        top, left = index // columns * (tile.h + CAPTION), index % columns * tile.w
+        top, left = index // columns * row, index % columns * column
         scale = min(tile.h / image.shape[0], tile.w / image.shape[1])
         h, w = (max(1, round(side * scale)) for side in image.shape[:2])
         method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR

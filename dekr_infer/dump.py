@@ -6,24 +6,29 @@ the output folder says what is done and how long it took, so that a stopped run 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
 from dekr_infer import tensors
-from dekr_infer.errors import DekrError
-from dekr_infer.files import write_failure, write_json
+from dekr_infer.errors import ConfigError, DekrError
+from dekr_infer.files import beside, replacing, write_failure, write_json
 from dekr_infer.geometry import HEATMAP_CHANNELS, OFFSET_CHANNELS, Size, cells
-from dekr_infer.runtime import Network
+
+if TYPE_CHECKING:  # whoever only asks for names starts without ONNX Runtime
+    from dekr_infer.runtime import Network
 
 CHANNELS = (HEATMAP_CHANNELS, OFFSET_CHANNELS)  # of output 0 and output 1
 FORMATS = ("NPY", "BIN")
+RECORD_ENDING = "_record.jsonl"  # of the runner's record, behind the folder's name
 BOTH_PASSES = (("prep_data", "out"), ("prep_data_flip", "out_flip"))  # tensors -> outputs, when none are named
 
 
@@ -42,6 +47,11 @@ class Options:
     loop: int = 1
     warmup_count: int = 1
     overwrite: bool = False
+
+    @property
+    def suffix(self) -> str:
+        """Of the files written."""
+        return f".{self.outfmt.lower()}"
 
 
 def natural_order(names: Iterable[str]) -> list[str]:
@@ -82,6 +92,21 @@ def output_stem(file: Path) -> str:
     return file.name.split(".", 1)[0]
 
 
+def output_names(file: Path, suffix: str = tensors.SUFFIX) -> list[str]:
+    """The names of an input's outputs, in the graph's order."""
+    return [f"{output_stem(file)}_{index}{suffix}" for index in range(len(CHANNELS))]
+
+
+def check_dirname(name: str) -> None:
+    """Refuse an --output_dirname that is not the name of a folder just below --output.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if name in ("", "..") or Path(name).name != name:
+        raise ConfigError(f"--output_dirname {name!r}: it must be the name of a folder below --output")
+
+
 def run_folder(
     network: Network,
     files: Sequence[Path],
@@ -104,10 +129,12 @@ def run_folder(
     gears = check_gears(network, files)
     done_before = 0
     with tensors.exclusive(folder), Record(folder, network.sha256, options) as record:
-        tensors.refuse_foreign(folder, {name for file in files for name in _outputs(file, options)}, "these inputs")
+        tensors.refuse_foreign(
+            folder, {name for file in files for name in output_names(file, options.suffix)}, "these inputs"
+        )
         waiting = []
         for file, gear in zip(files, gears, strict=True):
-            if record.knows(file.name) and _is_fresh(file, folder, gear, options):
+            if record.knows(file) and _is_fresh(file, folder, gear, options):
                 done_before += 1
             else:
                 waiting.append(file)
@@ -115,10 +142,11 @@ def run_folder(
         if waiting:
             summary_path(folder).unlink(missing_ok=True)  # it tells of an earlier run; none until this one is done
         for turn, file in enumerate(waiting):
+            changed = _changed(file)
             image = tensors.read(file)
             for _ in range(options.warmup_count if turn == 0 else 0):
                 network.run(image)
-            record.add(file.name, _run_one(network, image, file, folder, options))
+            record.add(file.name, changed, _run_one(network, image, file, folder, options))
             advance(1)
         summary = _summary(record, files, folder, options, network, arguments)
     write_json(summary_path(folder), summary)
@@ -137,14 +165,14 @@ def check_gears(network: Network, files: Sequence[Path]) -> list[Size]:
         gear = Size(*shape[2:]) if len(shape) == 4 and shape[:2] == (1, 3) else None
         if gear not in network.gears:
             known = ", ".join(f"(1, 3, {g.h}, {g.w})" for g in network.gears)
-            raise DekrError(f"{file}: its shape {shape} is no gear of {network.path}; the gears are {known}")
+            raise DekrError(f"{file}: its shape {shape} is no gear of {network.path} ({known}); make it again")
         gears.append(gear)
     return gears
 
 
 def summary_path(folder: Path) -> Path:
     """Where ais_bench puts the summary of an output folder: beside it."""
-    return folder.with_name(f"{folder.name}_summary.json")
+    return beside(folder, "_summary.json")
 
 
 def _run_one(network: Network, image: np.ndarray, file: Path, folder: Path, options: Options) -> list[float]:
@@ -152,22 +180,18 @@ def _run_one(network: Network, image: np.ndarray, file: Path, folder: Path, opti
     for _ in range(options.loop):
         *outputs, milliseconds = network.run(image)
         times.append(milliseconds)
-    for name, values in zip(_outputs(file, options), outputs, strict=True):
+    for name, values in zip(output_names(file, options.suffix), outputs, strict=True):
         if not np.isfinite(values).all():
             raise DekrError(f"{file}: the network's output for it holds NaN or infinite values; check {network.path}")
         tensors.write(folder, name, values)
     return times
 
 
-def _outputs(file: Path, options: Options) -> list[str]:
-    return [f"{output_stem(file)}_{index}.{options.outfmt.lower()}" for index in range(len(CHANNELS))]
-
-
 def _is_fresh(file: Path, folder: Path, gear: Size, options: Options) -> bool:
     """Whether both outputs are there, whole, and no older than the input."""
     if options.overwrite:
         return False
-    for name, channels in zip(_outputs(file, options), CHANNELS, strict=True):
+    for name, channels in zip(output_names(file, options.suffix), CHANNELS, strict=True):
         output, shape = folder / name, (1, channels, *cells(gear))
         whole = tensors.is_finished(output, shape) if name.endswith(tensors.SUFFIX) else output.is_file()
         if not whole or output.stat().st_mtime_ns < file.stat().st_mtime_ns:
@@ -179,50 +203,63 @@ class Record:
     """What a folder holds and how it was made: one JSON line for the run, then one per finished tensor."""
 
     def __init__(self, folder: Path, model_sha256: str, options: Options) -> None:
-        self.path = folder.with_name(f"{folder.name}_record.jsonl")
+        self.path = beside(folder, RECORD_ENDING)
         self.folder = folder
-        self.head = {"model_sha256": model_sha256, "outfmt": options.outfmt, "loop": options.loop}
+        self.head: dict[str, Any] = {"model_sha256": model_sha256, "outfmt": options.outfmt, "loop": options.loop}
         self.overwrite = options.overwrite
         self.times: dict[str, list[float]] = {}
+        self.changed: dict[str, int] = {}
         self._file: TextIO | None = None
 
     def __enter__(self) -> Record:
         lines = [] if self.overwrite else self._lines()
-        if lines and lines[0] != self.head:
+        if len(lines) > 1 and lines[0] != self.head:  # a run that finished nothing left nothing to mix up
             raise DekrError(
                 f"{self.folder}: holds outputs of another model or of other options; "
                 "name another folder, delete this one, or add --overwrite"
             )
-        self.times = {line["file"]: line["milliseconds"] for line in lines[1:]}
+        entries = [line for line in lines[1:] if len(line["milliseconds"]) == self.head["loop"]]
+        self.times = {line["file"]: line["milliseconds"] for line in entries}
+        self.changed = {line["file"]: line["changed"] for line in entries}
+        kept = [self.head, *(self._entry(name) for name in self.times)]
+        with replacing(self.path) as temporary:  # at no moment is what earlier runs did forgotten
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         try:
-            self._file = open(self.path, "w", encoding="utf-8")
-            self._write(self.head)
-            for name, times in self.times.items():
-                self._write({"file": name, "milliseconds": times})
+            self._file = open(self.path, "a", encoding="utf-8")
         except OSError as error:
             raise DekrError(write_failure(self.path, error)) from None
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # what it holds was flushed, or `add` has told why not
+                self._file.close()
 
-    def knows(self, name: str) -> bool:
-        """Whether a tensor was finished, by this run or an earlier one."""
-        return name in self.times
+    def knows(self, file: Path) -> bool:
+        """Whether a tensor was finished, by this run or an earlier one, and is still the file it was then."""
+        return file.name in self.times and self.changed[file.name] == _changed(file)
 
-    def add(self, name: str, times: list[float]) -> None:
-        """Note that a tensor's outputs are written."""
-        self.times[name] = times
+    def add(self, name: str, changed: int, times: list[float]) -> None:
+        """Note that a tensor's outputs are written; `changed` is when the tensor was."""
+        self.times[name], self.changed[name] = times, changed
+        assert self._file is not None
         try:
-            self._write({"file": name, "milliseconds": times})
+            self._file.write(json.dumps(self._entry(name)) + "\n")
+            self._file.flush()
         except OSError as error:
             raise DekrError(write_failure(self.path, error)) from None
 
-    def _write(self, value: dict[str, Any]) -> None:
-        assert self._file is not None
-        self._file.write(json.dumps(value) + "\n")
-        self._file.flush()
+    def _entry(self, name: str) -> dict[str, Any]:
+        return {"file": name, "milliseconds": self.times[name], "changed": self.changed[name]}
+
+    def _is_entry(self, value: Any) -> bool:
+        """Whether a line of the record tells of a finished tensor."""
+        form = {"file": str, "milliseconds": list, "changed": int}
+        return (
+            isinstance(value, dict)
+            and all(isinstance(value.get(key), kind) for key, kind in form.items())
+            and all(type(time) is float and 0 < time < float("inf") for time in value["milliseconds"])
+        )
 
     def _lines(self) -> list[dict[str, Any]]:
         """The lines of an earlier run, up to one that a killed run left unfinished."""
@@ -236,18 +273,17 @@ class Record:
         for line in text.splitlines():
             try:
                 value = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 break
-            if lines and not _is_entry(value):
+            if lines and not self._is_entry(value):
                 break
             lines.append(value)
         return lines
 
 
-def _is_entry(value: Any) -> bool:
-    """Whether a line of the record tells of a finished tensor."""
-    form = {"file": str, "milliseconds": list}
-    return isinstance(value, dict) and all(isinstance(value.get(key), kind) for key, kind in form.items())
+def _changed(file: Path) -> int:
+    """When a tensor was last written, in nanoseconds; tells it from another of the same name and shape."""
+    return file.stat().st_mtime_ns
 
 
 def _summary(
@@ -262,7 +298,10 @@ def _summary(
     none = [0.0] * len(times)  # nothing is copied to a device and back
     return {
         "filesinfo": {
-            str(index): {"infiles": [str(file)], "outfiles": [str(folder / name) for name in _outputs(file, options)]}
+            str(index): {
+                "infiles": [str(file)],
+                "outfiles": [str(folder / name) for name in output_names(file, options.suffix)],
+            }
             for index, file in enumerate(files)
         },
         "args": arguments,
@@ -273,6 +312,8 @@ def _summary(
         "throughput": 1000 / float(np.mean(times)),
         "pid": os.getpid(),
         "model_sha256": network.sha256,
+        "checkpoint_sha256": network.checkpoint_sha256,
+        "versions": {name: version(name) for name in ("onnxruntime", "numpy")},
     }
 
 

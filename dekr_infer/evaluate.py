@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from dekr_infer.coco import DataSet
+from dekr_infer.coco import LARGEST_ID, DataSet
 from dekr_infer.decode import JOINTS
 from dekr_infer.errors import DekrError
+from dekr_infer.joints import JOINT_NAMES
 
+LARGEST_NUMBER = 1e12  # pixels, or square pixels; beyond any picture, and NaN is not below it
 FIGURES = ("AP", "AP .5", "AP .75", "AP (M)", "AP (L)", "AR", "AR .5", "AR .75", "AR (M)", "AR (L)")
 
 
@@ -25,14 +27,17 @@ def person_category(data: DataSet) -> int:
         DekrError: there is none, or it has other joints than COCO's 17.
     """
     categories = data.content.get("categories")
-    try:
-        first = categories[0]  # type: ignore[index]
-        number, joints = int(first["id"]), len(first.get("keypoints", ()) or range(JOINTS))
-    except (TypeError, KeyError, IndexError, ValueError, AttributeError):
-        raise DekrError(f"{data.annotation}: lists no category; it must be a COCO keypoint annotation") from None
-    if joints != JOINTS:
-        raise DekrError(f"{data.annotation}: its people have {joints} joints, COCO's have {JOINTS}")
-    return number
+    known = isinstance(categories, list) and all(isinstance(c, dict) and _is_id(c.get("id")) for c in categories)
+    if not known or not categories:
+        raise DekrError(f"{data.annotation}: lists no category; it must be a COCO keypoint annotation")
+    first = categories[0]
+    names = first.get("keypoints") or JOINT_NAMES
+    if not isinstance(names, list | tuple) or len(names) != JOINTS:
+        count = len(names) if isinstance(names, list | tuple) else "unknown"
+        raise DekrError(f"{data.annotation}: its people have {count} joints, COCO's have {JOINTS}; use COCO's form")
+    if tuple(names) != JOINT_NAMES and set(map(str, names)) == set(JOINT_NAMES):
+        raise DekrError(f"{data.annotation}: its joints are COCO's in another order; bring them into COCO's order")
+    return int(first["id"])
 
 
 def results_of(image_id: int, category_id: int, poses: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
@@ -91,21 +96,53 @@ def _ground_truth(data: DataSet) -> COCO:
     annotations = data.content.get("annotations")
     if not isinstance(annotations, list):
         raise DekrError(f"{data.annotation}: holds no annotations; the ten figures need them")
-    known = {image["id"] for image in data.content["images"]}
+    images = {image["id"] for image in data.content["images"]}  # data.pictures may be some of them
+    categories = {entry["id"] for entry in data.content["categories"]}
+    numbers: set[int] = set()
     for entry in annotations:
-        fits = (
-            isinstance(entry, dict)
-            and entry.get("image_id") in known
-            and {"id", "area", "bbox", "iscrowd", "category_id", "num_keypoints"} <= entry.keys()
-            and isinstance(entry.get("keypoints"), list)
-            and len(entry["keypoints"]) == 3 * JOINTS
-        )
-        if not fits:
-            raise DekrError(f"{data.annotation}: not a COCO keypoint annotation: {str(entry)[:80]}")
+        wrong = _wrong_in(entry, images, categories)
+        if wrong:
+            raise DekrError(
+                f"{data.annotation}: not a COCO keypoint annotation ({wrong}): {str(entry)[:80]}; correct it"
+            )
+        if entry["id"] in numbers:
+            raise DekrError(f"{data.annotation}: two annotations have the id {entry['id']}; correct one")
+        numbers.add(entry["id"])
     truth = COCO()
     truth.dataset = {**data.content, "annotations": [dict(entry) for entry in annotations]}
     truth.createIndex()
     return truth
+
+
+def _wrong_in(entry: Any, images: Container[int], categories: Container[int]) -> str:
+    """What pycocotools would stumble over, or silently count wrongly, in an annotation; empty when all is well."""
+    if not isinstance(entry, dict):
+        return "no object"
+    checks = {
+        "id": _is_id(entry.get("id")) and entry["id"] > 0,  # pycocotools takes 0 for "not matched"
+        "image_id": _is_id(entry.get("image_id")) and entry["image_id"] in images,
+        "category_id": _is_id(entry.get("category_id")) and entry["category_id"] in categories,
+        "iscrowd": entry.get("iscrowd") in (0, 1),
+        "area": _are_numbers([entry.get("area")], 1) and entry["area"] >= 0,
+        "bbox": _are_numbers(entry.get("bbox"), 4),
+        "keypoints": _are_numbers(entry.get("keypoints"), 3 * JOINTS),
+    }
+    wrong = [name for name, holds in checks.items() if not holds]
+    if not wrong and entry.get("num_keypoints") != sum(value > 0 for value in entry["keypoints"][2::3]):
+        wrong = ["num_keypoints"]
+    return ", ".join(wrong)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and abs(value) <= LARGEST_ID
+
+
+def _are_numbers(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(type(value) in (int, float) and abs(value) <= LARGEST_NUMBER for value in values)
+    )
 
 
 def figures_table(figures: Mapping[str, float]) -> str:

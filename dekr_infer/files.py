@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -15,30 +16,59 @@ from typing import Any
 from dekr_infer.errors import DekrError
 
 
+def beside(folder: Path, ending: str) -> Path:
+    """The file that stands beside a folder and begins with its name, also when the folder is given as `.` or `..`."""
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.parent / f"{named.name}{ending}"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yields a name beside `path` to write to; on success it becomes `path`, on failure nothing of it is left.
 
     Raises:
-        DekrError: the disk is full, or the file cannot be written.
+        DekrError: the disk is full, the file cannot be written, or another run is writing it.
     """
     temporary = path.with_name(f".{path.name}.partial")
+    lock = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        lock = _locked(temporary)
         yield temporary
         os.replace(temporary, path)
+    except BlockingIOError:
+        raise DekrError(f"{path}: another run is writing this file; wait for it or name another") from None
     except OSError as error:
         raise DekrError(write_failure(path, error)) from None
     finally:
-        with contextlib.suppress(OSError):  # it is gone already, or its folder is none; said above
-            temporary.unlink()
+        if lock is not None:
+            with contextlib.suppress(OSError):  # it has its name
+                temporary.unlink()
+            os.close(lock)
+
+
+def _locked(path: Path) -> int:
+    """A new, empty file that this process alone holds; one that a killed run left is taken over."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.stat(path), os.fstat(handle)):
+                os.truncate(handle, 0)
+                return handle
+        except FileNotFoundError:
+            pass  # the run before us ended between our two calls
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 def write_failure(path: Path, error: OSError) -> str:
     """The line for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{path}: the disk is full; free some space and run the same command again"
-    return f"{path}: cannot be written ({error.strerror})"
+    return f"{path}: cannot be written ({error.strerror}); correct this, or name another place"
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
@@ -56,8 +86,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise DekrError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError:
+        raise DekrError(f"{path}: cannot be read ({error.strerror}); check its name and your rights") from None
+    except (ValueError, RecursionError):
         raise DekrError(f"{path}: not a JSON file, or cut short; make it again") from None
 
 
@@ -70,4 +100,4 @@ def sha256(path: Path) -> str:
                 digest.update(block)
         return digest.hexdigest()
     except OSError as error:
-        raise DekrError(f"{path}: cannot be read ({error.strerror})") from None
+        raise DekrError(f"{path}: cannot be read ({error.strerror}); check its name and your rights") from None

@@ -18,7 +18,9 @@ from dekr_infer.evaluate import person_category, results_of
 from dekr_infer.geometry import HEATMAP_CHANNELS, OFFSET_CHANNELS, cells, gear_for, gear_to_image
 from dekr_infer.match import MatchSettings, match_to_heatmap
 from dekr_infer.rescore import RescoreNet
+from dekr_infer.sanity import Measures, compare_passes, passes_to_compare
 
+BLOCK = 4096  # people that the rescoring net sees at a time
 MAPS = {"heat": ("_0", HEATMAP_CHANNELS), "offset": ("_1", OFFSET_CHANNELS)}  # a dump's suffixes: output order
 
 
@@ -36,9 +38,15 @@ class Outcome:
     """What a data set's dumps held: COCO result entries, and counts and seconds for the summary."""
 
     results: list[dict[str, Any]] = field(default_factory=list)
-    pictures: int = 0
+    seen: list[Picture] = field(default_factory=list)
     empty: int = 0  # pictures in which nobody was found
     seconds: float = 0.0
+    passes: Measures = field(default_factory=Measures)  # what comparing the two passes of a few pictures gave
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures were looked at."""
+        return len(self.seen)
 
     @property
     def people(self) -> int:
@@ -96,23 +104,34 @@ def process(
     """
     outcome, category, started = Outcome(), person_category(data), time.perf_counter()
     found = []
+    looked_at = {picture.id for picture in passes_to_compare(pictures)}
     for person in find_people(pictures, folders, settings):
         found.append(person)
+        if person[0].id in looked_at:
+            compare_passes(outcome.passes, _open_passes(person[0], folders), settings.decode)
         advance(1)
     factors = _factors([poses for _, poses, _ in found], settings.rescore)
     for (picture, poses, scores), factor in zip(found, factors, strict=True):
         outcome.results += results_of(picture.id, category, poses, scores * factor)
-        outcome.pictures += 1
+        outcome.seen.append(picture)
         outcome.empty += not len(poses)
     outcome.seconds = time.perf_counter() - started
     return outcome
 
 
 def _factors(poses: Sequence[np.ndarray], rescore: RescoreNet | None) -> list[np.ndarray]:
-    """What each picture's scores are multiplied by; the net runs once for all people."""
+    """What each picture's scores are multiplied by; the net runs over all people, a block of them at a time."""
     if rescore is None:
         return [np.ones(len(people), np.float32) for people in poses]
-    return np.split(rescore(np.concatenate(poses)), np.cumsum([len(people) for people in poses])[:-1])
+    everyone = np.concatenate(poses)
+    with np.errstate(over="ignore", invalid="ignore"):
+        blocks = [rescore(everyone[start : start + BLOCK]) for start in range(0, max(len(everyone), 1), BLOCK)]
+    factors = np.concatenate(blocks)
+    if not np.isfinite(factors).all():
+        raise DekrError(
+            "RESCORE.MODEL_FILE: its net gives infinite scores; check that file, or add RESCORE.VALID False"
+        )
+    return np.split(factors, np.cumsum([len(people) for people in poses])[:-1])
 
 
 def find_people(
@@ -123,13 +142,18 @@ def find_people(
         passes = _open_passes(picture, folders)
         gear = gear_for(picture.size)
         try:
-            poses, scores = decode(passes, settings.decode)
+            with np.errstate(over="ignore", invalid="ignore"):  # absurd values are refused below
+                poses, scores = decode(passes, settings.decode)
         except NotFiniteError as error:
             path = _path(folders["flip" in str(error)], picture, str(error).removesuffix("_flip"))
             raise DekrError(f"{path}: holds NaN or infinite values; run the network on this picture again") from None
         if settings.match is not None and len(poses):
             poses = match_to_heatmap(poses, passes, settings.match)
-        poses = transform_poses(poses, gear_to_image(picture.size, gear))
+        with np.errstate(over="ignore", invalid="ignore"):
+            poses = transform_poses(poses, gear_to_image(picture.size, gear))
+        if not (np.isfinite(poses).all() and np.isfinite(scores).all()):
+            paths = " or ".join(str(_path(folder, picture, name)) for folder in folders for name in MAPS)
+            raise DekrError(f"{paths}: holds values beyond all bounds; run the network on this picture again")
         yield picture, poses, scores
 
 

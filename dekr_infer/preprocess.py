@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,13 +23,15 @@ import cv2
 import numpy as np
 
 from dekr_infer import tensors
-from dekr_infer.coco import DataSet, Picture, PictureFiles, is_cut_short
+from dekr_infer.coco import DataSet, Picture, PictureFiles, is_cut_short, jpeg_size
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import FLIP_SHIFT, GEARS, Size, gear_for, warp_points
 
 MEAN = (0.485, 0.456, 0.406)  # RGB, of values in 0..1; Source: ImageNet, as the reference normalises
 STD = (0.229, 0.224, 0.225)
-CHUNK = 16  # pictures a worker is handed at a time
+PROBE, PROBE_GEAR = Size(37, 53), Size(64, 96)
+PROBE_CRC = 748003970  # of the probe warped by OpenCV 4.10 to 4.12, on which the reference's figures rest
+CHUNK = 4  # pictures a worker is handed at a time: few, so that all workers end together
 
 
 @cache
@@ -62,6 +65,13 @@ def warp(image: np.ndarray, gear: Size) -> np.ndarray:
     return cv2.warpAffine(image, matrix, (gear.w, gear.h), flags=cv2.INTER_LINEAR)
 
 
+def moves_pixels() -> bool:
+    """Whether this OpenCV warps a picture to other values than those on which the reference's figures rest."""
+    y, x = np.mgrid[: PROBE.h, : PROBE.w]
+    channels = (37 * x + 91 * y) % 251, (7 * x * y) % 253, (x**2 + 3 * y**2) % 255
+    return zlib.crc32(warp(np.stack(channels, axis=2).astype(np.uint8), PROBE_GEAR).tobytes()) != PROBE_CRC
+
+
 def mirror(warped: np.ndarray) -> np.ndarray:
     """The second pass's picture: (h, w, 3) mirrored along w, then moved left by the flip shift, last columns kept."""
     flipped = cv2.flip(warped, 1)
@@ -89,7 +99,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """What every worker needs to know; sent to it once."""
 
     source: Path
@@ -100,7 +110,7 @@ class _Job:
 class _Worker:
     """The state of a worker process: the open zip and one pair of buffers per gear."""
 
-    def __init__(self, job: _Job) -> None:
+    def __init__(self, job: Job) -> None:
         self.files = PictureFiles(job.source, job.split)
         self.folders = job.folders
         self.buffers: dict[Size, np.ndarray] = {}
@@ -108,10 +118,10 @@ class _Worker:
     def convert(self, picture: Picture) -> int:
         """Make both tensors of a picture; returns the bytes written."""
         name = f"{self.files.source}: {picture.file_name}"
-        image = decode(self.files.read(picture.file_name), name)
-        if image.shape[:2] != picture.size:
-            found = Size(*image.shape[:2])
-            raise DekrError(f"{name}: is {found} pixels, the annotation says {picture.size}; fetch both again")
+        data = self.files.read(picture.file_name)
+        _check_size(jpeg_size(data) or picture.size, picture, name)  # before a header can ask for gigabytes
+        image = decode(data, name)
+        _check_size(Size(*image.shape[:2]), picture, name)
         gear = gear_for(picture.size)
         buffer = self.buffers.setdefault(gear, np.empty((1, 3, *gear), np.float32))
         warped = warp(image, gear)
@@ -121,10 +131,16 @@ class _Worker:
         return written
 
 
+def _check_size(found: Size, picture: Picture, name: str) -> None:
+    if found != picture.size:
+        raise DekrError(f"{name}: is {found} pixels, the annotation says {picture.size}; fetch both again")
+
+
 _worker: _Worker
 
 
-def _start_worker(job: _Job) -> None:
+def start_worker(job: Job) -> None:
+    """Make this process a worker; what a pool's `initializer` calls."""
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -139,7 +155,8 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _convert_chunk(pictures: Sequence[Picture]) -> tuple[int, int]:
+def convert_chunk(pictures: Sequence[Picture]) -> tuple[int, int]:
+    """Make the tensors of some pictures, in a worker; returns the number of pictures and the bytes written."""
     return len(pictures), sum(_worker.convert(picture) for picture in pictures)
 
 
@@ -152,6 +169,7 @@ def write_tensors(
     limit: int | None = None,
     workers: int = 1,
     overwrite: bool = False,
+    begin: Callable[[], None] = lambda: None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Summary:
     """Write the original and the flipped tensor of every picture that has not got both yet.
@@ -161,6 +179,7 @@ def write_tensors(
         folders: for the original and the flipped tensors; created when absent.
         limit: only the first so many pictures of the data set.
         overwrite: write all of them anew.
+        begin: called once both folders are held for this run, before anything is written into them.
         advance: called with the number of pictures that have just been finished.
     Raises:
         DekrError: a picture is missing, damaged or of another size, or a file cannot be written; finished tensors stay.
@@ -172,11 +191,12 @@ def write_tensors(
     with tensors.exclusive(folders[0]), tensors.exclusive(folders[1]):
         for folder in folders:
             tensors.refuse_foreign(folder, own, str(data.annotation))
+        begin()
         waiting = [picture for picture in chosen if overwrite or not _is_done(picture, folders)]
         summary = Summary(len(chosen), len(chosen) - len(waiting), gears=Counter(gear_for(p.size) for p in chosen))
         advance(summary.skipped)
         if waiting:
-            summary.written = _convert_all(waiting, _Job(source, split, folders), workers, advance)
+            summary.written = _convert_all(waiting, Job(source, split, folders), workers, advance)
     return summary
 
 
@@ -185,16 +205,16 @@ def _is_done(picture: Picture, folders: Sequence[Path]) -> bool:
     return all(tensors.is_finished(folder / (picture.stem + tensors.SUFFIX), shape) for folder in folders)
 
 
-def _convert_all(pictures: Sequence[Picture], job: _Job, workers: int, advance: Callable[[int], None]) -> int:
+def _convert_all(pictures: Sequence[Picture], job: Job, workers: int, advance: Callable[[int], None]) -> int:
     chunks = [pictures[start : start + CHUNK] for start in range(0, len(pictures), CHUNK)]
     context = multiprocessing.get_context("spawn")
     count = min(workers, len(chunks))
     written = 0
-    with ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(job,)) as pool:
+    with ProcessPoolExecutor(count, context, initializer=start_worker, initargs=(job,)) as pool:
         try:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # inherited by the workers, which start here
             try:
-                futures = [pool.submit(_convert_chunk, chunk) for chunk in chunks]
+                futures = [pool.submit(convert_chunk, chunk) for chunk in chunks]
             finally:
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             for future in as_completed(futures):

@@ -16,6 +16,7 @@ from dekr_infer.errors import DekrError
 PAIR_FROM = (0, 0, 1, 1, 2, 3, 4, 5, 5, 5, 6, 6, 7, 8, 11, 11, 12, 13, 14)
 PAIR_TO = (1, 2, 2, 3, 4, 5, 6, 6, 7, 11, 8, 12, 9, 10, 12, 13, 14, 15, 16)
 TORSO_PAIRS = (9, 11)  # left and right shoulder to hip: their mean length is the unit
+LARGEST_WEIGHT = 1e6  # trained ones are below 100; three layers of these stay finite in float32
 FEATURES = 3 * len(PAIR_FROM) + 17
 
 
@@ -72,6 +73,8 @@ def load_rescore_net(path: str | Path, hidden: int = 256) -> RescoreNet:
     net = nn.ModuleDict({name: nn.Linear(*shape) for name, shape in layer_shapes(hidden).items()})
     load_network(net, path)
     state = {key: value.numpy() for key, value in net.state_dict().items()}
+    if any(np.abs(value).max() > LARGEST_WEIGHT for value in state.values()):
+        raise DekrError(f"{path}: holds weights beyond all bounds; fetch or train it again")
     return RescoreNet(
         tuple(state[f"{name}.weight"] for name in layer_shapes(hidden)),
         tuple(state[f"{name}.bias"] for name in layer_shapes(hidden)),

@@ -6,9 +6,14 @@ each is written in a folder beside it (`<folder>.partial`) and then renamed. Tha
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import io
+import math
+import mmap
 import os
+import re
+import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,6 +30,9 @@ from dekr_infer.files import write_failure
 
 SUFFIX = ".npy"
 DTYPE = np.dtype("<f4")
+_UNFINISHED = re.compile(r"\d+-")  # how the names of unfinished files begin: with the writer's process id
+USUAL_HEADER = 128  # bytes, of a tensor of up to four dimensions
+MOST_KNOWN = 64  # headers remembered; a data set has one for each gear and kind of tensor
 
 
 def partial_folder(folder: Path) -> Path:
@@ -42,28 +50,51 @@ def exclusive(folder: Path) -> Iterator[None]:
     Raises:
         DekrError: another run writes there now, or the folder cannot be made.
     """
+    with held(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DekrError(_not_made(folder, error)) from None
+        yield
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder for this run alone, whether or not it is there yet.
+
+    Raises:
+        DekrError: another run holds it, or the folder beside it that is the lock cannot be made, or is none of ours.
+    """
     partial = partial_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        partial.parent.mkdir(parents=True, exist_ok=True)
         lock = _locked(partial)
     except BlockingIOError:
         raise DekrError(f"{folder}: another run is writing here; wait for it or name another folder") from None
     except OSError as error:
-        raise DekrError(f"{error.filename or folder}: cannot be made ({error.strerror}); free this name") from None
+        raise DekrError(_not_made(partial, error)) from None
     try:
         _empty(partial)
-        yield
+        try:
+            yield
+        finally:
+            _empty(partial)
+            partial.rmdir()
     finally:
-        _empty(partial)
-        partial.rmdir()
         os.close(lock)
+
+
+def _not_made(folder: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return write_failure(folder, error)
+    return f"{error.filename or folder}: cannot be made ({error.strerror}); free this name, or name another folder"
 
 
 def _locked(partial: Path) -> int:
     while True:
         partial.mkdir(exist_ok=True)
         try:
-            handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY)
+            handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # a link could lead anywhere
         except FileNotFoundError:
             continue
         try:
@@ -79,8 +110,11 @@ def _locked(partial: Path) -> int:
 
 
 def _empty(partial: Path) -> None:
-    for file in partial.iterdir():
-        file.unlink()
+    """Remove what runs leave unfinished, and nothing else."""
+    for entry in list(os.scandir(partial)):
+        if not _UNFINISHED.match(entry.name) or entry.is_dir(follow_symlinks=False):
+            raise DekrError(f"{entry.path}: was not left by a run of these commands; move it elsewhere")
+        os.unlink(entry.path)
 
 
 @cache
@@ -134,36 +168,77 @@ class Header:
     offset: int
 
 
+_known: dict[bytes, Header] = {}  # headers that were parsed before, by their bytes: parsing takes longer than reading
+
+
 def read_header(path: Path) -> Header:
     """Check a tensor file without reading its values.
 
     Raises:
         DekrError: not a .npy file of float32 in C order, or its length is not what its header says.
     """
+    with _opened(path) as file:
+        return _header_of(path, file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[io.FileIO]:
+    """A file for reading, whose errors name it."""
     try:
-        with open(path, "rb") as file, warnings.catch_warnings():
+        with _open_file(path) as file:
+            yield file
+    except io.UnsupportedOperation:
+        raise DekrError(f"{path}: not a regular file; delete it and make it again") from None
+    except OSError as error:
+        raise DekrError(f"{path}: cannot be read ({error.strerror}); make it again") from None
+
+
+def _header_of(path: Path, file: io.FileIO) -> Header:
+    """`read_header` of a file that is open at its beginning; its position afterwards is anywhere."""
+    size = os.fstat(file.fileno()).st_size
+    start = file.read(USUAL_HEADER)
+    found = _known.get(start)
+    if found is None:
+        file.seek(0)
+        found = _parsed(path, file)
+        if found.offset == USUAL_HEADER and len(_known) < MOST_KNOWN:
+            _known[start] = found
+    if size != found.offset + math.prod(found.shape) * DTYPE.itemsize:
+        raise DekrError(f"{path}: cut short or too long for its shape {found.shape}; delete it and make it again")
+    return found
+
+
+def _parsed(path: Path, file: io.FileIO) -> Header:
+    try:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # numpy parses the header as Python, which warns of odd escapes
             version = npy.read_magic(file)
             read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, fortran, dtype = read(file)
-            start, size = file.tell(), os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise DekrError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, EOFError, SyntaxError, TokenError, MemoryError, RecursionError):
         raise DekrError(f"{path}: not a .npy file, or cut short; delete it and make it again") from None
     if dtype != DTYPE or fortran:
         order = "Fortran" if fortran else "C"
         raise DekrError(f"{path}: holds {dtype} in {order} order, not float32 in C order; make it again")
-    if size != start + int(np.prod(shape, dtype=np.int64)) * DTYPE.itemsize:
+    if any(side < 0 for side in shape):
         raise DekrError(f"{path}: cut short or too long for its shape {shape}; delete it and make it again")
-    return Header(shape, start)
+    return Header(shape, file.tell())
+
+
+def _open_file(path: Path) -> io.FileIO:
+    """Open a regular file for reading; a pipe in its place would be waited on for ever."""
+    file = io.FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise io.UnsupportedOperation(f"{path} is no regular file")
 
 
 def is_finished(path: Path, shape: tuple[int, ...]) -> bool:
     """Whether a file is a tensor of just this shape, by its header and its length."""
     expected = header(shape)
     try:
-        with open(path, "rb") as file:
+        with _open_file(path) as file:
             length = os.fstat(file.fileno()).st_size - len(expected)
             return length == int(np.prod(shape)) * DTYPE.itemsize and file.read(len(expected)) == expected
     except OSError:
@@ -176,13 +251,10 @@ def read(path: Path) -> np.ndarray:
     Raises:
         DekrError: see `read_header`; or a value is NaN or infinite.
     """
-    found = read_header(path)
-    try:
-        with open(path, "rb") as file:
-            file.seek(found.offset)
-            values = np.fromfile(file, DTYPE, int(np.prod(found.shape)))
-    except OSError as error:
-        raise DekrError(f"{path}: cannot be read ({error.strerror})") from None
+    with _opened(path) as file:
+        found = _header_of(path, file)
+        file.seek(found.offset)
+        values = np.fromfile(file, DTYPE, math.prod(found.shape))
     if not np.isfinite(values).all():
         raise DekrError(f"{path}: holds NaN or infinite values; delete it and make it again")
     return values.reshape(found.shape)
@@ -194,8 +266,10 @@ def open_map(path: Path) -> np.ndarray:
     Raises:
         DekrError: see `read_header`.
     """
-    found = read_header(path)
-    return np.memmap(path, DTYPE, "r", found.offset, found.shape)
+    with _opened(path) as file:
+        found = _header_of(path, file)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, DTYPE, offset=found.offset).reshape(found.shape)
 
 
 def names_in(folder: Path) -> set[str]:

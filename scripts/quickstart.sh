@@ -7,12 +7,9 @@
 # Otherwise it draws a small set of people itself and runs the demo network on it. All it makes is in quickstart/; what
 # is there already is not made again, so a stopped run goes on where it was.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-fail() {
-    printf 'error: %s\n' "$2" >&2
-    exit "$1"
-}
+# shellcheck source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+cd "$root"
 
 limit=()
 if [[ ${1:-} == --limit ]]; then

@@ -20,7 +20,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dekr_infer.command import Arguments, Parser, add_config, config_of, natural, run
 from dekr_infer.errors import ConfigError, DekrError
-from dekr_infer.export.check import test_picture
 from dekr_infer.files import replacing
 from dekr_infer.geometry import Size
 from dekr_infer.model.blocks import AdaptBlock, BasicBlock, Bottleneck
@@ -30,9 +29,10 @@ from dekr_infer.rescore import layer_shapes
 
 CALIBRATION = Size(128, 128)  # pixels of the pictures that set the batch norms' statistics
 PICTURES = 4
+CONTRAST, BRIGHTNESS, OWN_COLOUR = 60.0, 110.0, 0.4  # of these pictures: grey levels, and each channel's own share
 RESIDUAL_SCALE = (0.2, 0.4)  # batch norm weights at the end of a block: float noise grows as little as in a trained net
 HEAT_MEAN, HEAT_SPREAD = 0.05, 0.1  # of the random heatmaps
-OFFSET_SPREAD = 8.0  # cells: how far a joint lies from its cell
+OFFSET_SPREAD = 3.0  # cells: how far a joint lies from its cell
 MATRIX_SPREAD, TRANSLATION_SPREAD = 0.8, 1.2  # cells: of the taps' affine map about the identity
 
 
@@ -105,10 +105,26 @@ def _spread(conv: nn.Conv2d, spread: float) -> None:
     nn.init.normal_(conv.weight, 0.0, spread / conv.weight[0].numel() ** 0.5)
 
 
+def cloudy_picture(rng: np.random.Generator, size: Size) -> np.ndarray:
+    """Noise whose amplitude falls with frequency as in photographs, (h, w, 3) uint8.
+
+    Flat noise would set the norms for a contrast that photographs exceed several times in coarse structures.
+    """
+    frequency = np.hypot(np.fft.fftfreq(size.h)[:, None], np.fft.rfftfreq(size.w))
+    falloff = 1 / np.maximum(frequency, 1 / max(size))
+    common = rng.standard_normal(size)
+    channels = []
+    for _ in range(3):
+        flat = common + OWN_COLOUR * rng.standard_normal(size)
+        clouds = np.fft.irfft2(np.fft.rfft2(flat) * falloff, size)
+        channels.append(clouds / clouds.std())
+    return (np.stack(channels, -1) * CONTRAST + BRIGHTNESS).clip(0, 255).astype(np.uint8)
+
+
 def _calibrate(network: nn.Module, seed: int) -> None:
     """Set the batch norms' running statistics to those of a few random pictures."""
     rng = np.random.default_rng(seed)
-    pictures = [normalise(test_picture(rng, CALIBRATION)) for _ in range(PICTURES)]
+    pictures = [normalise(cloudy_picture(rng, CALIBRATION)) for _ in range(PICTURES)]
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.momentum = None  # a plain mean over the batches seen

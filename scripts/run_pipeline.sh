@@ -8,6 +8,7 @@
 set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+find_python
 
 backend=onnx
 data=data/coco
@@ -58,6 +59,20 @@ is_done() { # NAME COMMAND: whether the step's stamp tells of this command, and 
     done
 }
 
+pipes=$(mktemp -d)
+mkfifo "$pipes/out" "$pipes/err"
+child=
+stopped=
+trap 'rm -rf "$pipes"' EXIT
+trap 'stop 130' INT
+trap 'stop 143' TERM
+trap 'stop 129' HUP
+
+stop() { # CODE: ask the step that runs to end; once it has cleaned up, the run ends with this code
+    stopped=$1
+    [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true
+}
+
 step() { # NAME COMMAND...: what it `makes` of what it `needs`
     local name=$1 began=$SECONDS command code=0
     shift
@@ -69,8 +84,18 @@ step() { # NAME COMMAND...: what it `makes` of what it `needs`
     fi
     printf '== %s\n' "$name" | tee -i -a "$log"
     rm -f "$stamps/$name"
-    { "$@" 2>&1 >&3 | tee -i -a "$log" >&2; } 3> >(tee -i -a "$log") || code=$?
-    wait "$!" || true # for the copy of its output
+    "$@" >"$pipes/out" 2>"$pipes/err" & # so that a signal is heard while it runs
+    child=$!
+    tee -i -a "$log" <"$pipes/out" &
+    tee -i -a "$log" <"$pipes/err" >&2 &
+    [[ -z $stopped ]] || stop "$stopped" # it came before `child` was known
+    wait "$child" || code=$?
+    while kill -0 "$child" 2>/dev/null; do # a signal cut the waiting short
+        wait "$child" || code=$?
+    done
+    child=
+    wait # for the copies of its output
+    [[ -z $stopped ]] || code=$stopped
     if [[ $code -ne 0 ]]; then
         printf "stopped at the step '%s'; run the same command again to go on from here; log: %s\n" "$name" "$log" >&2
         exit "$code"

@@ -4,16 +4,12 @@
 #   bash scripts/setup_upstream.sh --from FOLDER    takes an existing clone instead
 # Running it again on a finished checkout changes nothing.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 commit=7a303139e92bdf3eab8d899415ccac37374285a4
 source=https://github.com/HRNet/DEKR.git
 target=$root/DEKR
 patch=$root/DEKR.patch
-
-fail() {
-    printf 'error: %s\n' "$2" >&2
-    exit "$1"
-}
 
 case ${1:-} in
 "") ;;

@@ -3,27 +3,23 @@
 #   bash scripts/setup_venv.sh requirements.txt
 # PYTHON names another interpreter than python3. Does nothing when all is there.
 set -euo pipefail
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 requirements=$root/${1:?name a requirements file}
 python=${PYTHON:-python3}
 venv=$root/.venv
 
-fail() {
-    printf 'error: %s\n' "$1" >&2
-    exit 1
-}
-
-command -v "$python" >/dev/null || fail "$python: not found; install Python 3.10 to 3.13 or set PYTHON"
+command -v "$python" >/dev/null || fail 1 "$python: not found; install Python 3.10 to 3.13 or set PYTHON"
 if [[ ! -x $venv/bin/python ]]; then
     "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' ||
-        fail "$python is $("$python" -V); Python 3.10 to 3.13 is needed, set PYTHON to one"
-    "$python" -m venv "$venv" || fail "no virtual environment could be made; on Debian: apt install python3-venv"
+        fail 1 "$python is $("$python" -V); Python 3.10 to 3.13 is needed, set PYTHON to one"
+    "$python" -m venv "$venv" || fail 1 "no virtual environment could be made; on Debian: apt install python3-venv"
 fi
 installed=$venv/installed-$(basename "$requirements")
 wanted=$(cat "$root"/requirements*.txt)
 if [[ ! -f $installed || $(<"$installed") != "$wanted" ]]; then
     echo "installing $(basename "$requirements") into .venv ..."
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" ||
-        fail "pip could not install $(basename "$requirements"); see its message above"
+        fail 1 "pip could not install $(basename "$requirements"); see its message above"
     printf '%s\n' "$wanted" >"$installed"
 fi

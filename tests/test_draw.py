@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dekr_infer.draw import CAPTION, LEFT, RIGHT, RIM, contact_sheet, draw_poses, side_colour, write_png
+from dekr_infer.draw import CAPTION, GUTTER, LEFT, RIGHT, RIM, contact_sheet, draw_poses, side_colour, write_png
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
 from dekr_infer.joints import FLIP_PARTNER, JOINT_NAMES, SKELETON
@@ -83,8 +83,10 @@ def test_a_sheet_letterboxes_each_picture_in_its_tile():
     shapes = [(50, 100), (120, 30), (7, 9)]
     images = [np.full((*shape, 3), colour, np.uint8) for shape, colour in zip(shapes, colours, strict=True)]
     sheet = contact_sheet(images, ["", "", ""], columns=2, tile=Size(60, 80))
-    assert sheet.shape == (2 * (60 + CAPTION), 160, 3)
-    tiles = [sheet[row : row + 60, left : left + 80] for row, left in ((CAPTION, 0), (CAPTION, 80), (86 + CAPTION, 0))]
+    assert sheet.shape == (2 * (60 + CAPTION), 160 + GUTTER, 3)
+    corners = ((CAPTION, 0), (CAPTION, 80 + GUTTER), (86 + CAPTION, 0))
+    tiles = [sheet[row : row + 60, left : left + 80] for row, left in corners]
+    assert (sheet[:, 80 : 80 + GUTTER] == RIM).all()
     for tile, colour, (h, w) in zip(tiles, colours, shapes, strict=True):
         assert tuple(tile[30, 40]) == colour
         filled = (tile == colour).all(2)
@@ -99,7 +101,7 @@ def test_a_sheet_letterboxes_each_picture_in_its_tile():
 def test_a_sheet_needs_a_label_for_each_picture():
     with pytest.raises(ValueError, match="1 pictures, 2 labels"):
         contact_sheet([np.zeros((4, 4, 3), np.uint8)], ["a", "b"], 1, Size(8, 8))
-    assert contact_sheet([], [], 3, Size(8, 9)).shape == (8 + CAPTION, 27, 3)
+    assert contact_sheet([], [], 3, Size(8, 9)).shape == (8 + CAPTION, 3 * (9 + GUTTER) - GUTTER, 3)
 
 
 def test_png_files_come_back_as_they_were_and_appear_whole(tmp_path, monkeypatch):

@@ -8,14 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from dekr_infer import dump
 from dekr_infer.dump import list_tensors, natural_order, output_stem, summary_path
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
@@ -29,7 +27,7 @@ AIS_BENCH_KEYS = {
     *("filesinfo", "args", "NPU_compute_time", "H2D_latency", "D2H_latency", "npu_compute_time_list"),
     *("throughput", "pid"),
 }
-OURS = {"model_sha256"}  # the one key that ais_bench has not
+OURS = {"model_sha256", "checkpoint_sha256", "versions"}  # what ais_bench does not tell
 STATISTICS = {"min", "max", "mean", "median", "percentile(99%)", "count"}
 
 
@@ -243,35 +241,6 @@ def test_every_dimension_counts(place, capsys, shape):
     assert f"its shape {shape} is no gear" in failure(capsys)
 
 
-def spoil_nan(file: Path) -> None:
-    image = np.load(file)
-    image[0, 1, 2, 3] = np.nan
-    np.save(file, image)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "says"),
-    [
-        (lambda file: np.save(file, np.load(file).astype(np.float64)), "holds float64"),
-        (lambda file: np.save(file, np.load(file).astype(np.float16)), "holds float16"),
-        (lambda file: np.save(file, np.load(file).astype(np.int32)), "holds int32"),
-        (lambda file: np.save(file, np.load(file).astype(">f4")), "not float32 in C order"),
-        (lambda file: np.save(file, np.asfortranarray(np.load(file))), "in Fortran order"),
-        (spoil_nan, "holds NaN"),
-        (lambda file: file.write_bytes(file.read_bytes()[:-1]), "cut short"),
-        (lambda file: file.write_bytes(file.read_bytes()[:70]), "cut short"),
-        (lambda file: file.write_bytes(b""), "not a .npy file, or cut short"),
-        (lambda file: file.write_text("<html>"), "not a .npy file"),
-    ],
-)
-def test_a_spoilt_tensor_is_refused_by_name(place, capsys, spoil: Callable[[Path], None], says):
-    spoil(place / "prep_data" / "B1.npy")
-    assert infer() == 1
-    message = failure(capsys)
-    assert message.startswith("error: prep_data/B1.npy: ") and says in message
-    assert not (place / "out_summary.json").exists()
-
-
 @pytest.mark.parametrize(
     ("source", "says"),
     [("none", "none: no such folder"), ("prep_data/c.npy,x.npy", "x.npy: no such"), ("empty", "no ")],
@@ -315,20 +284,6 @@ def test_a_network_that_yields_nan_is_stopped(place, capsys):
     assert infer() == 1
     assert "prep_data/a2.npy: the network's output for it holds NaN" in failure(capsys)
     assert contents(place / "out") == {}
-
-
-def test_foreign_files_in_the_output_folder_are_refused(place, passes, capsys):
-    (place / "out").mkdir()
-    np.save("out/stranger_0.npy", np.zeros(3))
-    assert infer() == 1
-    assert "stranger_0.npy" in failure(capsys)
-    assert passes == []
-
-
-def test_a_folder_in_use_is_refused(place, capsys):
-    with dump.tensors.exclusive(place / "out"):
-        assert infer() == 1
-    assert "another run is writing here" in failure(capsys)
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing_unfinished(place, capsys, monkeypatch):
@@ -406,16 +361,16 @@ onnx_infer.main("--model net.onnx --input prep_data --output ./ --output_dirname
 """
 
 
-@pytest.mark.parametrize("after", [4, 9])  # between the two outputs of the second tensor; at the summary
+@pytest.mark.parametrize("after", [5, 10])  # between the two outputs of the second tensor; at the summary
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(place, whole, passes, after):
     program = KILLED.format(root=str(ROOT), after=after)
     ended = subprocess.run([sys.executable, "-c", program], cwd=place, check=False)
     assert ended.returncode == -signal.SIGKILL
-    assert len(contents(place / "out")) == after - 1
-    assert (place / "out.partial").exists() == (after == 4) and not (place / "out_summary.json").exists()
+    assert len(contents(place / "out")) == after - 2
+    assert (place / "out.partial").exists() == (after == 5) and not (place / "out_summary.json").exists()
     passes.clear()
     assert infer("--warmup_count", "0") == 0
-    assert len(passes) == {4: 3, 9: 0}[after]
+    assert len(passes) == {5: 3, 10: 0}[after]
     assert contents(place / "out") == whole
     assert not (place / "out.partial").exists()
     found = summary(place)

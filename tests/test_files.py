@@ -2,11 +2,12 @@
 
 import errno
 import hashlib
+from pathlib import Path
 
 import pytest
 
 from dekr_infer.errors import DekrError
-from dekr_infer.files import read_json, replacing, sha256, write_json
+from dekr_infer.files import beside, read_json, replacing, sha256, write_json
 
 
 def names(folder) -> list[str]:
@@ -80,3 +81,10 @@ def test_the_hash_is_of_the_whole_file(tmp_path):
     assert sha256(path) == hashlib.sha256(data).hexdigest()
     with pytest.raises(DekrError, match="none: cannot be read"):
         sha256(tmp_path / "none")
+
+
+@pytest.mark.parametrize("folder", ["out", ".", "../out", ""])
+def test_what_stands_beside_a_folder_begins_with_its_name(tmp_path, monkeypatch, folder):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out" if folder != "out" else tmp_path)
+    assert beside(Path(folder), "_summary.json").resolve() == tmp_path / "out_summary.json"

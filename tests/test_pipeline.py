@@ -1,26 +1,40 @@
-"""scripts/run_pipeline.sh on the tiny network and drawn people: both backends agree, and nothing is done twice."""
+"""scripts/run_pipeline.sh on the demo network and the first of the quickstart's pictures, drawn as there.
 
+Both backends agree to the bit, from dumps to figures, and nothing is done twice.
+"""
+
+import json
 import os
 import re
 import signal
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+import DEKR_pth2onnx
 from scripts.demo import people
-from tests.host import DOUBLES, Done, Host, refused
-from tests.toys import PAIRS, Tiny
+from tests.host import DOUBLES, ROOT, Done, Host, refused
+from tests.toys import ONE_THREAD
 
-PICTURES = 2
+PICTURES, SEED = 2, "2017"
 MODEL = "dekr_bs1.om"
+WEIGHTS, RESCORE = (ROOT / "scripts/demo/weights" / name for name in ("pose_dekr_demo.pth", "rescore_demo.pth"))
 pytest_plugins = ["tests.tiny"]
 
 
-def words(tiny, backend: str, work: str, *more: str) -> list[str]:
-    files = ["--onnx", str(tiny.graph), "--rescore", str(tiny.checkpoint.with_name("rescore.pth"))]
-    return ["run_pipeline.sh", "--backend", backend, "--data", "data", "--work", work, *files, *more, *PAIRS]
+@pytest.fixture(scope="module")
+def graph(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
+    """The demo network, exported."""
+    made = tmp_path_factory.mktemp("demo") / "demo.onnx"
+    words = ["--output", str(made), "--skip_check", *ONE_THREAD, "--cfg", "demo", "TEST.MODEL_FILE", str(WEIGHTS)]
+    assert DEKR_pth2onnx.main(words) == 0
+    return made
+
+
+def words(graph: Path, backend: str, work: str) -> list[str]:
+    files = ["--data", "data", "--work", work, "--onnx", str(graph), "--rescore", str(RESCORE)]
+    return ["run_pipeline.sh", "--backend", backend, *files, "--cfg", "demo"]
 
 
 def steps(out: str) -> dict[str, bool]:
@@ -33,6 +47,12 @@ def dumps(folder: Path) -> dict[str, bytes]:
         str(file.relative_to(folder)): file.read_bytes()
         for file in [*folder.glob("out*/*.npy"), *folder.glob("results/key*")]
     }
+
+
+def figures(folder: Path) -> dict[str, float]:
+    """The ten figures."""
+    found: dict[str, float] = json.loads((folder / "results" / "metrics.json").read_text())["figures"]
+    return found
 
 
 @dataclass
@@ -48,39 +68,35 @@ class Walk:
     touched: Done
     cpu: dict[str, bytes]
     npu: dict[str, bytes]
+    cpu_figures: dict[str, float]
+    npu_figures: dict[str, float]
     log: str
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Walk:
+def walk(tmp_path_factory: pytest.TempPathFactory, graph: Path) -> Walk:
     host = Host(tmp_path_factory.mktemp("walk"), "npu-smi")
     host.install_toolkit()
     host.env["PYTHONPATH"] = str(DOUBLES)
     made = host.folder / "made here"
-    assert people.main(["--output", str(host.folder / "data"), "--pictures", str(PICTURES), "--seed", "1"]) == 0
-    onnx, cpu = host.run(*words(tiny, "onnx", made.name)), dumps(made)
-    om = words(tiny, "om", made.name)
+    assert people.main(["--output", str(host.folder / "data"), "--pictures", str(PICTURES), "--seed", SEED]) == 0
+    onnx, cpu = host.run(*words(graph, "onnx", made.name)), dumps(made)
+    cpu_figures = figures(made)
+    om = words(graph, "om", made.name)
     failed = host.run(*om, ATC_TROUBLE="inner")
     stopped, model_after_stop = stop_at(host, om, "compiling", ATC_TROUBLE="slow"), (made / MODEL).exists()
     done, npu = host.run(*om), dumps(made)
+    npu_figures = figures(made)
     again = host.run(*om)
     os.utime(made / MODEL)
     touched = host.run(*om)
     log = (made / "pipeline.log").read_text()
-    return Walk(onnx, failed, stopped, model_after_stop, done, again, touched, cpu, npu, log)
+    return Walk(onnx, failed, stopped, model_after_stop, done, again, touched, cpu, npu, cpu_figures, npu_figures, log)
 
 
 def stop_at(host: Host, command: list[str], text: str, **env: str) -> Done:
-    """Ctrl-C once this text is printed."""
-    process = subprocess.Popen(
-        host.command(*command),
-        cwd=host.folder,
-        env=host.env | env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    """Ctrl-C, which the whole group hears, once this text is printed."""
+    process = host.start(*command, **env)
     assert process.stdout is not None
     while text not in process.stdout.readline():
         assert process.poll() is None
@@ -106,13 +122,14 @@ def test_the_npu_does_only_what_is_its_own_and_gives_the_same_bits(walk):
     assert walk.om.returncode == 0, walk.om
     assert anew(walk.om) == ["convert", *BOTH]
     assert len(walk.cpu) == 4 * PICTURES + 1 and walk.cpu == walk.npu
+    assert len(walk.cpu_figures) == 10 and walk.cpu_figures == walk.npu_figures and walk.npu_figures["AP"] > 0.2
 
 
-def test_the_export_is_a_step_when_no_file_is_named(tmp_path, tiny):
+def test_the_export_is_a_step_when_no_file_is_named(tmp_path):
     """With a stand-in for Python, because the export itself takes long."""
     host = Host(tmp_path)
     (host.folder / "data" / "annotations").mkdir(parents=True)
-    files = ["--weights", str(tiny.checkpoint), "--rescore", str(tiny.checkpoint)]
+    files = ["--weights", str(WEIGHTS), "--rescore", str(RESCORE)]
     fake = host.folder / "python"  # preprocessing succeeds, the export fails
     fake.write_text(
         '#!/bin/sh\ncase $1 in *pth2onnx*) echo "$@"; exit 7 ;; *) mkdir -p prep_data prep_data_flip ;; esac\n'
@@ -120,7 +137,7 @@ def test_the_export_is_a_step_when_no_file_is_named(tmp_path, tiny):
     fake.chmod(0o755)
     done = host.run("run_pipeline.sh", "--data", "data", *files, "TEST.FLIP_TEST", "False", PYTHON=str(fake))
     assert done.returncode == 7 and "stopped at the step 'export'" in done.stderr
-    wanted = f"--output ./dekr_bs1.onnx DATASET.ROOT data TEST.MODEL_FILE {tiny.checkpoint} RESCORE.MODEL_FILE"
+    wanted = f"--output ./dekr_bs1.onnx DATASET.ROOT data TEST.MODEL_FILE {WEIGHTS} RESCORE.MODEL_FILE"
     assert wanted in done.stdout and "TEST.FLIP_TEST False" in done.stdout
 
 

@@ -147,6 +147,21 @@ def test_a_rescored_person_has_the_nets_factor_of_the_final_pose_times_the_score
         assert entry | {"score": 0} == before | {"score": 0}
 
 
+def test_the_net_sees_people_in_blocks_and_forgets_none(data, folders, net, monkeypatch):
+    whole = process(data, data.pictures, folders, Settings(DecodeSettings(), None, net)).results
+    monkeypatch.setattr("dekr_infer.postprocess.BLOCK", 2)
+    sizes = []
+
+    class Counting:
+        def __call__(self, poses: np.ndarray) -> np.ndarray:
+            sizes.append(len(poses))
+            return net(poses)
+
+    blocks = process(data, data.pictures, folders, Settings(DecodeSettings(), None, Counting())).results
+    assert max(sizes) == 2 and sum(sizes) == len(whole) > 3
+    assert [entry["score"] for entry in blocks] == pytest.approx([entry["score"] for entry in whole], abs=1e-6)
+
+
 def test_nobody_in_the_whole_set_is_a_valid_result_rescored_or_not(data, folders, net):
     for path in [*folders[0].glob("*_0.npy"), *folders[1].glob("*_0.npy")]:
         np.save(path, 0 * np.load(path))

@@ -115,7 +115,8 @@ def test_keys_that_only_the_checkout_knows_are_taken_below_its_open_section(tmp_
 def set_up(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a copy of the script, so that DEKR/ is made below `root`."""
     (root / "scripts").mkdir(exist_ok=True)
-    shutil.copy(ROOT / "scripts/setup_upstream.sh", root / "scripts")
+    for script in ("setup_upstream.sh", "common.sh"):
+        shutil.copy(ROOT / "scripts" / script, root / "scripts")
     shutil.copy(ROOT / "DEKR.patch", root)
     return subprocess.run(["bash", root / "scripts/setup_upstream.sh", *words], capture_output=True, text=True)
 

@@ -63,7 +63,7 @@ def load_network(network: nn.Module, path: str | Path) -> None:
         ("unexpected", [key for key in state if key not in expected]),
         ("ill-shaped", [_shapes(k, v, expected[k]) for k, v in known.items() if v.shape != expected[k].shape]),
         ("not of plain numbers", [key for key, value in known.items() if not _is_plain(value)]),
-        ("not finite", [k for k, v in known.items() if _is_plain(v) and not v.to(expected[k].dtype).isfinite().all()]),
+        ("not finite", [k for k, v in known.items() if _fits(v, expected[k]) and not _is_finite(v, expected[k])]),
     ):
         if keys:
             more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
@@ -71,6 +71,15 @@ def load_network(network: nn.Module, path: str | Path) -> None:
     if problems:
         raise DekrError(f"{path}: not a checkpoint of this network: {'; '.join(problems)}; check --cfg and the file")
     network.load_state_dict(state, strict=True)
+
+
+def _fits(value: Tensor, wanted: Tensor) -> bool:
+    """Whether a value may be touched: one of another shape may stand for more memory than there is."""
+    return value.shape == wanted.shape and _is_plain(value)
+
+
+def _is_finite(value: Tensor, wanted: Tensor) -> bool:
+    return bool(value.to(wanted.dtype).isfinite().all())
 
 
 def _is_plain(value: Tensor) -> bool:

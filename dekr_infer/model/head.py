@@ -74,4 +74,7 @@ def build_network(config: CfgNode) -> DekrNet:
     for count, *lists in zip(stages.NUM_BRANCHES, stages.NUM_BLOCKS, stages.NUM_CHANNELS, strict=True):
         if any(len(entry) != count for entry in lists):
             raise ConfigError(f"MODEL.SPEC.STAGES: a stage of {count} branches needs {count} widths and block counts")
-    return DekrNet(spec).eval()
+    try:
+        return DekrNet(spec).eval()
+    except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError) as error:  # torch's, for such layers
+        raise ConfigError(f"MODEL.SPEC: no network can have these widths and counts ({error}); correct them") from None

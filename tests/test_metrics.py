@@ -1,0 +1,129 @@
+"""metrics.json and --compare: what is kept, what differs, which exit code."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from dekr_infer import metrics
+from dekr_infer.errors import DekrError
+from dekr_infer.evaluate import FIGURES
+from dekr_infer.files import sha256
+from tests.helpers import assert_refused
+from tests.place import INFER, POSTPROCESS, PREPROCESS, Place, make_inputs, run_through
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    make_inputs(folder)
+    (folder / "in" / "model.pth").touch()
+    run_through(folder, (PREPROCESS, INFER, POSTPROCESS))
+    return folder
+
+
+@pytest.fixture
+def place(tmp_path: Path, source: Path) -> Place:
+    made = Place(tmp_path, POSTPROCESS, source / "in")
+    for name in ("out", "out_flip"):
+        (made.inputs / f"{name}_summary.json").hardlink_to(source / "w" / f"{name}_summary.json")
+    return made
+
+
+def written(place: Place) -> dict:
+    return json.loads((place.outputs / "results" / "metrics.json").read_text())
+
+
+def test_hashes_versions_and_settings_of_everything_that_counts_are_kept(place, source):
+    assert place.run().code == 0
+    found = written(place)
+    graph = sha256(source / "in" / "net.onnx")
+    assert found["sha256"]["graphs"] == [graph, graph]
+    assert found["sha256"]["rescore"] == sha256(source / "in" / "rescore.pth")
+    assert found["sha256"]["annotations"] == sha256(source / "in/coco/annotations/person_keypoints_val2017.json")
+    results = (place.outputs / "results" / "keypoints_val2017_results.json").read_bytes()
+    assert found["sha256"]["results"] == hashlib.sha256(results).hexdigest()
+    assert {"dekr_infer", "python", "numpy", "pycocotools", "onnxruntime", "opencv"} == set(found["versions"])
+    assert all(found["versions"]["onnxruntime"])
+    assert {"POOL_THRESHOLD1", "NMS_THRE", "MAX_NUM_PEOPLE"} <= set(found["settings"])
+
+
+def test_the_same_run_again_differs_in_nothing(place, tmp_path):
+    assert place.run().code == 0
+    (place.outputs / "results" / "metrics.json").rename(tmp_path / "old.json")
+    ran = place.run("--compare", str(tmp_path / "old.json"))
+    assert ran.code == 0 and ran.out.endswith("old.json:\n  nothing differs\n")
+
+
+def test_the_metrics_compared_with_may_be_those_that_are_replaced(place):
+    assert place.run().code == 0
+    ran = place.run("--compare", str(place.outputs / "results" / "metrics.json"))
+    assert ran.code == 0 and "nothing differs" in ran.out
+
+
+def test_another_setting_is_named_and_the_figures_decide_the_exit_code(place, tmp_path):
+    assert place.run().code == 0
+    old = written(place)
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    ran = place.run("--compare", str(tmp_path / "old.json"), pairs=("TEST.NMS_NUM_THRE", "7"))
+    assert ran.code == 0 and "  settings: NMS_NUM_THRE: 8 -> 7\n" in ran.out
+    old["figures"]["AP (M)"] += 0.001
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    ran = place.run("--compare", str(tmp_path / "old.json"))
+    assert_refused(ran, 1, "old.json: AP (M) was", "the lines above tell")
+    assert "  figures: AP (M): " in ran.out and written(place)["figures"]
+
+
+def test_help_tells_the_exit_code(place):
+    ran = place.run("--help")
+    assert "0 when the ten figures are the same" in ran.out
+
+
+BASE = {"figures": dict.fromkeys(FIGURES, 0.5), "sha256": {"graphs": ["a" * 64]}, "versions": {"numpy": "2.2.6"}}
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value", "line"),
+    [
+        ("sha256", "graphs", ["b" * 64], "  inputs: graphs: aaaaaaaaaaaa... -> bbbbbbbbbbbb..."),
+        ("versions", "numpy", "2.3.0", "  versions: numpy: 2.2.6 -> 2.3.0"),
+        ("settings", "flip", False, "  settings: flip: nothing -> False"),
+        ("counts", "people", 7, "  counts: people: nothing -> 7"),
+        ("warnings", "ranking", "speaks", "  warnings: ranking: nothing -> speaks"),
+        ("figures", "AR", 0.502, "  figures: AR: 0.500000 -> 0.502000 (+0.002000)"),
+    ],
+)
+def test_each_part_has_its_line(part, key, value, line):
+    new = copy.deepcopy(BASE)
+    new.setdefault(part, {})[key] = value
+    lines = metrics.difference_lines(BASE, new, Path("old.json"))
+    assert lines == ["compared with old.json:", line]
+
+
+def test_a_figure_counts_from_a_millionth_on():
+    for step, fails in ((5e-7, False), (2e-6, True)):
+        new = {"figures": BASE["figures"] | {"AR .5": 0.5 + step}}
+        assert (len(metrics.difference_lines(BASE, BASE | new, Path("x"))) == 2) and fails == (
+            "figures" in "".join(metrics.difference_lines(BASE, BASE | new, Path("x")))
+        )
+        if fails:
+            with pytest.raises(DekrError, match=r"AR \.5 was"):
+                metrics.require_same_figures(BASE, new, Path("x"))
+        else:
+            metrics.require_same_figures(BASE, new, Path("x"))
+
+
+def test_metrics_never_stand_beside_the_results_of_another_run(tmp_path, monkeypatch):
+    (tmp_path / "metrics.json").write_text("old")
+
+    def stopped(path, value, indent=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics, "write_json", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        metrics.write_both(tmp_path / "results.json", [], tmp_path / "metrics.json", {"sha256": {}})
+    assert not (tmp_path / "metrics.json").exists()

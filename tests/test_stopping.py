@@ -1,0 +1,116 @@
+"""SIGINT, SIGTERM and SIGHUP to a wrapper: tools and their children end with it, and nothing half-written stays."""
+
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from dekr_infer.ascend import tune
+from scripts.demo import people
+from tests.helpers import run_command
+from tests.host import DOUBLES, Done, Host
+from tests.test_ais_bench_sh import compile_double
+from tests.toys import PAIRS, SMALL_GEARS, toy_model
+
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+pytest_plugins = ["tests.tiny"]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    host = Host(tmp_path, "npu-smi")
+    host.install_toolkit()
+    (host.home / "tmp").mkdir()
+    host.env |= {"PYTHONPATH": str(DOUBLES), "TMPDIR": str(host.home / "tmp")}
+    onnx.save(toy_model(), host.folder / "net.onnx")
+    return host
+
+
+def assert_stopped(host: Host, done: Done, number: int, left: set[str]) -> None:
+    assert done.returncode == CODES[signal.Signals(number)], done
+    assert "error: interrupted" in done.stderr and "Traceback" not in done.stdout + done.stderr
+    assert host.left_running() == []
+    assert {entry.name for entry in host.folder.iterdir()} == left
+    temporary = {entry.name for entry in (host.home / "tmp").iterdir()}
+    assert temporary <= {".ses"}, "ONNX Runtime's own"
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_atc_and_its_deaf_child_end_with_the_wrapper(host, number):
+    process = host.start("atc.sh", "net.onnx", ATC_TROUBLE="child")
+    assert_stopped(host, host.stop(process, "compiling", number), number, {"net.onnx"})
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ais_bench_and_its_child_end_with_the_wrapper(host, number):
+    compile_double(toy_model(), host.folder / "net.om")
+    (host.folder / "prep_data").mkdir()
+    np.save(host.folder / "prep_data" / "a.npy", np.zeros((1, 3, *SMALL_GEARS[0]), np.float32))
+    process = host.start("ais_bench.sh", "net.om", "--input", "prep_data", AIS_BENCH_TROUBLE="child")
+    done = host.stop(process, "a child", number)
+    assert_stopped(host, done, number, {"net.onnx", "net.om", "prep_data", "out"})
+    assert list((host.folder / "out").iterdir()) == []
+
+
+def test_a_run_under_nohup_does_not_hear_that_the_terminal_is_gone(host):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = host.start("atc.sh", "net.onnx", ATC_TROUBLE="child")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert process.stdout is not None
+    while "compiling" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert_stopped(host, Done(process.args, process.returncode, out, err), signal.SIGTERM, {"net.onnx"})
+
+
+def test_tuning_goes_on_where_it_was_stopped(host, monkeypatch):
+    (host.folder / "net.pth").write_text("weights")
+    words = ("--work", "work", "--loop", "1", "--variants", "gather", "TEST.MODEL_FILE", "net.pth")
+    with monkeypatch.context() as patch:  # the export done, and refused by atc
+        patch.chdir(host.folder)
+        host.install("atc")
+        for key, value in (host.env | {"ASCEND_OPP_PATH": "loaded", "ATC_TROUBLE": "inner"}).items():
+            patch.setenv(key, value)
+        patch.setattr(tune.Trial, "export", lambda trial: onnx.save(toy_model(tune.GEARS), trial.graph))
+        assert run_command(tune.main, *words).code == 1
+    process = host.start("tune_npu.sh", *words, ATC_TROUBLE="child")
+    done = host.stop(process, "compiling", signal.SIGTERM)
+    assert_stopped(host, done, signal.SIGTERM, {"net.onnx", "net.pth", "work"})
+    made = {entry.name for entry in (host.folder / "work").iterdir()}
+    assert made == {"dekr_gather.onnx", "stages.json", "tune.json"}
+    done = host.stop(host.start("tune_npu.sh", *words, AIS_BENCH_TROUBLE="child"), "a child", signal.SIGTERM)
+    assert_stopped(host, done, signal.SIGTERM, {"net.onnx", "net.pth", "work"})
+    made |= {"dekr_gather.om"}
+    assert {entry.name for entry in (host.folder / "work").iterdir()} == made
+    done = host.run("tune_npu.sh", *words)
+    assert done.returncode == 0 and "gather: convert: done before" in done.stdout, done
+
+
+def test_an_export_that_is_stopped_leaves_nothing(host, tiny):
+    words = ("--work", "work", "--variants", "grouped", *PAIRS, "TEST.MODEL_FILE", tiny.checkpoint)
+    done = host.stop(host.start("tune_npu.sh", *words), "grouped: export", signal.SIGTERM)
+    assert_stopped(host, done, signal.SIGTERM, {"net.onnx", "work"})
+    assert [entry.name for entry in (host.folder / "work").iterdir()] == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_pipeline_ends_its_step(host, tiny, number):
+    assert people.main(["--output", str(host.folder / "data"), "--pictures", "1", "--seed", "1"]) == 0
+    files = ("--onnx", tiny.graph, "--rescore", tiny.checkpoint.with_name("rescore.pth"))
+    words = ("--backend", "om", "--data", "data", "--work", "work", *files, *PAIRS)
+    done = host.stop(host.start("run_pipeline.sh", *words, ATC_TROUBLE="child"), "compiling", number)
+    assert_stopped(host, done, number, {"net.onnx", "data", "work"})
+    assert "stopped at the step 'convert'" in done.stderr.splitlines()[-1]
+    made = {entry.name for entry in (host.folder / "work").iterdir()}
+    folders = {"prep_data", "prep_data_flip"}
+    assert made == {"pipeline", "pipeline.log", *folders, *(f"{name}_record.json" for name in folders)}
+    assert "error: interrupted" in (host.folder / "work" / "pipeline.log").read_text()
