@@ -11,12 +11,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import Any
 
 from yacs.config import CfgNode
 
 from dekr_infer.config import load_config
 from dekr_infer.errors import DekrError
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SIGNAL_CODE = 128  # the shell's exit code for a signal is this and its number, so 130 for Ctrl-C
 
 
@@ -101,6 +103,26 @@ def stoppable() -> Iterator[None]:
     finally:
         for number in replaced:
             signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """Within it, a signal to stop is kept, and heard at its end: nothing that was just started goes astray."""
+    kept: list[int] = []
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], Any]] = {}
+    if threading.current_thread() is threading.main_thread():  # Python allows it there only
+        for number in STOPPING:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                handlers[number] = handler
+                signal.signal(number, lambda told, _frame: kept.append(told))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for told in kept:
+            handlers[signal.Signals(told)](told, None)
 
 
 def run(work: Callable[[], None]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,8 @@ from scripts.demo.losses import heat_loss, offset_loss, total_loss
 from scripts.demo.scene import draw_scene
 from scripts.demo.schedule import Average, Length, rate
 from scripts.demo.train_rescore import fit, likeness, mirrored
-from scripts.demo.trainer import STATE, Options, train
+from scripts.demo.trainer import STATE, Options, Trainer, train
+from scripts.demo.widen import widened
 
 DEMO = Path(__file__).parents[1] / "dekr_infer/configs/demo.yaml"
 
@@ -205,22 +207,26 @@ def test_schedule() -> None:
     assert float(average.state["w"]) == pytest.approx(1 - (1 / 11) * (2 / 12))
 
 
+def few_steps(output: Path) -> Options:
+    """Three steps on small pictures."""
+    return Options(
+        cfg=str(DEMO),
+        output=output,
+        length=Length(steps=3),
+        seed=4,
+        processes=1,
+        device="cpu",
+        precision="fp32",
+        lr=1e-3,
+        resume=True,
+        cut=Cut(64, 1, 2, (0.4, 0.6), 1.0),
+        validation_batches=0,
+    )
+
+
 def test_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
     def run(folder: str, stop_after: int | None) -> dict[str, torch.Tensor]:
-        options = Options(
-            cfg=str(DEMO),
-            output=tmp_path / folder,
-            length=Length(steps=3),
-            seed=4,
-            processes=1,
-            device="cpu",
-            precision="fp32",
-            lr=1e-3,
-            resume=True,
-            cut=Cut(64, 1, 2, (0.4, 0.6), 1.0),
-            stop_after=stop_after,
-            validation_batches=0,
-        )
+        options = replace(few_steps(tmp_path / folder), stop_after=stop_after)
         train(0, options, "")
         state = torch.load(options.output / STATE, weights_only=True)
         return {f"{part}.{key}": value for part in ("network", "average") for key, value in state[part].items()}
@@ -230,6 +236,47 @@ def test_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
     parts = run("parts", None)
     assert int(whole["network.bn1.num_batches_tracked"]) == 3
     assert all(torch.equal(value, parts[key]) for key, value in whole.items())
+
+
+def random_network(channels: int) -> GroupedNet:
+    """The demo network with so many channels for every joint, in which every number matters."""
+    torch.manual_seed(channels)
+    network = GroupedNet(load_config(DEMO, ["MODEL.SPEC.HEAD_OFFSET.NUM_CHANNELS_PERKPT", str(channels)]).MODEL.SPEC)
+    for key, value in network.state_dict().items():
+        if key.startswith(("transition_offset.1", "adaptive.bn")) and value.dim():
+            value.uniform_(0.5, 1.5)
+    return network.eval()
+
+
+def test_a_widened_network_answers_the_same_and_can_learn_more() -> None:
+    narrow, wide = random_network(2), random_network(4)
+    wide.load_state_dict(widened(narrow.state_dict(), wide.state_dict()))
+    image, cells = torch.randn(1, 3, 64, 96), torch.arange(16 * 24)
+    with torch.no_grad():
+        before, after = narrow(image, cells), wide(image, cells)
+    torch.testing.assert_close(after[0], before[0], atol=0, rtol=0)
+    torch.testing.assert_close(after[1], before[1], atol=1e-4, rtol=0)
+    wide(image, cells)[1].square().mean().backward()
+    assert wide.final_weight.grad is not None and wide.final_weight.grad[..., 2:].any()
+
+
+def test_only_a_narrower_head_can_be_widened() -> None:
+    fresh = random_network(2).state_dict()
+    with pytest.raises(RuntimeError):
+        widened(random_network(4).state_dict(), fresh)
+    with pytest.raises(KeyError, match="stranger"):
+        widened(fresh | {"stranger": torch.zeros(1)}, fresh)
+    with pytest.raises(RuntimeError):
+        widened(fresh | {"conv1.weight": torch.zeros(8, 3, 3, 3)}, fresh)
+
+
+def test_training_starts_from_given_weights(tmp_path: Path) -> None:
+    given = random_network(8)
+    torch.save(checkpoint_state(given.state_dict()), tmp_path / "given.pth")
+    trainer = Trainer(replace(few_steps(tmp_path), init=tmp_path / "given.pth"), 0)
+    for key, value in given.state_dict().items():
+        torch.testing.assert_close(trainer.network.state_dict()[key], value, msg=key)
+        torch.testing.assert_close(trainer.average.state[key], value, msg=key)
 
 
 def test_detection_runs_the_network() -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from dekr_infer.ascend import tune
+from dekr_infer.ascend import tool, tune
+from dekr_infer.command import stoppable
 from scripts.demo import people
 from tests.helpers import run_command
 from tests.host import DOUBLES, Done, Host
@@ -32,6 +33,9 @@ def host(tmp_path: Path) -> Host:
 def assert_stopped(host: Host, done: Done, number: int, left: set[str]) -> None:
     assert done.returncode == CODES[signal.Signals(number)], done
     assert "error: interrupted" in done.stderr and "Traceback" not in done.stdout + done.stderr
+    deadline = time.monotonic() + 2  # what was killed needs a moment to be gone
+    while host.left_running() and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert host.left_running() == []
     assert {entry.name for entry in host.folder.iterdir()} == left
     temporary = {entry.name for entry in (host.home / "tmp").iterdir()}
@@ -70,6 +74,21 @@ def test_a_run_under_nohup_does_not_hear_that_the_terminal_is_gone(host):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert_stopped(host, Done(process.args, process.returncode, out, err), signal.SIGTERM, {"net.onnx"})
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_a_signal_while_a_tool_is_being_started_ends_the_tool(monkeypatch, number):
+    start, started = tool._start, []
+
+    def start_and_be_told(*args):
+        started.append(start(*args))
+        signal.raise_signal(number)
+        return started[0]
+
+    monkeypatch.setattr(tool, "_start", start_and_be_told)
+    with pytest.raises(KeyboardInterrupt), stoppable():
+        tool.run_tool(["sleep", "60"])
+    assert started[0].poll() is not None
 
 
 def test_tuning_goes_on_where_it_was_stopped(host, monkeypatch):

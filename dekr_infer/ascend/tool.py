@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dekr_infer.command import signals_wait
 from dekr_infer.errors import DekrError
 
 KEPT = 2000  # lines: what is looked through for errors
@@ -31,8 +32,25 @@ def run_tool(command: Sequence[str], cwd: Path | None = None) -> Ran:
         DekrError: it cannot be started.
         KeyboardInterrupt: Ctrl-C or another signal to stop; the tool and all it started are stopped first.
     """
+    process = None
+    lines: deque[str] = deque(maxlen=KEPT)
     try:
-        process = subprocess.Popen(
+        with signals_wait():
+            process = _start(command, cwd)
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            lines.append(line.rstrip("\n"))
+        return Ran(process.wait(), list(lines))
+    except BaseException:
+        if process is not None:
+            _stop(process)
+        raise
+
+
+def _start(command: Sequence[str], cwd: Path | None) -> subprocess.Popen[str]:
+    try:
+        return subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -43,16 +61,6 @@ def run_tool(command: Sequence[str], cwd: Path | None = None) -> Ran:
         )
     except OSError as error:
         raise DekrError(f"{command[0]}: cannot be started ({error.strerror}); check the installation") from None
-    lines: deque[str] = deque(maxlen=KEPT)
-    assert process.stdout is not None
-    try:
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            lines.append(line.rstrip("\n"))
-        return Ran(process.wait(), list(lines))
-    except BaseException:
-        _stop(process)
-        raise
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

@@ -46,7 +46,11 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--processes", type=count, help="that share the work (CPU: 2, GPU: 1)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the convolutions (bf16)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="continue (default)")
-    parser.add_argument("--init", type=Path, help="weights to start from, a state or a checkpoint; it may have fewer channels per joint (random)")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        help="weights to start from, a state or a checkpoint; it may have fewer channels per joint (random)",
+    )
     parser.add_argument("--validate", type=count, default=40, help="pictures for the COCO figures at the end (40)")
     args = parser.parse_args(argv)
 
