@@ -86,5 +86,9 @@ def test_an_unknown_flag(host):
 
 def test_the_wrappers_are_shellcheck_clean():
     scripts = sorted(map(str, (DOUBLES.parents[1] / "scripts").glob("*.sh")))
-    done = subprocess.run([Path(sys.executable).with_name("shellcheck"), "-x", "-P", "SCRIPTDIR", *scripts], capture_output=True, text=True)
+    done = subprocess.run(
+        [Path(sys.executable).with_name("shellcheck"), "-x", "-P", "SCRIPTDIR", *scripts],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout
