@@ -57,6 +57,11 @@ def test_different_chips_want_a_choice(host):
     refused(host.run("chip_name.sh", "--device", 2, NPU_SMI_LAYOUT="mixed"), 1, "no NPU 2")
 
 
+def test_the_number_of_another_tool_does_not_matter_where_chips_are_alike(host):
+    """ais_bench counts 0, 1 where npu-smi lists 0, 64."""
+    assert host.run("chip_name.sh", "--device", 1, NPU_SMI_LAYOUT="310P3-two").stdout == "Ascend310P3\n"
+
+
 def test_no_chip(host):
     refused(host.run("chip_name.sh", NPU_SMI_LAYOUT="none"), 1, "shows no NPU", "--chip")
 

@@ -137,7 +137,7 @@ def test_the_export_is_a_step_when_no_file_is_named(tmp_path):
     fake.chmod(0o755)
     done = host.run("run_pipeline.sh", "--data", "data", *files, "TEST.FLIP_TEST", "False", PYTHON=str(fake))
     assert done.returncode == 7 and "stopped at the step 'export'" in done.stderr
-    wanted = f"--output ./dekr_bs1.onnx DATASET.ROOT data TEST.MODEL_FILE {WEIGHTS} RESCORE.MODEL_FILE"
+    wanted = f"--output ./dekr_bs1.onnx TEST.MODEL_FILE {WEIGHTS} DATASET.ROOT data RESCORE.MODEL_FILE"
     assert wanted in done.stdout and "TEST.FLIP_TEST False" in done.stdout
 
 

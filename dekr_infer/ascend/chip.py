@@ -82,18 +82,20 @@ def devices(text: str) -> list[Device]:
 def choose(found: list[Device], number: int | None) -> Device:
     """The NPU meant: the one with this number, or the first when all are alike.
 
+    Where they are alike the number may be another tool's: ais_bench counts 0, 1 where npu-smi lists 0, 64.
+
     Raises:
-        DekrError: there is none, or they differ and no number was given.
+        DekrError: there is none, or they differ and the number is that of none of them, or was not given.
     """
     if not found:
         raise DekrError(f"npu-smi info: shows no NPU; check the driver, or {OVERRIDE}")
     listed = ", ".join(f"{device.number}: {device.name}" for device in found)
-    if number is not None:
-        chosen = next((device for device in found if device.number == number), None)
-        if chosen is None:
-            raise DekrError(f"npu-smi info: shows no NPU {number} (there are {listed}); choose one of these")
+    chosen = next((device for device in found if device.number == number), None)
+    if chosen is not None:
         return chosen
     if len({device.name for device in found}) > 1:
+        if number is not None:
+            raise DekrError(f"npu-smi info: shows no NPU {number} (there are {listed}); choose one of these")
         raise DekrError(f"npu-smi info: shows different chips ({listed}); choose one with --device, or {OVERRIDE}")
     return next((device for device in found if device.health == "OK"), found[0])
 
