@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import shutil
 import statistics
 import sys
 from argparse import Namespace
@@ -42,7 +41,7 @@ from dekr_infer.dump import output_names
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.export.difference import SEED, Difference, difference_of, test_picture
 from dekr_infer.export.variant_names import SEPARATE, VARIANTS
-from dekr_infer.files import sha256, write_json
+from dekr_infer.files import scratch_folder, sha256, write_json
 from dekr_infer.geometry import GEARS, Size
 from dekr_infer.preprocess import normalise
 from dekr_infer.runtime import open_network
@@ -125,14 +124,8 @@ def tune(args: Namespace, extra: Sequence[str]) -> None:
 @contextmanager
 def _workplace(work: Path) -> Iterator[Path]:
     """Hold the work folder for this run alone; yields an empty folder in it for what need not stay."""
-    scratch = work / "unfinished"
-    with tensors.exclusive(work):
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(mode=0o750)
-        try:
-            yield scratch
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with tensors.exclusive(work), scratch_folder(work, "unfinished") as scratch:
+        yield scratch
 
 
 class Trial:
