@@ -193,6 +193,25 @@ def test_ctrl_c_ends_atc_and_leaves_nothing(host):
     assert left(host) == {"net.onnx"} and not list(host.home.glob("net.*"))
 
 
+def test_two_conversions_at_the_same_time_leave_each_other_alone(host):
+    first = host.start("atc.sh", "net.onnx", ATC_TROUBLE="slow", TMPDIR=str(host.home))
+    assert first.stdout is not None
+    while "compiling" not in first.stdout.readline():
+        assert first.poll() is None
+    (place,) = host.home.glob("net.om.partial.*")
+    assert host.run("atc.sh", "net.onnx", TMPDIR=str(host.home)).returncode == 0
+    assert (place / "net.om").is_file() and len(list(host.home.glob("net.*"))) == 1
+    os.kill(first.pid, signal.SIGINT)
+    first.communicate(timeout=60)
+    assert not list(host.home.glob("net.*"))
+
+
+@pytest.mark.parametrize("name", ["a b", "gone"])
+def test_a_temporary_folder_that_atc_cannot_use(host, name):
+    (host.home / "a b").mkdir()
+    assert host.run("atc.sh", "net.onnx", TMPDIR=str(host.home / name)).returncode == 0
+
+
 def test_the_remedy_of_a_code_is_found_in_a_long_log():
     lines = ["EZ9999: Inner Error!", "x" * 50, "E16002: no parser"]
     assert remedy(lines, REMEDIES).startswith("E16002: ") and remedy(["fine"], REMEDIES) == ""

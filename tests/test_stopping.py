@@ -56,6 +56,16 @@ def test_ais_bench_and_its_child_end_with_the_wrapper(host, number):
     assert list((host.folder / "out").iterdir()) == []
 
 
+def test_what_a_killed_conversion_leaves_goes_with_the_next(host):
+    process = host.start("atc.sh", "net.onnx", ATC_TROUBLE="slow")
+    assert host.stop(process, "compiling", signal.SIGKILL).returncode == -signal.SIGKILL
+    host.wait_for_quiet(20)
+    assert list((host.home / "tmp").glob("net.om.partial.*"))
+    assert host.run("atc.sh", "net.onnx").returncode == 0
+    assert not list((host.home / "tmp").glob("net.*"))
+    assert {entry.name for entry in host.folder.iterdir()} == {"net.onnx", "net.om"}
+
+
 def bench_killed(host: Host, trouble: str, text: str) -> None:
     """Two models, one folder of two tensors; the run of the first model ended by SIGKILL."""
     (host.folder / "prep_data").mkdir()

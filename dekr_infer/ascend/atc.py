@@ -26,7 +26,7 @@ from dekr_infer.command import Arguments, Parser, natural, run
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.export.atc_rules import WARNING
 from dekr_infer.export.preflight import default_gears, default_input_shape, load, preflight, report
-from dekr_infer.files import replacing
+from dekr_infer.files import replacing, scratch_folder
 
 SUFFIX = ".om"
 SUCCESS = "ATC run success"
@@ -107,24 +107,36 @@ def convert(args: Namespace, extra: Sequence[str]) -> None:
     find_atc()
     started = time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
-    place = (
-        target.parent if _is_plain(target.parent) else None
-    )  # atc takes no spaces in paths: the system's folder then
-    with tempfile.TemporaryDirectory(prefix=f"{target.stem}.", suffix=".partial", dir=place) as scratch:
+    with scratch_folder(_place(target), f"{target.name}.partial") as scratch:
         for key in ("model", "keep_dtype"):
             if (file := getattr(args, key)) and not _is_plain(file):
-                setattr(args, key, shutil.copyfile(file, Path(scratch) / f"{key}{file.suffix}"))
-        ran = run_tool(atc_command(args, model, Path(scratch) / target.stem, chip, extra))
+                setattr(args, key, shutil.copyfile(file, scratch / f"{key}{file.suffix}"))
+        ran = run_tool(atc_command(args, model, scratch / target.stem, chip, extra))
         if ran.code or not any(SUCCESS in line for line in ran.lines):
             found = remedy(ran.lines, REMEDIES) or "its messages above name the reason"
             raise DekrError(f"{target}: not made, atc failed with exit code {ran.code}; {found}")
-        made = sorted(Path(scratch).glob(f"*{SUFFIX}"))  # newer versions may add the host's system to the name
+        made = sorted(scratch.glob(f"*{SUFFIX}"))  # newer versions may add the host's system to the name
         if len(made) != 1 or not made[0].stat().st_size:
             raise DekrError(f"{target}: not made, though atc reported success; see its messages above")
         with replacing(target) as temporary:
             shutil.copyfile(made[0], temporary)
     size = target.stat().st_size
     print(f"{target}: {size:,} bytes for {chip}, gears {default_gears(model)}, in {time.monotonic() - started:.1f} s")
+
+
+def _place(target: Path) -> Path:
+    """Where atc writes: beside the target, or in a folder for temporary files when atc takes no such path.
+
+    Raises:
+        DekrError: atc takes none of them.
+    """
+    places = (target.parent, Path(tempfile.gettempdir()), Path("/tmp"))
+    found = next((place for place in places if _is_plain(place)), None)
+    if found is None:
+        raise DekrError(
+            f"{target.parent}: atc takes no such path (letters, digits and ./_+- only); name another output"
+        )
+    return found
 
 
 def _is_plain(path: Path) -> bool:
