@@ -46,6 +46,15 @@ class Job(NamedTuple):
     folder: Path
     gears: dict[Path, Size]
 
+    def check(self, frontend: Frontend) -> None:
+        """Look at all paths before the first tool runs; see `Frontend.check_paths`.
+
+        Raises:
+            DekrError: ais_bench would refuse one.
+        """
+        frontend.check_model(self.model)
+        frontend.check_paths([self.model, self.folder, self.source, *self.gears])
+
     def results(self) -> set[str]:
         """The names of all results."""
         return {name for file in self.gears for name in output_names(file)}
@@ -83,6 +92,8 @@ def bench(args: Namespace, extra: Sequence[str]) -> None:
         tensors.refuse_foreign(job.folder, job.results(), "these inputs")
     frontend = find_frontend()
     for job in jobs:
+        job.check(frontend)
+    for job in jobs:
         summary = run_pass(frontend, job, extra)
         for line in _speeds(summary, list(job.gears.values())):
             print(line)
@@ -116,13 +127,13 @@ def run_pass(frontend: Frontend, job: Job, extra: Sequence[str]) -> dict[str, An
     Newer ones refuse to write where others can read, and one that outlived a killed run may still be writing.
 
     Args:
+        job: has been checked by `Job.check`.
         extra: further words for ais_bench.
     Returns:
         ais_bench's summary.
     Raises:
         DekrError: ais_bench failed, or left less than it should, or other things.
     """
-    frontend.check_paths([job.model, job.folder, job.source, *job.gears])
     place = job.folder.resolve()
     with tensors.exclusive(job.folder):
         _forget(job.folder)

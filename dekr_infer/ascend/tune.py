@@ -180,6 +180,7 @@ class Trial:
         np.save(source / PICTURE, image)
         folder = self.scratch / f"out_{self.variant}_{gear}"
         job = Job(self.model, self.args.device, source, folder, gears_of(source))
+        job.check(self.frontend)
         summary = run_pass(self.frontend, job, ["--loop", str(self.args.loop)])
         times = summary.get("npu_compute_time_list", [])
         if len(times) != self.args.loop:
