@@ -62,7 +62,9 @@ def main(argv: Arguments = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("output", type=Path, nargs="?", metavar="OUTPUT")
-    parser.add_argument("--device", type=natural, metavar="N", help="for the chip's name, ask for this NPU")
+    parser.add_argument(
+        "--device", type=natural, metavar="N", help="for the chip that ais_bench opens by N (where they differ)"
+    )
     parser.add_argument("--keep_dtype", type=Path, metavar="FILE", help="nodes to keep in float32, one name per line")
     add_options(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")

@@ -65,7 +65,7 @@ def main(argv: Arguments = None) -> int:
         "--work", type=Path, default=Path("models/tune"), help="for what it makes (default: models/tune)"
     )
     parser.add_argument("--root", type=Path, help="weight the sizes as in this data set (default: a sample of COCO)")
-    parser.add_argument("--device", type=natural, default=0, metavar="N", help="NPU that runs the models (default: 0)")
+    parser.add_argument("--device", type=natural, metavar="N", help="NPU to convert for and run on (default: 0)")
     parser.add_argument("--loop", type=count, default=LOOP, metavar="N", help=f"passes per size (default: {LOOP})")
     for name, share in (("heat", HEAT_SHARE), ("offset", OFFSET_SHARE)):
         told = f"difference from the CPU, as a share of the largest value (default: {share})"
@@ -105,7 +105,8 @@ def tune(args: Namespace, extra: Sequence[str]) -> None:
     origin = {"checkpoint": sha256(Path(config.TEST.MODEL_FILE)), "network": config.MODEL.dump()}
     shares = shares_of(args.root)
     atc.find_atc()
-    args.chip = chip_name(args.chip, None)
+    args.chip = chip_name(args.chip, args.device)
+    args.device = args.device or 0
     frontend = find_frontend()
     frontend.check_paths([args.work])
     with _workplace(args.work) as scratch:
