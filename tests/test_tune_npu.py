@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -264,6 +265,12 @@ def test_a_damaged_record_is_named(host, content):
 )
 def test_mistakes(host, words, code, part):
     assert_refused(run_command(tune.main, *words), code, part)
+
+
+def test_the_forms_share_their_kernels(host):
+    assert tuned("--variants", GATHER).code == 0
+    given = zipfile.ZipFile(host.folder / "my work" / "dekr_gather.om").read("options").decode().split("\n")
+    assert given[-2:] == ["--op_compiler_cache_mode=enable", "--log=error"]
 
 
 def test_words_for_atc_reach_it(host):

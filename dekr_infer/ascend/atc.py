@@ -34,6 +34,7 @@ PRECISIONS = (
     *("force_fp16", "force_fp32", "cube_fp16in_fp32out", "allow_fp32_to_fp16"),
     *("must_keep_origin_dtype", "allow_mix_precision"),
 )
+CACHE_MODES = ("enable", "force")
 _CHIP = "check the chip's spelling with scripts/chip_name.sh, and that this toolkit knows the chip"
 _OPTION = "check the option that the message names, behind -- too"
 _GEARS = "the gears in the file's metadata do not suit; export it again with DEKR_pth2onnx.py"
@@ -66,17 +67,18 @@ def main(argv: Arguments = None) -> int:
         "--device", type=natural, metavar="N", help="for the chip that ais_bench opens by N (where they differ)"
     )
     parser.add_argument("--keep_dtype", type=Path, metavar="FILE", help="nodes to keep in float32, one name per line")
-    add_options(parser)
+    add_options(parser, cache=None)
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
     args = parser.parse_args(words[:end])
     return run(lambda: convert(args, words[end + 1 :]))
 
 
-def add_options(parser: Parser) -> None:
-    """Add the options of a conversion that suit any file."""
+def add_options(parser: Parser, cache: str | None) -> None:
+    """Add the options of a conversion that suit any file; `cache` is what is done when nothing is said of it."""
     parser.add_argument("--chip", metavar="NAME", help="e.g. Ascend310P3 (default: CHIP_NAME, or this host's)")
     parser.add_argument("--precision_mode", choices=PRECISIONS, help="(default: atc's, which is force_fp16)")
-    parser.add_argument("--no_cache", action="store_true", help="compile all kernels anew (default: reuse them)")
+    told = "enable reuses the kernels of earlier conversions, force makes them anew, e.g. after tuning; default: "
+    parser.add_argument("--cache", choices=CACHE_MODES, default=cache, help=told + (cache or "none is kept"))
 
 
 def find_atc() -> Path:
@@ -186,6 +188,13 @@ def atc_command(args: Namespace, model: ModelProto, output: Path, chip: str, ext
         f"--soc_version={chip}",
         *([f"--precision_mode={args.precision_mode}"] if args.precision_mode else []),
         *([f"--keep_dtype={args.keep_dtype}"] if args.keep_dtype else []),
-        *([] if args.no_cache else ["--op_compiler_cache_mode=enable"]),
+        *_unless_given(extra, "op_compiler_cache_mode", args.cache),
+        *_unless_given(extra, "log", "error"),
         *extra,
     ]
+
+
+def _unless_given(extra: Sequence[str], name: str, value: str | None) -> list[str]:
+    """An option of ours, left out when there is no value or the user's own words give it."""
+    given = {word.lstrip("-").partition("=")[0] for word in extra}
+    return [] if value is None or name in given else [f"--{name}={value}"]

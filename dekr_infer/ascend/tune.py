@@ -70,7 +70,7 @@ def main(argv: Arguments = None) -> int:
     for name, share in (("heat", HEAT_SHARE), ("offset", OFFSET_SHARE)):
         told = f"difference from the CPU, as a share of the largest value (default: {share})"
         parser.add_argument(f"--{name}_tolerance", type=_share, default=share, metavar="X", help=told)
-    atc.add_options(parser)
+    atc.add_options(parser, cache="enable")  # the four forms have most kernels in common
     add_config(parser)
     args = parser.parse_args(words[:end])
     return run(lambda: tune(args, words[end + 1 :]))
@@ -200,7 +200,7 @@ def _try(trial: Trial, origin: dict[str, str]) -> Outcome:
     try:
         made_by = origin | {"version": dekr_infer.__version__}
         stages.do(f"{name}: export", made_by, trial.export, trial.graph)
-        options = [args.chip, args.precision_mode, args.no_cache, trial.extra, str(atc.find_atc().resolve())]
+        options = [args.chip, args.precision_mode, args.cache, trial.extra, str(atc.find_atc().resolve())]
         stages.do(f"{name}: convert", {"graph": sha256(trial.graph), "options": options}, trial.convert, trial.model)
         timed_by = {"model": sha256(trial.model), "device": args.device, "loop": args.loop}
         found = stages.do(f"{name}: time", timed_by, trial.time)
