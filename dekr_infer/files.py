@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and their hashes."""
+"""Files that are written whole or not at all, their hashes, and folders for what is unfinished."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ import fcntl
 import hashlib
 import json
 import os
+import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from dekr_infer.errors import DekrError
+
+_LOCK = ".lock"  # in a scratch folder; a run that was killed no longer holds it
 
 
 def beside(folder: Path, ending: str) -> Path:
@@ -62,6 +67,40 @@ def _locked(path: Path) -> int:
             os.close(handle)
             raise
         os.close(handle)
+
+
+@contextmanager
+def scratch_folder(parent: Path, stem: str) -> Iterator[Path]:
+    """An empty folder `<parent>/<stem>.<random>` for this run alone (mode 0700), removed at its end.
+
+    Those of killed runs are removed first, those of runs that go on are left. The name is a new one each time, so what
+    outlived a killed run still writes into its own folder, not into this one.
+    """
+    name = re.compile(re.escape(stem) + r"\.[a-z0-9_]{8}")
+    for entry in list(os.scandir(parent)):
+        if name.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+            with contextlib.suppress(OSError):  # held by a run, or not ours
+                _remove(Path(entry), _locked(Path(entry) / _LOCK))
+    made, lock = _new_scratch(parent, stem)
+    try:
+        yield made
+    finally:
+        _remove(made, lock)
+
+
+def _new_scratch(parent: Path, stem: str) -> tuple[Path, int]:
+    """A new folder, and the handle that holds it for as long as this process lives."""
+    while True:
+        made = Path(tempfile.mkdtemp(prefix=f"{stem}.", dir=parent))
+        try:
+            return made, _locked(made / _LOCK)
+        except (BlockingIOError, FileNotFoundError):
+            pass  # another run took it for a killed run's before it was held, and removes it
+
+
+def _remove(scratch: Path, lock: int) -> None:
+    shutil.rmtree(scratch, ignore_errors=True)
+    os.close(lock)
 
 
 def write_failure(path: Path, error: OSError) -> str:

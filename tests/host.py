@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +80,13 @@ class Host:
             except OSError:
                 continue  # it has ended, or is not ours to read
         return [command for command in found if command]  # one without is a zombie
+
+    def wait_for_quiet(self, seconds: float) -> None:
+        """Wait until nothing that was started on this host still runs."""
+        deadline = time.monotonic() + seconds
+        while (running := self.left_running()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert running == []
 
     def run(self, script: str, *words: object, **env: str) -> Done:
         """Run a script here and wait for its end."""

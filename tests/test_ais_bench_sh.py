@@ -166,6 +166,21 @@ def test_what_the_frontend_of_2025_never_takes(host):
     assert host.run("ais_bench.sh", "net.om", "--input", "prep data").returncode == 0
 
 
+def test_the_second_folder_is_looked_at_before_the_first_is_run(host):
+    (host.folder / "prep_data_flip" / "c.npy").rename(host.folder / "c.npy")
+    (host.folder / "prep_data_flip" / "c.npy").symlink_to("../c.npy")
+    done = host.run("ais_bench.sh", "net.om", AIS_BENCH_DIALECT="T25")
+    refused(done, 1, "prep_data_flip/c.npy", "is a link")
+    assert "warm up" not in done.stdout and names(host.folder) == BEFORE | {"c.npy"}
+
+
+def test_a_model_of_another_ending(host):
+    (host.folder / "net.om").rename(host.folder / "net.bin")
+    done = host.run("ais_bench.sh", "net.bin", AIS_BENCH_DIALECT="T25")
+    refused(done, 1, "net.bin", "end in .om", "rename")
+    assert host.run("ais_bench.sh", "net.bin").returncode == 0
+
+
 def test_the_double_itself_is_as_strict(host):
     """Called bare, as printed in the sample, the frontend of 2025 refuses a plain folder and 2026 the old options."""
     words = ["-m", "ais_bench", "--model", "net.om", "--input", "prep_data", "--output", "./", "--outfmt", "NPY"]

@@ -50,7 +50,7 @@ def test_our_export_is_converted_with_the_published_options(host, tiny):
         "--input_shape=image:1,3,-1,-1",
         f"--dynamic_dims={GEARS}",
         "--soc_version=Ascend310P3",
-        "--op_compiler_cache_mode=enable",
+        "--log=error",
     ]
     with zipfile.ZipFile(host.folder / "dekr_bs1.om") as stand_in:
         assert stand_in.read("model.onnx") == tiny.graph.read_bytes()
@@ -63,12 +63,19 @@ def test_our_export_is_converted_with_the_published_options(host, tiny):
 def test_options_output_and_words_for_atc(host):
     (host.folder / "keep these").write_text("node\n")
     words = ("net.onnx", "models/other", "--chip", "910B4", "--precision_mode", "force_fp32")
-    done = host.run("atc.sh", *words, "--keep_dtype", "keep these", "--no_cache", "--", "--log=info")
+    done = host.run("atc.sh", *words, "--keep_dtype", "keep these", "--cache", "force", "--", "--log=info")
     assert done.returncode == 0, done
     given = options(host.folder / "models" / "other.om")
     assert "--soc_version=Ascend910B4" in given and "--precision_mode=force_fp32" in given
     assert given[-1] == "--log=info" and any(word.startswith("--keep_dtype=") for word in given)
-    assert not any("cache" in word for word in given)
+    assert given.count("--op_compiler_cache_mode=force") == 1 and "--log=error" not in given
+
+
+def test_the_cache_that_the_words_for_atc_name_counts(host):
+    words = ("net.onnx", "--cache", "enable", "--", "--op_compiler_cache_mode=disable")
+    assert host.run("atc.sh", *words).returncode == 0
+    given = options(host.folder / "net.om")
+    assert [word for word in given if "cache" in word] == ["--op_compiler_cache_mode=disable"]
 
 
 def test_a_dry_run_prints_a_command_that_can_be_pasted(host):
@@ -191,6 +198,25 @@ def test_ctrl_c_ends_atc_and_leaves_nothing(host):
     assert process.returncode == 130 and err.splitlines()[-1].startswith("error: interrupted")
     assert time.monotonic() - began < 20
     assert left(host) == {"net.onnx"} and not list(host.home.glob("net.*"))
+
+
+def test_two_conversions_at_the_same_time_leave_each_other_alone(host):
+    first = host.start("atc.sh", "net.onnx", ATC_TROUBLE="slow", TMPDIR=str(host.home))
+    assert first.stdout is not None
+    while "compiling" not in first.stdout.readline():
+        assert first.poll() is None
+    (place,) = host.home.glob("net.om.partial.*")
+    assert host.run("atc.sh", "net.onnx", TMPDIR=str(host.home)).returncode == 0
+    assert (place / "net.om").is_file() and len(list(host.home.glob("net.*"))) == 1
+    os.kill(first.pid, signal.SIGINT)
+    first.communicate(timeout=60)
+    assert not list(host.home.glob("net.*"))
+
+
+@pytest.mark.parametrize("name", ["a b", "gone"])
+def test_a_temporary_folder_that_atc_cannot_use(host, name):
+    (host.home / "a b").mkdir()
+    assert host.run("atc.sh", "net.onnx", TMPDIR=str(host.home / name)).returncode == 0
 
 
 def test_the_remedy_of_a_code_is_found_in_a_long_log():

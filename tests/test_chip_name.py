@@ -33,7 +33,7 @@ def test_the_name_of_every_layout(host, layout, name):
 
 def test_only_device_rows_count():
     text = (DOUBLES / "npu_smi" / "310P3-two.txt").read_text()
-    assert devices(text) == [Device(0, "310P3", "OK"), Device(64, "310P3", "OK")]
+    assert devices(text) == [Device(0, 0, "310P3", "OK"), Device(64, 1, "310P3", "OK")]
 
 
 @pytest.mark.parametrize("row", ["| 0 0 | NA | 0 |", "| 0 310 | 0000:01:00.0 | 0 |", "| 0 | OK | 1 |", "| 0 310 OK |"])
@@ -54,7 +54,22 @@ def test_poor_health_is_a_warning(host):
 def test_different_chips_want_a_choice(host):
     refused(host.run("chip_name.sh", NPU_SMI_LAYOUT="mixed"), 1, "0: 310P3, 1: 310", "--device", "--chip")
     assert host.run("chip_name.sh", "--device", 1, NPU_SMI_LAYOUT="mixed").stdout == "Ascend310\n"
-    refused(host.run("chip_name.sh", "--device", 2, NPU_SMI_LAYOUT="mixed"), 1, "no NPU 2")
+    refused(host.run("chip_name.sh", "--device", 2, NPU_SMI_LAYOUT="mixed"), 1, "no device 2")
+
+
+@pytest.mark.parametrize(("number", "name"), [("0", "310"), ("1", "310"), ("2", "310P3")])
+def test_the_number_is_that_of_the_device_and_not_of_its_card(host, number, name):
+    assert host.run("chip_name.sh", "--device", number, NPU_SMI_LAYOUT="mixed-cards").stdout == f"Ascend{name}\n"
+
+
+def test_cards_of_one_chip_are_counted_by_their_own_numbers():
+    text = (DOUBLES / "npu_smi" / "910A.txt").read_text()
+    assert [(found.npu, found.device) for found in devices(text)] == [(0, 0), (1, 1)]
+
+
+def test_the_number_does_not_matter_where_all_are_alike(host):
+    """In a container, npu-smi may show card 5 alone, which programs open by 0."""
+    assert host.run("chip_name.sh", "--device", 7, NPU_SMI_LAYOUT="310P3-two").stdout == "Ascend310P3\n"
 
 
 def test_the_number_of_another_tool_does_not_matter_where_chips_are_alike(host):

@@ -2,12 +2,16 @@
 
 import errno
 import hashlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from dekr_infer import files
 from dekr_infer.errors import DekrError
-from dekr_infer.files import beside, read_json, replacing, sha256, write_json
+from dekr_infer.files import beside, read_json, replacing, scratch_folder, sha256, write_json
 
 
 def names(folder) -> list[str]:
@@ -88,3 +92,41 @@ def test_what_stands_beside_a_folder_begins_with_its_name(tmp_path, monkeypatch,
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out" if folder != "out" else tmp_path)
     assert beside(Path(folder), "_summary.json").resolve() == tmp_path / "out_summary.json"
+
+
+def test_a_scratch_folder_is_private_and_leaves_nothing(tmp_path):
+    with scratch_folder(tmp_path, "out") as first, scratch_folder(tmp_path, "out") as second:
+        assert first != second and first.is_dir(), "a run that goes on is left alone"
+        assert first.stat().st_mode & 0o777 == 0o700
+        (first / "half").write_text("")
+    assert names(tmp_path) == []
+
+
+def test_the_scratch_folders_of_killed_runs_are_removed_and_nothing_else(tmp_path):
+    script = (
+        "import os, sys; from pathlib import Path; from dekr_infer.files import scratch_folder\n"
+        "with scratch_folder(Path(sys.argv[1]), 'out') as made: (made / 'half').write_text(''); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=Path(__file__).parents[1])
+    (left,) = names(tmp_path)
+    others = ["out", "out.abcdefg", "out.abcdefgh.om", "out_abcdefgh", "xout.abcdefgh"]
+    for name in others:
+        (tmp_path / name).mkdir()
+    (tmp_path / "out.12345678").write_text("a file")
+    with scratch_folder(tmp_path, "out") as made:
+        assert made.name != left and not (tmp_path / left).exists()
+    assert names(tmp_path) == sorted([*others, "out.12345678"])
+
+
+def test_a_scratch_folder_that_another_run_removes_at_once_is_made_anew(tmp_path, monkeypatch):
+    lock, taken = files._locked, []
+
+    def taken_first(path):
+        if not taken:
+            taken.append(lock(path))
+        return lock(path)
+
+    monkeypatch.setattr(files, "_locked", taken_first)
+    with scratch_folder(tmp_path, "out") as made:
+        assert len(names(tmp_path)) == 2 and made.is_dir()
+    os.close(taken[0])

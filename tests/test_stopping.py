@@ -8,13 +8,13 @@ import numpy as np
 import onnx
 import pytest
 
-from dekr_infer.ascend import tool, tune
+from dekr_infer.ascend import bench, tool, tune
 from dekr_infer.command import stoppable
 from scripts.demo import people
 from tests.helpers import run_command
 from tests.host import DOUBLES, Done, Host
 from tests.test_ais_bench_sh import compile_double
-from tests.toys import PAIRS, SMALL_GEARS, toy_model
+from tests.toys import PAIRS, SMALL_GEARS, toy_model, toy_outputs
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 pytest_plugins = ["tests.tiny"]
@@ -33,10 +33,7 @@ def host(tmp_path: Path) -> Host:
 def assert_stopped(host: Host, done: Done, number: int, left: set[str]) -> None:
     assert done.returncode == CODES[signal.Signals(number)], done
     assert "error: interrupted" in done.stderr and "Traceback" not in done.stdout + done.stderr
-    deadline = time.monotonic() + 2  # what was killed needs a moment to be gone
-    while host.left_running() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert host.left_running() == []
+    host.wait_for_quiet(2)  # what was killed needs a moment to be gone
     assert {entry.name for entry in host.folder.iterdir()} == left
     temporary = {entry.name for entry in (host.home / "tmp").iterdir()}
     assert temporary <= {".ses"}, "ONNX Runtime's own"
@@ -57,6 +54,56 @@ def test_ais_bench_and_its_child_end_with_the_wrapper(host, number):
     done = host.stop(process, "a child", number)
     assert_stopped(host, done, number, {"net.onnx", "net.om", "prep_data", "out"})
     assert list((host.folder / "out").iterdir()) == []
+
+
+def test_what_a_killed_conversion_leaves_goes_with_the_next(host):
+    process = host.start("atc.sh", "net.onnx", ATC_TROUBLE="slow")
+    assert host.stop(process, "compiling", signal.SIGKILL).returncode == -signal.SIGKILL
+    host.wait_for_quiet(20)
+    assert list((host.home / "tmp").glob("net.om.partial.*"))
+    assert host.run("atc.sh", "net.onnx").returncode == 0
+    assert not list((host.home / "tmp").glob("net.*"))
+    assert {entry.name for entry in host.folder.iterdir()} == {"net.onnx", "net.om"}
+
+
+def bench_killed(host: Host, trouble: str, text: str) -> None:
+    """Two models, one folder of two tensors; the run of the first model ended by SIGKILL."""
+    (host.folder / "prep_data").mkdir()
+    for stem in "ab":
+        np.save(host.folder / "prep_data" / f"{stem}.npy", np.ones((1, 3, *SMALL_GEARS[0]), np.float32))
+    compile_double(toy_model(scale=2), host.folder / "older.om")
+    compile_double(toy_model(), host.folder / "net.om")
+    process = host.start("ais_bench.sh", "older.om", "--input", "prep_data", AIS_BENCH_TROUBLE=trouble)
+    assert host.stop(process, text, signal.SIGKILL).returncode == -signal.SIGKILL
+
+
+def test_ais_bench_ends_with_a_killed_wrapper(host):
+    bench_killed(host, "slow", "warm up")
+    host.wait_for_quiet(20)
+
+
+def test_what_outlives_a_killed_wrapper_spoils_no_later_run(host, monkeypatch):
+    hold = host.folder / "hold"
+    hold.touch()
+    bench_killed(host, "deaf", "on hold")
+    (left,) = host.folder.glob("out.ais_bench*")
+
+    def run_then_let_the_older_go_on(command):
+        assert not left.exists()
+        ran = tool.run_tool(command)
+        hold.unlink()
+        host.wait_for_quiet(20)
+        return ran
+
+    monkeypatch.setattr(bench, "run_tool", run_then_let_the_older_go_on)
+    monkeypatch.chdir(host.folder)
+    for key in ("PATH", "PYTHONPATH"):
+        monkeypatch.setenv(key, host.env[key])
+    assert run_command(bench.main, "net.om", "--input", "prep_data").code == 0
+    wanted = toy_outputs(np.load(host.folder / "prep_data" / "b.npy"))
+    for index, values in enumerate(wanted):
+        assert np.array_equal(np.load(host.folder / "out" / f"b_{index}.npy"), values)
+    assert not list(host.folder.glob("out.ais_bench*"))
 
 
 def test_a_run_under_nohup_does_not_hear_that_the_terminal_is_gone(host):

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import zipfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -134,6 +135,14 @@ def test_the_times_are_those_of_the_summary_gear_by_gear(host, monkeypatch):
     assert entry["mean_milliseconds"] == pytest.approx((3 * 3 + 30) / 4)
 
 
+def test_where_chips_differ_the_device_tells_which_is_meant(host, monkeypatch):
+    monkeypatch.setenv("NPU_SMI_LAYOUT", "mixed")
+    assert_refused(tuned("--variants", PADDED), 1, "different chips", "--device")
+    for number, chip in ((1, "Ascend310"), (0, "Ascend310P3")):
+        assert tuned("--variants", PADDED, "--device", number).code == 0
+        assert report(host.folder)["chip"] == chip
+
+
 def test_a_summary_that_does_not_tell_every_pass_is_not_believed(host, monkeypatch):
     monkeypatch.setattr(tune, "run_pass", lambda *_: {"npu_compute_time_list": [1.0, 1.0]})
     ran = tuned("--variants", PADDED)
@@ -256,6 +265,12 @@ def test_a_damaged_record_is_named(host, content):
 )
 def test_mistakes(host, words, code, part):
     assert_refused(run_command(tune.main, *words), code, part)
+
+
+def test_the_forms_share_their_kernels(host):
+    assert tuned("--variants", GATHER).code == 0
+    given = zipfile.ZipFile(host.folder / "my work" / "dekr_gather.om").read("options").decode().split("\n")
+    assert given[-2:] == ["--op_compiler_cache_mode=enable", "--log=error"]
 
 
 def test_words_for_atc_reach_it(host):

@@ -26,7 +26,7 @@ from dekr_infer.command import Arguments, Parser, natural, run
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.export.atc_rules import WARNING
 from dekr_infer.export.preflight import default_gears, default_input_shape, load, preflight, report
-from dekr_infer.files import replacing
+from dekr_infer.files import replacing, scratch_folder
 
 SUFFIX = ".om"
 SUCCESS = "ATC run success"
@@ -34,6 +34,7 @@ PRECISIONS = (
     *("force_fp16", "force_fp32", "cube_fp16in_fp32out", "allow_fp32_to_fp16"),
     *("must_keep_origin_dtype", "allow_mix_precision"),
 )
+CACHE_MODES = ("enable", "force")
 _CHIP = "check the chip's spelling with scripts/chip_name.sh, and that this toolkit knows the chip"
 _OPTION = "check the option that the message names, behind -- too"
 _GEARS = "the gears in the file's metadata do not suit; export it again with DEKR_pth2onnx.py"
@@ -62,19 +63,22 @@ def main(argv: Arguments = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("output", type=Path, nargs="?", metavar="OUTPUT")
-    parser.add_argument("--device", type=natural, metavar="N", help="for the chip's name, ask for this NPU")
+    parser.add_argument(
+        "--device", type=natural, metavar="N", help="for the chip that ais_bench opens by N (where they differ)"
+    )
     parser.add_argument("--keep_dtype", type=Path, metavar="FILE", help="nodes to keep in float32, one name per line")
-    add_options(parser)
+    add_options(parser, cache=None)
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
     args = parser.parse_args(words[:end])
     return run(lambda: convert(args, words[end + 1 :]))
 
 
-def add_options(parser: Parser) -> None:
-    """Add the options of a conversion that suit any file."""
+def add_options(parser: Parser, cache: str | None) -> None:
+    """Add the options of a conversion that suit any file; `cache` is what is done when nothing is said of it."""
     parser.add_argument("--chip", metavar="NAME", help="e.g. Ascend310P3 (default: CHIP_NAME, or this host's)")
     parser.add_argument("--precision_mode", choices=PRECISIONS, help="(default: atc's, which is force_fp16)")
-    parser.add_argument("--no_cache", action="store_true", help="compile all kernels anew (default: reuse them)")
+    told = "enable reuses the kernels of earlier conversions, force makes them anew, e.g. after tuning; default: "
+    parser.add_argument("--cache", choices=CACHE_MODES, default=cache, help=told + (cache or "none is kept"))
 
 
 def find_atc() -> Path:
@@ -107,24 +111,36 @@ def convert(args: Namespace, extra: Sequence[str]) -> None:
     find_atc()
     started = time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
-    place = (
-        target.parent if _is_plain(target.parent) else None
-    )  # atc takes no spaces in paths: the system's folder then
-    with tempfile.TemporaryDirectory(prefix=f"{target.stem}.", suffix=".partial", dir=place) as scratch:
+    with scratch_folder(_place(target), f"{target.name}.partial") as scratch:
         for key in ("model", "keep_dtype"):
             if (file := getattr(args, key)) and not _is_plain(file):
-                setattr(args, key, shutil.copyfile(file, Path(scratch) / f"{key}{file.suffix}"))
-        ran = run_tool(atc_command(args, model, Path(scratch) / target.stem, chip, extra))
+                setattr(args, key, shutil.copyfile(file, scratch / f"{key}{file.suffix}"))
+        ran = run_tool(atc_command(args, model, scratch / target.stem, chip, extra))
         if ran.code or not any(SUCCESS in line for line in ran.lines):
             found = remedy(ran.lines, REMEDIES) or "its messages above name the reason"
             raise DekrError(f"{target}: not made, atc failed with exit code {ran.code}; {found}")
-        made = sorted(Path(scratch).glob(f"*{SUFFIX}"))  # newer versions may add the host's system to the name
+        made = sorted(scratch.glob(f"*{SUFFIX}"))  # newer versions may add the host's system to the name
         if len(made) != 1 or not made[0].stat().st_size:
             raise DekrError(f"{target}: not made, though atc reported success; see its messages above")
         with replacing(target) as temporary:
             shutil.copyfile(made[0], temporary)
     size = target.stat().st_size
     print(f"{target}: {size:,} bytes for {chip}, gears {default_gears(model)}, in {time.monotonic() - started:.1f} s")
+
+
+def _place(target: Path) -> Path:
+    """Where atc writes: beside the target, or in a folder for temporary files when atc takes no such path.
+
+    Raises:
+        DekrError: atc takes none of them.
+    """
+    places = (target.parent, Path(tempfile.gettempdir()), Path("/tmp"))
+    found = next((place for place in places if _is_plain(place)), None)
+    if found is None:
+        raise DekrError(
+            f"{target.parent}: atc takes no such path (letters, digits and ./_+- only); name another output"
+        )
+    return found
 
 
 def _is_plain(path: Path) -> bool:
@@ -172,6 +188,13 @@ def atc_command(args: Namespace, model: ModelProto, output: Path, chip: str, ext
         f"--soc_version={chip}",
         *([f"--precision_mode={args.precision_mode}"] if args.precision_mode else []),
         *([f"--keep_dtype={args.keep_dtype}"] if args.keep_dtype else []),
-        *([] if args.no_cache else ["--op_compiler_cache_mode=enable"]),
+        *_unless_given(extra, "op_compiler_cache_mode", args.cache),
+        *_unless_given(extra, "log", "error"),
         *extra,
     ]
+
+
+def _unless_given(extra: Sequence[str], name: str, value: str | None) -> list[str]:
+    """An option of ours, left out when there is no value or the user's own words give it."""
+    given = {word.lstrip("-").partition("=")[0] for word in extra}
+    return [] if value is None or name in given else [f"--{name}={value}"]

@@ -10,7 +10,6 @@ same pictures are replaced; those of other pictures are refused. What stands beh
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import time
 from argparse import Namespace
@@ -32,7 +31,7 @@ from dekr_infer.dump import (
     summary_path,
 )
 from dekr_infer.errors import DekrError
-from dekr_infer.files import beside, read_json, write_json
+from dekr_infer.files import beside, read_json, scratch_folder, write_json
 from dekr_infer.geometry import Size, cells
 
 PUBLISHED = 7.72  # passes a second: the sample's figure for 310P3, batch 1
@@ -46,6 +45,15 @@ class Job(NamedTuple):
     source: Path
     folder: Path
     gears: dict[Path, Size]
+
+    def check(self, frontend: Frontend) -> None:
+        """Look at all paths before the first tool runs; see `Frontend.check_paths`.
+
+        Raises:
+            DekrError: ais_bench would refuse one.
+        """
+        frontend.check_model(self.model)
+        frontend.check_paths([self.model, self.folder, self.source, *self.gears])
 
     def results(self) -> set[str]:
         """The names of all results."""
@@ -84,6 +92,8 @@ def bench(args: Namespace, extra: Sequence[str]) -> None:
         tensors.refuse_foreign(job.folder, job.results(), "these inputs")
     frontend = find_frontend()
     for job in jobs:
+        job.check(frontend)
+    for job in jobs:
         summary = run_pass(frontend, job, extra)
         for line in _speeds(summary, list(job.gears.values())):
             print(line)
@@ -114,20 +124,20 @@ def gears_of(source: Path) -> dict[Path, Size]:
 def run_pass(frontend: Frontend, job: Job, extra: Sequence[str]) -> dict[str, Any]:
     """Run into a private folder beside the final one, look at the results, then move them.
 
+    Newer ones refuse to write where others can read, and one that outlived a killed run may still be writing.
+
     Args:
+        job: has been checked by `Job.check`.
         extra: further words for ais_bench.
     Returns:
         ais_bench's summary.
     Raises:
         DekrError: ais_bench failed, or left less than it should, or other things.
     """
-    frontend.check_paths([job.model, job.folder, job.source, *job.gears])
-    private = job.folder.resolve().with_name(f"{job.folder.name}.ais_bench")  # newer ones refuse what others can read
+    place = job.folder.resolve()
     with tensors.exclusive(job.folder):
-        shutil.rmtree(private, ignore_errors=True)
         _forget(job.folder)
-        private.mkdir(mode=0o750)
-        try:
+        with scratch_folder(place.parent, f"{place.name}.ais_bench") as private:
             options = frontend.command(job.model, job.source, private, job.folder.name, job.device)
             started = time.monotonic()
             ran = run_tool([*options, *extra])
@@ -142,8 +152,6 @@ def run_pass(frontend: Frontend, job: Job, extra: Sequence[str]) -> dict[str, An
             for name in sorted(os.listdir(made)):
                 os.replace(made / name, job.folder / name)
             write_json(summary_path(job.folder), summary)
-        finally:
-            shutil.rmtree(private, ignore_errors=True)
     print(f"{job.source}: done in {time.monotonic() - started:.1f} s, loading and files included")
     return summary
 

@@ -23,12 +23,14 @@ OVERRIDE = "name the chip with --chip, or set CHIP_NAME, e.g. --chip Ascend310P3
 TIMEOUT = 60  # seconds; npu-smi hangs when the driver does
 _DEVICE = re.compile(r"(\d+)\s+(\S+)")
 _HEALTH = re.compile(r"[A-Za-z]+")
+_CHIP = re.compile(r"\d+(?:\s+(\d+))?")
 
 
 class Device(NamedTuple):
-    """One NPU as `npu-smi info` lists it."""
+    """One chip as `npu-smi info` lists it: its card's number, and the one that programs open it by (`--device`)."""
 
-    number: int
+    npu: int
+    device: int
     name: str
     health: str
 
@@ -37,7 +39,9 @@ def main(argv: Arguments = None) -> int:
     """The command; returns its exit code."""
     parser = Parser(__doc__)
     parser.add_argument("--chip", metavar="NAME", help="the chip's name (default: CHIP_NAME, or what npu-smi says)")
-    parser.add_argument("--device", type=natural, metavar="N", help="ask for this NPU (default: all must be alike)")
+    parser.add_argument(
+        "--device", type=natural, metavar="N", help="the chip that ais_bench opens by N (default: all must be alike)"
+    )
     args = parser.parse_args(argv)
     return run(lambda: print(chip_name(args.chip, args.device)))
 
@@ -47,7 +51,7 @@ def chip_name(chip: str | None, device: int | None) -> str:
 
     Args:
         chip: a name with or without its prefix.
-        device: an NPU's number in `npu-smi info`; None when all are to be alike.
+        device: the number that ais_bench opens the chip by; None when all are to be alike.
     Raises:
         DekrError: npu-smi is missing, fails, or shows no chip or several different ones.
         ConfigError: the name given is none.
@@ -59,43 +63,48 @@ def chip_name(chip: str | None, device: int | None) -> str:
         return _prefixed(given)
     chosen = choose(devices(ask("info")), device)
     if chosen.health != "OK":
-        print(f"warning: npu-smi shows NPU {chosen.number} with health {chosen.health}", file=sys.stderr)
+        print(f"warning: npu-smi shows NPU {chosen.npu} with health {chosen.health}", file=sys.stderr)
     return board_name(chosen) if chosen.name.startswith(PREFIX) else _prefixed(chosen.name)
 
 
 def devices(text: str) -> list[Device]:
-    """The NPUs in what `npu-smi info` prints, in any of its layouts.
+    """The chips in what `npu-smi info` prints, in any of its layouts: a row of the NPU, then one of its chip.
 
-    A device row has a number and a name in its first cell and a health word in its second; `310` is a name, too, and
-    the rows of chips and processes hold digits or `NA` there.
+    An NPU's row has a number and a name in its first cell and a health word in its second; `310` is a name, too, and
+    the rows of chips and processes hold digits or `NA` there. A chip's row has its number on the card and, where a card
+    can have several, its number on the host (Device, Phy-ID); otherwise that is the NPU's.
     """
-    found = []
+    found: list[Device] = []
+    awaited = False  # the chip's row
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split("|")]
-        if len(cells) < 3 or not (match := _DEVICE.fullmatch(cells[1])):
+        if len(cells) < 3:
             continue
-        if _HEALTH.fullmatch(cells[2]) and cells[2] != "NA":
-            found.append(Device(int(match[1]), match[2], cells[2]))
+        match = _DEVICE.fullmatch(cells[1])
+        if match and _HEALTH.fullmatch(cells[2]) and cells[2] != "NA":
+            found.append(Device(int(match[1]), int(match[1]), match[2], cells[2]))
+            awaited = True
+        elif awaited and (chip := _CHIP.fullmatch(cells[1])):
+            found[-1] = found[-1]._replace(device=int(chip[1] or found[-1].npu))
+            awaited = False
     return found
 
 
 def choose(found: list[Device], number: int | None) -> Device:
-    """The NPU meant: the one with this number, or the first when all are alike.
-
-    Where they are alike the number may be another tool's: ais_bench counts 0, 1 where npu-smi lists 0, 64.
+    """The chip meant: the one of this device number, or the first healthy one when all are alike.
 
     Raises:
-        DekrError: there is none, or they differ and the number is that of none of them, or was not given.
+        DekrError: there is none, or they differ and the number is not among theirs, or none was given.
     """
     if not found:
         raise DekrError(f"npu-smi info: shows no NPU; check the driver, or {OVERRIDE}")
-    listed = ", ".join(f"{device.number}: {device.name}" for device in found)
-    chosen = next((device for device in found if device.number == number), None)
+    chosen = next((device for device in found if device.device == number), None)
     if chosen is not None:
         return chosen
     if len({device.name for device in found}) > 1:
+        listed = ", ".join(f"{device.device}: {device.name}" for device in found)
         if number is not None:
-            raise DekrError(f"npu-smi info: shows no NPU {number} (there are {listed}); choose one of these")
+            raise DekrError(f"npu-smi info: shows no device {number} (there are {listed}); choose one of these")
         raise DekrError(f"npu-smi info: shows different chips ({listed}); choose one with --device, or {OVERRIDE}")
     return next((device for device in found if device.health == "OK"), found[0])
 
@@ -103,13 +112,13 @@ def choose(found: list[Device], number: int | None) -> Device:
 def board_name(device: Device) -> str:
     """The full name of a chip whose row in `npu-smi info` names only the family (A3 and later)."""
     for words in ((), ("-c", "0")):
-        text = ask("info", "-t", "board", "-i", str(device.number), *words)
+        text = ask("info", "-t", "board", "-i", str(device.npu), *words)
         pairs = dict(re.findall(r"^\s*(\w[\w ]*?)\s*:\s*(\S+)\s*$", text, re.MULTILINE))
         if "Chip Name" in pairs and "NPU Name" in pairs:
             return _prefixed(f"{pairs['Chip Name']}_{pairs['NPU Name']}")
     raise DekrError(
-        f"npu-smi info: calls NPU {device.number} {device.name}, which is a family of chips; read Chip Name and "
-        f"NPU Name in 'npu-smi info -t board -i {device.number} -c 0', join them by _ and {OVERRIDE}"
+        f"npu-smi info: calls NPU {device.npu} {device.name}, which is a family of chips; read Chip Name and "
+        f"NPU Name in 'npu-smi info -t board -i {device.npu} -c 0', join them by _ and {OVERRIDE}"
     )
 
 

@@ -43,6 +43,15 @@ class Frontend:
             own = ["--output_dirname", dirname, "--auto_set_dymdims_mode", "1"]
         return [self.python, "-m", "ais_bench", *paths, "--outfmt", "NPY", "--device", str(device), *own]
 
+    def check_model(self, model: Path) -> None:
+        """Refuse a name that it does not take for a model's.
+
+        Raises:
+            DekrError: it has another ending.
+        """
+        if self.strict and not model.name.endswith(".om"):
+            raise DekrError(f"{model}: this ais_bench takes only models whose names end in .om; rename it")
+
     def check_paths(self, paths: Iterable[Path]) -> None:
         """Refuse what it would misread, and take others' right to write where it insists on that.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ from dekr_infer.errors import DekrError
 
 KEPT = 2000  # lines: what is looked through for errors
 PATIENCE = 10  # seconds that an interrupted tool has to end
+_LIBC = ctypes.CDLL(None)  # loaded here, because between fork and exec little may be done
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 class Ran(NamedTuple):
@@ -58,9 +61,15 @@ def _start(command: Sequence[str], cwd: Path | None) -> subprocess.Popen[str]:
             errors="replace",
             cwd=cwd,
             start_new_session=True,
+            preexec_fn=_end_with_parent if hasattr(_LIBC, "prctl") else None,
         )
     except OSError as error:
         raise DekrError(f"{command[0]}: cannot be started ({error.strerror}); check the installation") from None
+
+
+def _end_with_parent() -> None:
+    """In the child: be asked to end when the parent is killed, which then can stop nobody itself."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import shutil
 import statistics
 import sys
 from argparse import Namespace
@@ -42,7 +41,7 @@ from dekr_infer.dump import output_names
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.export.difference import SEED, Difference, difference_of, test_picture
 from dekr_infer.export.variant_names import SEPARATE, VARIANTS
-from dekr_infer.files import sha256, write_json
+from dekr_infer.files import scratch_folder, sha256, write_json
 from dekr_infer.geometry import GEARS, Size
 from dekr_infer.preprocess import normalise
 from dekr_infer.runtime import open_network
@@ -66,12 +65,12 @@ def main(argv: Arguments = None) -> int:
         "--work", type=Path, default=Path("models/tune"), help="for what it makes (default: models/tune)"
     )
     parser.add_argument("--root", type=Path, help="weight the sizes as in this data set (default: a sample of COCO)")
-    parser.add_argument("--device", type=natural, default=0, metavar="N", help="NPU that runs the models (default: 0)")
+    parser.add_argument("--device", type=natural, metavar="N", help="NPU to convert for and run on (default: 0)")
     parser.add_argument("--loop", type=count, default=LOOP, metavar="N", help=f"passes per size (default: {LOOP})")
     for name, share in (("heat", HEAT_SHARE), ("offset", OFFSET_SHARE)):
         told = f"difference from the CPU, as a share of the largest value (default: {share})"
         parser.add_argument(f"--{name}_tolerance", type=_share, default=share, metavar="X", help=told)
-    atc.add_options(parser)
+    atc.add_options(parser, cache="enable")  # the four forms have most kernels in common
     add_config(parser)
     args = parser.parse_args(words[:end])
     return run(lambda: tune(args, words[end + 1 :]))
@@ -106,7 +105,8 @@ def tune(args: Namespace, extra: Sequence[str]) -> None:
     origin = {"checkpoint": sha256(Path(config.TEST.MODEL_FILE)), "network": config.MODEL.dump()}
     shares = shares_of(args.root)
     atc.find_atc()
-    args.chip = chip_name(args.chip, None)
+    args.chip = chip_name(args.chip, args.device)
+    args.device = args.device or 0
     frontend = find_frontend()
     frontend.check_paths([args.work])
     with _workplace(args.work) as scratch:
@@ -125,14 +125,8 @@ def tune(args: Namespace, extra: Sequence[str]) -> None:
 @contextmanager
 def _workplace(work: Path) -> Iterator[Path]:
     """Hold the work folder for this run alone; yields an empty folder in it for what need not stay."""
-    scratch = work / "unfinished"
-    with tensors.exclusive(work):
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(mode=0o750)
-        try:
-            yield scratch
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+    with tensors.exclusive(work), scratch_folder(work, "unfinished") as scratch:
+        yield scratch
 
 
 class Trial:
@@ -187,6 +181,7 @@ class Trial:
         np.save(source / PICTURE, image)
         folder = self.scratch / f"out_{self.variant}_{gear}"
         job = Job(self.model, self.args.device, source, folder, gears_of(source))
+        job.check(self.frontend)
         summary = run_pass(self.frontend, job, ["--loop", str(self.args.loop)])
         times = summary.get("npu_compute_time_list", [])
         if len(times) != self.args.loop:
@@ -205,7 +200,7 @@ def _try(trial: Trial, origin: dict[str, str]) -> Outcome:
     try:
         made_by = origin | {"version": dekr_infer.__version__}
         stages.do(f"{name}: export", made_by, trial.export, trial.graph)
-        options = [args.chip, args.precision_mode, args.no_cache, trial.extra, str(atc.find_atc().resolve())]
+        options = [args.chip, args.precision_mode, args.cache, trial.extra, str(atc.find_atc().resolve())]
         stages.do(f"{name}: convert", {"graph": sha256(trial.graph), "options": options}, trial.convert, trial.model)
         timed_by = {"model": sha256(trial.model), "device": args.device, "loop": args.loop}
         found = stages.do(f"{name}: time", timed_by, trial.time)

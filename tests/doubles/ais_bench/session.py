@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -98,6 +99,11 @@ def run(args: argparse.Namespace) -> None:
         if TROUBLE == "child":
             subprocess.Popen(["sleep", "61"])
             print("a child", flush=True)
+        if TROUBLE == "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            print("on hold", flush=True)
+            while os.path.exists("hold"):
+                time.sleep(0.02)
         if TROUBLE in ("slow", "child"):
             time.sleep(60)
     summary = {
