@@ -203,3 +203,83 @@ def test_the_command(tmp_path, fault):
 def test_mistakes_at_the_command_line(words, code, capsys):
     assert check_atc.main(words) == code
     assert capsys.readouterr().err.startswith("error: ")
+
+
+# --- weights in a file of their own
+
+
+@pytest.fixture
+def external(tmp_path):
+    """The folder of a model whose weights lie in net.data."""
+    onnx.save(deform(), tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
+    return tmp_path
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_external_data_is_read_from_the_models_folder(external, monkeypatch, capsys, inside):
+    monkeypatch.chdir(external if inside else external.parent)
+    assert check_atc.main(["net.onnx" if inside else str(external / "net.onnx")]) == 0
+    assert "nothing that atc refuses, 0 warnings" in capsys.readouterr().out
+
+
+def removed(folder):
+    (folder / "net.data").unlink()
+
+
+def shortened(folder):
+    (folder / "net.data").write_bytes(b"1234567890")
+
+
+def placed(location):
+    """The first weight's data are said to be elsewhere."""
+
+    def deed(folder):
+        model = onnx.load(folder / "net.onnx", load_external_data=False)
+        for entry in model.graph.initializer[0].external_data:
+            if entry.key == "location":
+                entry.value = location
+        (folder / "net.onnx").write_bytes(model.SerializeToString())
+
+    return deed
+
+
+@pytest.mark.parametrize(
+    ("deed", "name"),
+    [
+        (removed, "net.data"),
+        (shortened, "net.data"),
+        (placed("../outside.data"), "outside.data"),
+        (placed("/etc/passwd"), "/etc/passwd"),
+        (placed("."), "."),
+        (placed(""), ""),
+    ],
+)
+def test_a_data_file_that_cannot_be_used_is_named(external, capsys, deed, name):
+    (external.parent / "outside.data").write_bytes((external / "net.data").read_bytes())
+    deed(external)
+    assert check_atc.main([str(external / "net.onnx")]) == 1
+    out, err = capsys.readouterr()
+    assert not out and err.startswith(f"error: {external / 'net.onnx'}: its data file ") and err.count("\n") == 1
+    assert name in err and "into the same folder" in err
+
+
+def test_external_data_of_a_constant_inside_a_branch_is_read(tmp_path, capsys):
+    branch = helper.make_graph(
+        [helper.make_node("Constant", [], ["r"], value=numpy_helper.from_array(np.ones(4)))],
+        "b",
+        [],
+        [onnx.ValueInfoProto(name="r")],
+    )
+    choice = helper.make_node("If", ["c"], ["y"], "it", then_branch=branch, else_branch=branch)
+    model = graph(choice, c=np.array(True))
+    onnx.save(
+        model,
+        tmp_path / "net.onnx",
+        save_as_external_data=True,
+        location="net.data",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    (tmp_path / "net.data").unlink()
+    assert check_atc.main([str(tmp_path / "net.onnx")]) == 1
+    assert "net.data" in capsys.readouterr().err

@@ -12,10 +12,11 @@ from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, TensorProto, external_data_helper, helper
 
 from dekr_infer.errors import DekrError
 from dekr_infer.export.atc_rules import OLD_OPSET, PORTABLE_OPSET, REFUSED, WARNING, Finding, View, check_node
+from dekr_infer.export.graphs import tensors
 from dekr_infer.export.operator_names import OPERATOR
 
 SMALL = 1024  # elements: constants up to here may steer shapes and stay in the graph while shapes are inferred
@@ -24,10 +25,10 @@ Shapes = dict[str, tuple[int, ...]]
 
 
 def load(path: Path) -> ModelProto:
-    """Any ONNX file.
+    """Any ONNX file, with the weights that lie beside it in files of their own.
 
     Raises:
-        DekrError: it is missing or not one.
+        DekrError: it is missing or not one, or its data files are.
     """
     try:
         model = onnx.load_from_string(path.read_bytes())
@@ -37,7 +38,27 @@ def load(path: Path) -> ModelProto:
         model = ModelProto()
     if not model.graph.node:
         raise DekrError(f"{path}: not an ONNX file, or cut short; export it again with DEKR_pth2onnx.py")
+    _load_data_files(model, path)
     return model
+
+
+def _load_data_files(model: ModelProto, path: Path) -> None:
+    """Read external weights; onnx itself sees to it that they lie in the model's folder and are as long as announced.
+
+    Raises:
+        DekrError: a data file is missing, short, or elsewhere.
+    """
+    for tensor in tensors(model.graph):
+        if not external_data_helper.uses_external_data(tensor):
+            continue
+        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        try:
+            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+        except (onnx.checker.ValidationError, ValueError, OSError) as error:
+            raise DekrError(
+                f"{path}: its data file {path.parent / location} cannot be used ({error}); put the whole file that was "
+                "exported with it into the same folder, or save the model in one file"
+            ) from None
 
 
 def graph_inputs(model: ModelProto) -> Shapes:
