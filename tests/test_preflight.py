@@ -141,6 +141,118 @@ def test_a_fault_of_a_node(model, level, rule):
     assert found[0].level == level and found[0].node in ("it", "graph") and found[0].remedy
 
 
+WEIGHT = np.zeros((1, 4, 1, 1), np.float32)
+WRONG_KINDS = {
+    "groups is of kind STRING instead of INT": deform(groups="a"),
+    "dilations is of kind STRING instead of INTS": deform(dilations="s"),
+    "strides is of kind FLOAT instead of INTS": deform(strides=1.5),
+    "data_format is of kind INT instead of STRING": deform(data_format=1),
+    "pads is of kind STRING instead of INTS": graph(node("Conv", "f", pads="SAME"), f=WEIGHT),
+    "kernel_shape is of kind STRING instead of INTS": graph(node("Conv", "f", kernel_shape="ab"), f=WEIGHT),
+    "strides is of kind INT instead of INTS": graph(node("MaxPool", kernel_shape=[2, 2], strides=2)),
+    "mode is of kind INT instead of STRING": resize(mode=1),
+    "antialias is of kind STRING instead of INT": resize(18, antialias="yes"),
+}
+
+
+@pytest.mark.parametrize("rule", WRONG_KINDS)
+def test_an_attribute_of_the_wrong_kind(rule):
+    (found,) = [finding for finding in preflight(WRONG_KINDS[rule]) if finding.rule.startswith(rule)]
+    key, kind = rule.split()[0], rule.split()[-1]
+    assert (found.level, found.node) == (REFUSED, "it") and found.remedy.startswith(f"write {key} as {kind}")
+
+
+def bent(model, change):
+    """A copy of a model after some change."""
+    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    change(copy)
+    return copy
+
+
+def weights(values):
+    """A change of the deformable convolution's filter, or of what stands in its place."""
+    return lambda model: model.graph.initializer[-1].CopyFrom(numpy_helper.from_array(np.asarray(values), "f"))
+
+
+def all_nodes(field):
+    """Every node loses its inputs, outputs or name."""
+    return lambda model: [node.ClearField(field) for node in model.graph.node]
+
+
+def named_gears(text):
+    return lambda model: helper.set_model_props(model, {"gears": text})
+
+
+def version(number):
+    return lambda model: setattr(model.opset_import[0], "version", number)
+
+
+def sizes(*numbers):
+    """The input has these sizes."""
+
+    def change(model):
+        shape = model.graph.input[0].type.tensor_type.shape
+        shape.ClearField("dim")
+        for number in numbers:
+            shape.dim.add().dim_value = number
+
+    return change
+
+
+def refers(model):
+    model.graph.node[1].attribute[0].ref_attr_name = "other"
+
+
+def too_little_data(model):
+    model.graph.initializer[0].raw_data = b"1234"
+
+
+STEPPING = graph(node("Slice", *"abcd"), a=[0], b=[8], c=[3], d=[2])
+MALFORMED = {
+    "no inputs": bent(deform(), all_nodes("input")),
+    "no outputs": bent(deform(), all_nodes("output")),
+    "a constant without output": graph(helper.make_node("Constant", [], [], "c", value_int=1), node("Conv")),
+    "an empty kernel": bent(deform(), weights(np.zeros((8, 16, 0, 3), np.float32))),
+    "a filter of one number": bent(deform(), weights(np.float32(1))),
+    "a filter of words": bent(deform(), weights(np.array(["a", "b"], object))),
+    "data short": bent(deform(), too_little_data),
+    "steps without axes": bent(STEPPING, lambda model: model.graph.initializer[2].ClearField("dims")),
+    "words for indices": graph(node("Gather", "f"), f=np.array(["a", "b"], object)),
+    "an attribute of a function": bent(deform(), refers),
+    "a version beyond all": bent(deform(), version(2**40)),
+    "a version below all": bent(deform(), version(-1)),
+    "gears beyond all": bent(deform(), named_gears("9" * 5000 + ",8;8,8")),
+    "sizes beyond all": bent(deform(), sizes(1, 16, 2**62, 2**62)),
+    "an input of rank 0": bent(deform(), sizes()),
+    "a convolution of rank 0": graph(
+        node("ReduceMax", out="r", keepdims=0), helper.make_node("Conv", ["r", "f"], ["y"], "it"), f=WEIGHT
+    ),
+}
+
+
+@pytest.mark.parametrize("model", MALFORMED.values(), ids=MALFORMED)
+def test_what_is_malformed_is_refused(model):
+    findings = preflight(model)
+    assert any(finding.level == REFUSED and finding.node and finding.remedy for finding in findings), findings
+
+
+def test_no_names_are_no_fault():
+    assert preflight(bent(deform(), all_nodes("name"))) == []
+
+
+def test_a_size_that_onnx_would_abort_at_is_refused(tmp_path):
+    onnx.save(bent(STEPPING, sizes(-5, 4, 8, 8)), tmp_path / "net.onnx")
+    done = checked(tmp_path / "net.onnx")
+    assert done.returncode == 1 and "(-5, 4, 8, 8) is no shape" in done.stderr
+
+
+def test_names_that_are_no_text_are_refused(tmp_path, capsys):
+    data = deform().SerializeToString().replace(b"DeformableConv2D", b"\xff" * 16)
+    (tmp_path / "net.onnx").write_bytes(data)
+    assert check_atc.main([str(tmp_path / "net.onnx")]) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'net.onnx'}: not an ONNX file")
+
+
 def test_two_versions_of_a_domain():
     assert any(f.rule.startswith("E16005") and f.level == REFUSED for f in preflight(TWO_OPSETS))
 
@@ -157,6 +269,8 @@ OPTION_FAULTS = {
     "E10046": (None, "8;12", "write"),
     "malformed": ("x", None, "write"),
     "only digits": (None, "8,12; 16,8", "write"),
+    "more than 9 digits": (None, "8,1000000000;8,8", "write"),
+    "'x:1,4,1000000000,8' is malformed": ("x:1,4,1000000000,8", None, "write"),
     "no gears are named": (None, "", "write"),
 }
 
@@ -183,13 +297,17 @@ def test_a_graph_that_fits_one_gear_only_is_refused():
     assert finding.level == REFUSED and "(1, 4, 16, 8)" in finding.rule
 
 
+def checked(path):
+    """The command's result, run as a process of its own in the file's folder."""
+    words = [sys.executable, str(ROOT / "scripts/check_atc.py"), str(path)]
+    return subprocess.run(words, cwd=path.parent, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("fault", [None, "no groups"])
 def test_the_command(tmp_path, fault):
     path = tmp_path / "a net.onnx"
     onnx.save(NODE_FAULTS[fault][0] if fault else deform(), path)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts/check_atc.py"), str(path)], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = checked(path)
     if fault:
         assert done.returncode == 1 and done.stderr.count("\n") == 1
         assert done.stderr.startswith(f"error: {path}: 1 findings") and "write groups=1" in done.stderr
@@ -203,3 +321,83 @@ def test_the_command(tmp_path, fault):
 def test_mistakes_at_the_command_line(words, code, capsys):
     assert check_atc.main(words) == code
     assert capsys.readouterr().err.startswith("error: ")
+
+
+# --- weights in a file of their own
+
+
+@pytest.fixture
+def external(tmp_path):
+    """The folder of a model whose weights lie in net.data."""
+    onnx.save(deform(), tmp_path / "net.onnx", save_as_external_data=True, location="net.data", size_threshold=0)
+    return tmp_path
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_external_data_is_read_from_the_models_folder(external, monkeypatch, capsys, inside):
+    monkeypatch.chdir(external if inside else external.parent)
+    assert check_atc.main(["net.onnx" if inside else str(external / "net.onnx")]) == 0
+    assert "nothing that atc refuses, 0 warnings" in capsys.readouterr().out
+
+
+def removed(folder):
+    (folder / "net.data").unlink()
+
+
+def shortened(folder):
+    (folder / "net.data").write_bytes(b"1234567890")
+
+
+def placed(location):
+    """The first weight's data are said to be elsewhere."""
+
+    def deed(folder):
+        model = onnx.load(folder / "net.onnx", load_external_data=False)
+        for entry in model.graph.initializer[0].external_data:
+            if entry.key == "location":
+                entry.value = location
+        (folder / "net.onnx").write_bytes(model.SerializeToString())
+
+    return deed
+
+
+@pytest.mark.parametrize(
+    ("deed", "name"),
+    [
+        (removed, "net.data"),
+        (shortened, "net.data"),
+        (placed("../outside.data"), "outside.data"),
+        (placed("/etc/passwd"), "/etc/passwd"),
+        (placed("."), "."),
+        (placed(""), ""),
+    ],
+)
+def test_a_data_file_that_cannot_be_used_is_named(external, capsys, deed, name):
+    (external.parent / "outside.data").write_bytes((external / "net.data").read_bytes())
+    deed(external)
+    assert check_atc.main([str(external / "net.onnx")]) == 1
+    out, err = capsys.readouterr()
+    assert not out and err.startswith(f"error: {external / 'net.onnx'}: its data file ") and err.count("\n") == 1
+    assert name in err and "into the same folder" in err
+
+
+def test_external_data_of_a_constant_inside_a_branch_is_read(tmp_path, capsys):
+    branch = helper.make_graph(
+        [helper.make_node("Constant", [], ["r"], value=numpy_helper.from_array(np.ones(4)))],
+        "b",
+        [],
+        [onnx.ValueInfoProto(name="r")],
+    )
+    choice = helper.make_node("If", ["c"], ["y"], "it", then_branch=branch, else_branch=branch)
+    model = graph(choice, c=np.array(True))
+    onnx.save(
+        model,
+        tmp_path / "net.onnx",
+        save_as_external_data=True,
+        location="net.data",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    (tmp_path / "net.data").unlink()
+    assert check_atc.main([str(tmp_path / "net.onnx")]) == 1
+    assert "its data file" in capsys.readouterr().err

@@ -5,29 +5,28 @@ Names the error that atc would end with where it is known. Needs no toolkit and 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx
 from google.protobuf.message import DecodeError
-from onnx import ModelProto, TensorProto, helper
+from onnx import ModelProto, external_data_helper
 
 from dekr_infer.errors import DekrError
-from dekr_infer.export.atc_rules import OLD_OPSET, PORTABLE_OPSET, REFUSED, WARNING, Finding, View, check_node
-from dekr_infer.export.operator_names import OPERATOR
+from dekr_infer.export.atc_rules import OLD_OPSET, check_node
+from dekr_infer.export.atc_shapes import Shapes, infer, opset_of, view_of, views
+from dekr_infer.export.atc_view import PORTABLE_OPSET, REFUSED, WARNING, Finding
+from dekr_infer.export.graphs import array_of, is_text, tensors
 
-SMALL = 1024  # elements: constants up to here may steer shapes and stay in the graph while shapes are inferred
 MOST_GEARS = 100
-Shapes = dict[str, tuple[int, ...]]
+MOST_DIGITS = 9  # of a size
 
 
 def load(path: Path) -> ModelProto:
-    """Any ONNX file.
+    """Any ONNX file, with the weights that lie beside it in files of their own.
 
     Raises:
-        DekrError: it is missing or not one.
+        DekrError: it is missing or not one, or its data files are.
     """
     try:
         model = onnx.load_from_string(path.read_bytes())
@@ -35,9 +34,29 @@ def load(path: Path) -> ModelProto:
         raise DekrError(f"{path}: cannot be read ({error.strerror}); export it with DEKR_pth2onnx.py") from None
     except DecodeError:
         model = ModelProto()
-    if not model.graph.node:
+    if not model.graph.node or not is_text(model):
         raise DekrError(f"{path}: not an ONNX file, or cut short; export it again with DEKR_pth2onnx.py")
+    _load_data_files(model, path)
     return model
+
+
+def _load_data_files(model: ModelProto, path: Path) -> None:
+    """Read external weights; onnx itself sees to it that they lie in the model's folder and are as long as announced.
+
+    Raises:
+        DekrError: a data file is missing, short, or elsewhere.
+    """
+    for tensor in tensors(model.graph):
+        if not external_data_helper.uses_external_data(tensor):
+            continue
+        location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+        try:
+            external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+        except (onnx.checker.ValidationError, ValueError, OSError) as error:
+            raise DekrError(
+                f"{path}: its data file {path.parent / location} cannot be used ({error}); put the whole file that was "
+                "exported with it into the same folder, or save the model in one file"
+            ) from None
 
 
 def graph_inputs(model: ModelProto) -> Shapes:
@@ -69,7 +88,7 @@ def preflight(model: ModelProto, input_shape: str | None = None, dynamic_dims: s
     """
     gears_text = default_gears(model) if dynamic_dims is None else dynamic_dims
     shape_text = default_input_shape(model) if input_shape is None else input_shape
-    findings = [*_check_opsets(model)]
+    findings = [*_check_opsets(model), *_check_tensors(model)]
     shapes, problems = _parse_shapes(shape_text)
     problems += _check_inputs(model, shapes)
     gears: list[list[int]] = []
@@ -80,12 +99,12 @@ def preflight(model: ModelProto, input_shape: str | None = None, dynamic_dims: s
     complete = not any(problem.level == REFUSED for problem in problems)
     sizes: list[Shapes] = [_filled(shapes, gear) for gear in gears or [[]]] if complete else []
     for size in sizes or [graph_inputs(model)]:
-        inferred, error = _infer(model, size)
+        inferred, error = infer(model, size)
         if error:
             at = "; ".join(f"{name} {shape}" for name, shape in size.items())
             findings.append(Finding(REFUSED, "graph", f"its shapes do not fit at {at}: {error}", "check the gears"))
-        view = _view(model, inferred, bool(gears))
-        findings += [finding for node in model.graph.node for finding in check_node(node, view)]
+        view = view_of(model.graph, inferred, opset_of(model), bool(gears))
+        findings += [f for node, inside in views(model.graph, inferred, view) for f in check_node(node, inside)]
     return list(dict.fromkeys(findings))
 
 
@@ -107,13 +126,16 @@ def _check_opsets(model: ModelProto) -> Iterator[Finding]:
         if len(found) > 1:
             rule = f"E16005: opsets {sorted(found)} of one domain {domain or 'ai.onnx'}"
             yield Finding(REFUSED, "opset_import", rule, "leave one entry per domain")
-    if _opset(model) > OLD_OPSET:
-        rule = f"opset {_opset(model)}: CANN 6.0 has parsers up to {OLD_OPSET} for most operators"
+    if opset_of(model) > OLD_OPSET:
+        rule = f"opset {opset_of(model)}: CANN 6.0 has parsers up to {OLD_OPSET} for most operators"
         yield Finding(WARNING, "opset_import", rule, f"export with opset {PORTABLE_OPSET}")
 
 
-def _opset(model: ModelProto) -> int:
-    return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
+def _check_tensors(model: ModelProto) -> Iterator[Finding]:
+    for tensor in tensors(model.graph):
+        if array_of(tensor) is None:
+            rule = "its data do not fit its shape and type"
+            yield Finding(REFUSED, tensor.name or "a nameless tensor", rule, "export the file again")
 
 
 def _parse_shapes(text: str) -> tuple[Shapes, list[Finding]]:
@@ -121,7 +143,7 @@ def _parse_shapes(text: str) -> tuple[Shapes, list[Finding]]:
     for part in text.split(";"):
         name, colon, sizes = part.rpartition(":")
         try:
-            if not colon or not name:
+            if not colon or not name or any(len(size) > MOST_DIGITS for size in sizes.split(",")):
                 raise ValueError
             shapes[name] = tuple(int(size) for size in sizes.split(","))
         except ValueError:
@@ -166,6 +188,8 @@ def _parse_gears(text: str, dynamic: int) -> tuple[list[list[int]], list[Finding
     gears = [part.split(",") for part in parts]
     if not all(size.isascii() and size.isdigit() for gear in gears for size in gear):
         return wrong(f"{text!r}: only digits, commas and semicolons may stand in gears")
+    if any(len(size) > MOST_DIGITS for gear in gears for size in gear):
+        return wrong(f"a size of more than {MOST_DIGITS} digits")
     if len(gears) < 2:
         return wrong("E10035: a single gear; at least 2 are needed")
     if len(gears) > MOST_GEARS:
@@ -185,58 +209,3 @@ def _parse_gears(text: str, dynamic: int) -> tuple[list[list[int]], list[Finding
 def _filled(shapes: Shapes, gear: list[int]) -> Shapes:
     sizes = iter(gear)
     return {name: tuple(next(sizes) if size == -1 else size for size in shape) for name, shape in shapes.items()}
-
-
-def _infer(model: ModelProto, sizes: Shapes) -> tuple[Shapes, str]:
-    """Every tensor's shape at these input sizes, and why they do not fit, if so."""
-    small = ModelProto()
-    small.ir_version = max(4, model.ir_version)
-    small.opset_import.extend(model.opset_import)
-    graph = small.graph
-    graph.name = "shapes"
-    graph.node.extend(_stand_in(node) for node in model.graph.node)
-    for name, shape in sizes.items():
-        kind = next((e.type.tensor_type.elem_type for e in model.graph.input if e.name == name), TensorProto.FLOAT)
-        graph.input.append(helper.make_tensor_value_info(name, kind, [None if size == -1 else size for size in shape]))
-    for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) <= SMALL:
-            graph.initializer.append(tensor)
-        else:
-            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    graph.output.extend(onnx.ValueInfoProto(name=entry.name) for entry in model.graph.output)
-    error = ""
-    try:
-        done = onnx.shape_inference.infer_shapes(small, strict_mode=True, data_prop=True)
-    except onnx.shape_inference.InferenceError as reason:
-        error = " ".join(str(reason).split())[:200]
-        done = small
-    shapes: Shapes = {tensor.name: tuple(tensor.dims) for tensor in done.graph.initializer}
-    for entry in [*done.graph.input, *done.graph.value_info, *done.graph.output]:
-        kind = entry.type.tensor_type
-        if kind.HasField("shape"):
-            shapes[entry.name] = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
-    return shapes, error
-
-
-def _stand_in(node: onnx.NodeProto) -> onnx.NodeProto:
-    """A node as onnx can infer it: a deformable convolution has the shapes of a plain one."""
-    if node.op_type != OPERATOR or len(node.input) < 2:
-        return node
-    given = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    lists = {key: given[key] for key in ("strides", "pads", "dilations") if isinstance(given.get(key), list)}
-    pairs: dict[str, Any] = {key: [*values, *values][:2] for key, values in lists.items() if values}
-    if "pads" in pairs:
-        pairs["pads"] *= 2
-    stand_in = helper.make_node("Conv", node.input[:2], node.output, node.name)
-    pairs["group"] = max(1, given.get("groups", 1))
-    stand_in.attribute.extend(helper.make_attribute(key, value) for key, value in pairs.items())
-    return stand_in
-
-
-def _view(model: ModelProto, shapes: Shapes, gears: bool) -> View:
-    constants = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "Constant":
-            constants.update((node.output[0], entry.t) for entry in node.attribute if entry.name == "value")
-    producers = {name: node for node in model.graph.node for name in node.output}
-    return View(_opset(model), shapes, constants, producers, gears)
