@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -131,6 +132,29 @@ class PictureFiles:
                 "fetch the pictures of this annotation file again"
             )
 
+    def mark(self, file_name: str) -> str:
+        """What tells a picture from others of its name: its length and CRC-32, the same from a zip and a folder.
+
+        Raises:
+            DekrError: it is missing, or cannot be read.
+        """
+        if self._zip is None:
+            data = self.read(file_name)
+            length, checksum = len(data), zlib.crc32(data)
+        else:
+            member = self._member(self._zip, file_name)
+            length, checksum = member.file_size, member.CRC
+        return f"{length}-{checksum:08x}"
+
+    def _member(self, archive: zipfile.ZipFile, file_name: str) -> zipfile.ZipInfo:
+        try:
+            return archive.getinfo(f"{self.split}/{file_name}")
+        except KeyError:
+            raise self._failure(file_name, "no such member") from None
+
+    def _failure(self, file_name: str, reason: str) -> DekrError:
+        return DekrError(f"{self.source}: {file_name}: {reason}; fetch this file again")
+
     def read(self, file_name: str) -> bytes:
         """The encoded picture.
 
@@ -140,12 +164,12 @@ class PictureFiles:
         try:
             if self._zip is None:
                 return (self.source / file_name).read_bytes()
-            member = self._zip.getinfo(f"{self.split}/{file_name}")
+            member = self._member(self._zip, file_name)
             if member.file_size <= LARGEST_FILE:
                 return self._zip.read(member)
             reason = f"announces {member.file_size:,} bytes, which no picture has"
-        except KeyError:
-            reason = "no such member"
+        except DekrError:
+            raise
         except OSError as error:
             reason = error.strerror or str(error)
         except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
@@ -154,7 +178,7 @@ class PictureFiles:
             reason = "encrypted"
         except Exception as error:  # zlib.error, lzma.LZMAError and the like: damaged bytes
             reason = f"damaged ({error})"
-        raise DekrError(f"{self.source}: {file_name}: {reason}; fetch this file again")
+        raise self._failure(file_name, reason)
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:

@@ -17,6 +17,7 @@ from dekr_infer import origin, preprocess, sanity
 from dekr_infer.coco import load_data_set
 from dekr_infer.files import write_json
 from dekr_infer.joints import FLIP_PARTNER
+from dekr_infer.origin import Making
 from dekr_infer.sanity import Measures, judge
 from scripts.demo import people
 from scripts.oracle import Encoding, noisy, write_dumps
@@ -181,7 +182,7 @@ def traced(tmp_path: Path) -> list[Path]:
     for dump, source in zip(dumps, prepared, strict=True):
         files = {"0": {"infiles": [str(source / "a.npy")], "outfiles": []}}
         write_json(origin._summary_of(dump), {"filesinfo": files, "model_sha256": "g", "versions": {}})
-    origin.write_records(prepared, "annotations", "4.12.0", moved=False, overwrite=False)
+    origin.write_records(prepared, Making("annotations", "4.12.0", moved=False), {"a": "9-aa"}, kept=())
     return dumps
 
 
@@ -207,10 +208,11 @@ def test_what_the_records_say_against_the_figures_is_said(traced, tmp_path):
 
 def test_a_version_that_moves_pixels_is_remembered_until_the_tensors_are_made_anew(traced, tmp_path):
     prepared = [tmp_path / "prep_data", tmp_path / "prep_data_flip"]
-    origin.write_records(prepared, "annotations", "5.0.0", moved=True, overwrite=False)
-    origin.write_records(prepared, "annotations", "4.12.0", moved=False, overwrite=False)
+    fine = Making("annotations", "4.12.0", moved=False)
+    origin.write_records(prepared, replace(fine, opencv="5.0.0", moved=True), {"a": "9-aa"}, kept=())
+    origin.write_records(prepared, fine, {"a": "9-aa"}, kept={"a"})
     assert "OpenCV 4.12.0, 5.0.0 moves the pixels" in warned(traced)["opencv"]
-    origin.write_records(prepared, "annotations", "4.12.0", moved=False, overwrite=True)
+    origin.write_records(prepared, fine, {"a": "9-aa"}, kept=())
     assert warned(traced) == {}
 
 
