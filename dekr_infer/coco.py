@@ -89,16 +89,17 @@ def _picture(entry: Any, path: Path) -> Picture:
 
 
 def _checked(pictures: Sequence[Picture], path: Path) -> tuple[Picture, ...]:
-    ids: dict[int, str] = {}
-    stems: dict[str, str] = {}
+    ids: dict[int, Picture] = {}
+    stems: dict[str, Picture] = {}
     for picture in pictures:
-        other = ids.setdefault(picture.id, picture.file_name)
-        if other is not picture.file_name:
-            raise DekrError(f"{path}: {other} and {picture.file_name} have the same id {picture.id}; correct one")
-        other = stems.setdefault(picture.stem, picture.file_name)
-        if other is not picture.file_name:
+        name = picture.file_name
+        other = ids.setdefault(picture.id, picture)
+        if other is not picture:
+            raise DekrError(f"{path}: {other.file_name} and {name} have the same id {picture.id}; correct one")
+        other = stems.setdefault(picture.stem, picture)
+        if other is not picture:
             raise DekrError(
-                f"{path}: {other} and {picture.file_name} would write the same tensor {picture.stem}.npy; rename one"
+                f"{path}: {other.file_name} and {name} would write the same tensor {picture.stem}.npy; rename one"
             )
     return tuple(pictures)
 
