@@ -63,7 +63,7 @@ def metrics_of(
         "versions": {"dekr_infer": dekr_infer.__version__, "python": platform.python_version()}
         | {name: version(name) for name in LIBRARIES}
         | {"onnxruntime": [origin["versions"].get("onnxruntime") for origin in known]}
-        | {"opencv": [origin["record"].get("opencv") for origin in known]},
+        | {"opencv": [origin["record"]["opencv"] or None for origin in known]},
         "sanity": sanity.measures.as_json(),
         "warnings": sanity.warnings | origin_warnings(known, annotations),
     }

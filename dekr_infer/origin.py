@@ -6,6 +6,7 @@ tensors. Both stand beside their folders.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,21 +95,26 @@ def _record_in(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def origins(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """What is known of each dump folder: `graph`, `checkpoint`, `versions`, `tensors` (a folder), `record`.
+    """What is known of each dump folder: `graph`, `checkpoint`, `versions`, `tensors` (a folder), `record`, `stale`.
 
-    Unknown things are absent or empty: ais_bench knows nothing of graphs, and dumps may have come from another machine.
+    The record is the one that the runner read, else the one beside the tensors now; stale are dumps whose tensors have
+    been made of other pictures since. Unknown things are absent or empty: ais_bench knows nothing of graphs and
+    records, and dumps may have come from another machine.
     """
     known = []
     for folder in folders:
         summary = _object(_summary_of(folder))
         tensors = _tensor_folder(summary)
+        now = read_record(tensors) if tensors else _record_in({})
+        then = _record_in(summary["tensors"]) if isinstance(summary.get("tensors"), dict) else now
         known.append(
             {
                 "graph": _text(summary.get("model_sha256")),
                 "checkpoint": _text(summary.get("checkpoint_sha256")),
                 "versions": _dict(summary.get("versions")),
-                "tensors": str(tensors.resolve()) if tensors else None,
-                "record": read_record(tensors) if tensors else _record_in({}),
+                "tensors": str(tensors) if tensors else None,
+                "record": then,
+                "stale": any(now["pictures"].get(stem, mark) != mark for stem, mark in then["pictures"].items()),
             }
         )
     return known
@@ -126,8 +132,13 @@ def origin_warnings(known: Sequence[dict[str, Any]], annotations: str) -> dict[s
                 f"{flag}: its tensors in {origin['tensors']} were made for another annotation file, or an older one; "
                 "set DATASET.ROOT to that data set, or preprocess again"
             )
-        if origin["record"].get("moved_pixels") is True:
-            warnings["opencv"] = moved_warning(origin["record"].get("opencv"))
+        if origin["stale"]:
+            warnings["stale"] = (
+                f"{flag}: its tensors in {origin['tensors']} have been made of other pictures since; "
+                "run the network on them again"
+            )
+        if origin["record"]["moved_pixels"]:
+            warnings["opencv"] = moved_warning(origin["record"]["opencv"])
     tensors = [origin["tensors"] for origin in known if origin["tensors"]]
     if len(set(tensors)) < len(tensors):
         warnings["same_tensors"] = f"both dumps were made of the tensors in {tensors[0]}; run the flipped ones, too"
@@ -137,16 +148,24 @@ def origin_warnings(known: Sequence[dict[str, Any]], annotations: str) -> dict[s
     return warnings
 
 
-def moved_warning(versions: object) -> str:
+def moved_warning(versions: Sequence[str]) -> str:
     """The line for an OpenCV that moves pixels."""
-    named = ", ".join(map(str, _list(versions)))
+    named = ", ".join(versions)
     return f"OpenCV {named} moves the pixels of warped pictures, which costs AP; install one from 4.10 to 4.12"
 
 
 def _tensor_folder(summary: dict[str, Any]) -> Path | None:
+    """The folder of the tensors that a summary names, its links followed; `None` for what no file can be called."""
     files = _dict(summary.get("filesinfo"))
     names = _list(_dict(next(iter(files.values()), None)).get("infiles"))
-    return Path(names[0]).parent if names and isinstance(names[0], str) and "\0" not in names[0] else None
+    if not names or not isinstance(names[0], str):
+        return None
+    try:
+        folder = Path(os.path.realpath(Path(names[0]).parent))
+        record_path(folder).is_file()
+    except (OSError, ValueError):  # too long; a NUL, or half a character
+        return None
+    return folder
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -216,6 +216,35 @@ def test_a_version_that_moves_pixels_is_remembered_until_the_tensors_are_made_an
     assert warned(traced) == {}
 
 
+def test_tensors_made_of_other_pictures_after_the_run_are_noticed(traced, tmp_path):
+    prepared = [tmp_path / "prep_data", tmp_path / "prep_data_flip"]
+    for dump, source in zip(traced, prepared, strict=True):
+        summary = json.loads(origin._summary_of(dump).read_text())
+        write_json(origin._summary_of(dump), summary | {"tensors": origin.read_record(source)})
+    fine = Making("annotations", "4.12.0", moved=False)
+    origin.write_records(prepared, fine, {"a": "9-aa", "b": "8-bb"}, kept=())
+    assert warned(traced) == {}, "one picture more is no other picture"
+    origin.write_records(prepared, replace(fine, annotations="others", moved=True), {"a": "9-bb"}, kept=())
+    assert set(warned(traced)) == {"stale"}, "the figures are those of the tensors that were run"
+    assert "prep_data_flip have been made of other pictures since; run" in warned(traced)["stale"]
+    for source in prepared:
+        origin.record_path(source).unlink()
+    assert warned(traced) == {} and set(warned(traced, "others")) == {"annotations"}
+
+
+@pytest.mark.parametrize("name", ["\ud800/a.npy", "x" * 5000 + "/a.npy", "a\0b/a.npy", 7, ""])
+def test_a_summary_that_names_what_no_file_can_be_called_tells_nothing(traced, name):
+    write_json(origin._summary_of(traced[0]), {"filesinfo": {"0": {"infiles": [name]}}})
+    assert warned(traced) == {}
+    assert origin.origins(traced)[0]["record"]["pictures"] == {}
+
+
+def test_a_loop_of_links_in_a_summary_tells_nothing(traced, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    write_json(origin._summary_of(traced[0]), {"filesinfo": {"0": {"infiles": [str(tmp_path / "loop" / "a.npy")]}}})
+    assert warned(traced) == {}
+
+
 def test_preprocessing_warns_of_an_opencv_that_moves_pixels(drawn, tmp_path, monkeypatch):
     assert not preprocess.moves_pixels()
     real = preprocess.cv2.warpAffine
