@@ -123,6 +123,18 @@ def test_a_flipped_pass_whose_left_is_called_left_is_noticed(which, root, tmp_pa
     assert set(metrics["warnings"]) <= {"left_right_flipped", "left_right"}
 
 
+@BOTH
+def test_offsets_of_the_other_pass_are_noticed(which, root, dumps, tmp_path):
+    folders = [tmp_path / "out", tmp_path / "out_flip"]
+    for folder, heats, offsets in zip(folders, dumps[which], dumps[which][::-1], strict=True):
+        folder.mkdir()
+        for path in [*heats.glob("*_0.npy"), *offsets.glob("*_1.npy")]:
+            (folder / path.name).hardlink_to(path)
+    ran, metrics = evaluate(root, folders, tmp_path / "results")
+    assert metrics["figures"]["AP"] < 0.05
+    assert set(metrics["warnings"]) == {"nobody_found"} and "are found: check" in ran.err, metrics["sanity"]
+
+
 def test_missing_pictures_are_a_warning_too(drawn, dumps, tmp_path):
     plain = tmp_path / "out"
     plain.mkdir()
@@ -158,6 +170,22 @@ def test_each_threshold_has_two_sides(guard, counted, figures):
     less = {name: value - 1 for name, value in counted.items() if name != "found"}
     more = {name: value + 0.02 for name, value in figures.items()}
     assert guard not in judge(Measures(**FINE | counted | less), FIGURES | more, 5, 5).warnings or "AR .5" in figures
+
+
+NOBODY = {"annotated": 10, "found": 0, "joints": 170, "outside": 0}
+
+
+def test_as_many_people_as_annotated_and_none_of_them_right_is_noticed():
+    nothing = dict.fromkeys(FIGURES, 0.0)
+    assert set(judge(Measures(**NOBODY), nothing, 5, 5).warnings) == {"nobody_found"}
+    assert set(judge(Measures(**NOBODY), nothing, 4, 5).warnings) == {"nobody_found", "coverage"}
+    assert set(judge(Measures(**NOBODY | {"outside": 100}), nothing, 5, 5).warnings) == {"outside"}, "that tells more"
+    assert (
+        "nobody_found"
+        in judge(Measures(**NOBODY | {"annotated": 41, "found": 2, "joints": 697}), nothing, 5, 5).warnings
+    )
+    for counted in ({"found": 1}, {"annotated": 9, "joints": 153}, {"joints": 153}):
+        assert judge(Measures(**NOBODY | counted), nothing, 5, 5).warnings == {}
 
 
 def test_coverage_speaks_from_one_picture_on():
