@@ -24,7 +24,7 @@ from yacs.config import CfgNode
 from dekr_infer.coco import load_data_set
 from dekr_infer.command import Arguments, Parser, add_config, config_of, run
 from dekr_infer.decode import DecodeSettings
-from dekr_infer.errors import ConfigError
+from dekr_infer.errors import ConfigError, one_line
 from dekr_infer.evaluate import coco_figures, figures_table
 from dekr_infer.match import MatchSettings
 from dekr_infer.metrics import difference_lines, metrics_of, read_metrics, require_same_figures, write_both
@@ -76,7 +76,7 @@ def main(argv: Arguments = None) -> int:
             f"{results} and metrics.json in {metrics['seconds']['all']:.1f} s"
         )
         for warning in metrics["warnings"].values():
-            print(f"warning: {warning}", file=sys.stderr)
+            print(f"warning: {one_line(warning)}", file=sys.stderr)
         if earlier is not None:
             print("\n".join(difference_lines(earlier, metrics, args.compare)))
             require_same_figures(earlier, metrics, args.compare)
