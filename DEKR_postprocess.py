@@ -14,6 +14,7 @@ then 0 when the ten figures are the same, whatever else differs, and 1 when they
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,7 @@ from yacs.config import CfgNode
 from dekr_infer.coco import load_data_set
 from dekr_infer.command import Arguments, Parser, add_config, config_of, run
 from dekr_infer.decode import DecodeSettings
-from dekr_infer.errors import ConfigError
+from dekr_infer.errors import ConfigError, one_line
 from dekr_infer.evaluate import coco_figures, figures_table
 from dekr_infer.match import MatchSettings
 from dekr_infer.metrics import difference_lines, metrics_of, read_metrics, require_same_figures, write_both
@@ -50,7 +51,7 @@ def main(argv: Arguments = None) -> int:
         config = config_of(args)
         started = time.monotonic()
         folders = [args.dump_dir] + [args.dump_dir_flip] * config.TEST.FLIP_TEST
-        if len({folder.resolve() for folder in folders}) < len(folders):
+        if len(set(map(os.path.realpath, folders))) < len(folders):
             raise ConfigError("--dump_dir and --dump_dir_flip name the same folder")
         data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST)
         pictures = available(data, folders, args.allow_missing)
@@ -75,7 +76,7 @@ def main(argv: Arguments = None) -> int:
             f"{results} and metrics.json in {metrics['seconds']['all']:.1f} s"
         )
         for warning in metrics["warnings"].values():
-            print(f"warning: {warning}", file=sys.stderr)
+            print(f"warning: {one_line(warning)}", file=sys.stderr)
         if earlier is not None:
             print("\n".join(difference_lines(earlier, metrics, args.compare)))
             require_same_figures(earlier, metrics, args.compare)

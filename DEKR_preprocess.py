@@ -9,6 +9,7 @@ one <picture>.npy of float32 (1, 3, H, W) into each of the two folders. What is 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ from dekr_infer.command import Arguments, Parser, add_config, config_of, cores, 
 from dekr_infer.errors import ConfigError
 from dekr_infer.files import sha256
 from dekr_infer.geometry import SHORT_SIDE
-from dekr_infer.origin import moved_warning, write_records
+from dekr_infer.origin import Making, moved_warning
 from dekr_infer.preprocess import gear_table, moves_pixels, write_tensors
 from dekr_infer.progress import progress
 
@@ -43,7 +44,7 @@ def main(argv: Arguments = None) -> int:
                 f"DATASET.INPUT_SIZE {config.DATASET.INPUT_SIZE}: the five sizes are made for {SHORT_SIDE}; "
                 f"add DATASET.INPUT_SIZE {SHORT_SIDE}"
             )
-        if args.output.resolve() == args.output_flip.resolve():
+        if os.path.realpath(args.output) == os.path.realpath(args.output_flip):
             raise ConfigError("--output and --output_flip name the same folder")
         started = time.monotonic()
         root, split = config.DATASET.ROOT, config.DATASET.TEST
@@ -62,7 +63,7 @@ def main(argv: Arguments = None) -> int:
                 limit=args.limit,
                 workers=args.workers,
                 overwrite=args.overwrite,
-                begin=lambda: write_records(folders, sha256(data.annotation), cv2.__version__, moved, args.overwrite),
+                making=Making(sha256(data.annotation), cv2.__version__, moved),
                 advance=advance,
             )
         print(

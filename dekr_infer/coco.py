@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -88,16 +89,17 @@ def _picture(entry: Any, path: Path) -> Picture:
 
 
 def _checked(pictures: Sequence[Picture], path: Path) -> tuple[Picture, ...]:
-    ids: dict[int, str] = {}
-    stems: dict[str, str] = {}
+    ids: dict[int, Picture] = {}
+    stems: dict[str, Picture] = {}
     for picture in pictures:
-        other = ids.setdefault(picture.id, picture.file_name)
-        if other is not picture.file_name:
-            raise DekrError(f"{path}: {other} and {picture.file_name} have the same id {picture.id}; correct one")
-        other = stems.setdefault(picture.stem, picture.file_name)
-        if other is not picture.file_name:
+        name = picture.file_name
+        other = ids.setdefault(picture.id, picture)
+        if other is not picture:
+            raise DekrError(f"{path}: {other.file_name} and {name} have the same id {picture.id}; correct one")
+        other = stems.setdefault(picture.stem, picture)
+        if other is not picture:
             raise DekrError(
-                f"{path}: {other} and {picture.file_name} would write the same tensor {picture.stem}.npy; rename one"
+                f"{path}: {other.file_name} and {name} would write the same tensor {picture.stem}.npy; rename one"
             )
     return tuple(pictures)
 
@@ -131,6 +133,29 @@ class PictureFiles:
                 "fetch the pictures of this annotation file again"
             )
 
+    def mark(self, file_name: str) -> str:
+        """What tells a picture from others of its name: its length and CRC-32, the same from a zip and a folder.
+
+        Raises:
+            DekrError: it is missing, or cannot be read.
+        """
+        if self._zip is None:
+            data = self.read(file_name)
+            length, checksum = len(data), zlib.crc32(data)
+        else:
+            member = self._member(self._zip, file_name)
+            length, checksum = member.file_size, member.CRC
+        return f"{length}-{checksum:08x}"
+
+    def _member(self, archive: zipfile.ZipFile, file_name: str) -> zipfile.ZipInfo:
+        try:
+            return archive.getinfo(f"{self.split}/{file_name}")
+        except KeyError:
+            raise self._failure(file_name, "no such member") from None
+
+    def _failure(self, file_name: str, reason: str) -> DekrError:
+        return DekrError(f"{self.source}: {file_name}: {reason}; fetch this file again")
+
     def read(self, file_name: str) -> bytes:
         """The encoded picture.
 
@@ -140,12 +165,12 @@ class PictureFiles:
         try:
             if self._zip is None:
                 return (self.source / file_name).read_bytes()
-            member = self._zip.getinfo(f"{self.split}/{file_name}")
+            member = self._member(self._zip, file_name)
             if member.file_size <= LARGEST_FILE:
                 return self._zip.read(member)
             reason = f"announces {member.file_size:,} bytes, which no picture has"
-        except KeyError:
-            reason = "no such member"
+        except DekrError:
+            raise
         except OSError as error:
             reason = error.strerror or str(error)
         except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
@@ -154,7 +179,7 @@ class PictureFiles:
             reason = "encrypted"
         except Exception as error:  # zlib.error, lzma.LZMAError and the like: damaged bytes
             reason = f"damaged ({error})"
-        raise DekrError(f"{self.source}: {file_name}: {reason}; fetch this file again")
+        raise self._failure(file_name, reason)
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:

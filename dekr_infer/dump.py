@@ -22,6 +22,7 @@ from dekr_infer import tensors
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.files import beside, replacing, write_failure, write_json
 from dekr_infer.geometry import HEATMAP_CHANNELS, OFFSET_CHANNELS, Size, cells
+from dekr_infer.origin import read_record
 
 if TYPE_CHECKING:  # whoever only asks for names starts without ONNX Runtime
     from dekr_infer.runtime import Network
@@ -122,11 +123,11 @@ def run_folder(
         folder: for `<stem>_0.npy` and `<stem>_1.npy`; created when absent.
         arguments: the command line, for the summary.
     Returns:
-        The summary, with ais_bench's keys and the graph's SHA-256.
+        The summary, with ais_bench's keys, the graph's SHA-256, and what was noted of the tensors when it began.
     Raises:
         DekrError: a tensor is damaged or of no gear of the graph, or the folder holds other outputs.
     """
-    gears = check_gears(network, files)
+    gears, noted = check_gears(network, files), read_record(files[0].parent)
     done_before = 0
     with tensors.exclusive(folder), Record(folder, network.sha256, options) as record:
         tensors.refuse_foreign(
@@ -148,7 +149,7 @@ def run_folder(
                 network.run(image)
             record.add(file.name, changed, _run_one(network, image, file, folder, options))
             advance(1)
-        summary = _summary(record, files, folder, options, network, arguments)
+        summary = _summary(record, files, folder, options, network, arguments) | {"tensors": noted}
     write_json(summary_path(folder), summary)
     return summary
 

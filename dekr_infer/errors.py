@@ -1,5 +1,7 @@
 """The errors that users see: one line each, with the file and the remedy in it, and an exit code."""
 
+from __future__ import annotations
+
 
 class DekrError(Exception):
     """The work failed (data, model, a check that did not hold): exit code 1."""
@@ -11,3 +13,13 @@ class ConfigError(DekrError):
     """The command line or the configuration is wrong: exit code 2."""
 
     exit_code = 2
+
+
+def one_line(text: str) -> str:
+    """A text from a file as it may be printed: no line breaks, and what a terminal would act on is spelt out.
+
+    >>> one_line("a\\n b\\x1b[2J")
+    'a b\\\\x1b[2J'
+    """
+    shown = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,18 @@ from yacs.config import CfgNode
 
 import dekr_infer
 from dekr_infer.coco import DataSet
-from dekr_infer.errors import DekrError
+from dekr_infer.errors import DekrError, one_line
 from dekr_infer.evaluate import FIGURES
 from dekr_infer.files import read_json, sha256, write_failure, write_json
 from dekr_infer.origin import origin_warnings, origins
 from dekr_infer.postprocess import Outcome
 from dekr_infer.sanity import judge, measure
 
-LIBRARIES = ("numpy", "pycocotools")
-TEST_SETTINGS = ("KEYPOINT_THRESHOLD", "NMS_THRE", "NMS_NUM_THRE", "POOL_THRESHOLD1", "POOL_THRESHOLD2", "MATCH_HMP")
+LIBRARIES = ("numpy", "scipy", "pycocotools", "torch")
+TEST_SETTINGS = (
+    *("KEYPOINT_THRESHOLD", "NMS_THRE", "NMS_NUM_THRE", "POOL_THRESHOLD1", "POOL_THRESHOLD2"),
+    *("MATCH_HMP", "MAX_ABSORB_DISTANCE", "ADJUST_THRESHOLD", "GUASSIAN_KERNEL"),
+)
 PARTS = {"sha256": "inputs", "settings": "settings", "versions": "versions", "counts": "counts", "warnings": "warnings"}
 SAME = 1e-6  # figures this near each other are the same; the ten of one run are equal to the last bit
 
@@ -53,7 +56,8 @@ def metrics_of(
         },
         "settings": {"split": config.DATASET.TEST, "flip": config.TEST.FLIP_TEST, "rescored": config.RESCORE.VALID}
         | {key: config.TEST[key] for key in TEST_SETTINGS}
-        | {"MAX_NUM_PEOPLE": config.DATASET.MAX_NUM_PEOPLE},
+        | {key: config.DATASET[key] for key in ("MAX_NUM_PEOPLE", "SIGMA")}
+        | {"HIDDEN_LAYER": config.RESCORE.HIDDEN_LAYER},
         "sha256": {
             "annotations": annotations,
             "rescore": sha256(Path(config.RESCORE.MODEL_FILE)) if config.RESCORE.VALID else None,
@@ -61,12 +65,20 @@ def metrics_of(
             "checkpoints": [origin["checkpoint"] for origin in known],
         },
         "versions": {"dekr_infer": dekr_infer.__version__, "python": platform.python_version()}
-        | {name: version(name) for name in LIBRARIES}
+        | {name: _version(name) for name in LIBRARIES}
         | {"onnxruntime": [origin["versions"].get("onnxruntime") for origin in known]}
-        | {"opencv": [origin["record"].get("opencv") for origin in known]},
+        | {"opencv": [origin["record"]["opencv"] or None for origin in known]},
         "sanity": sanity.measures.as_json(),
         "warnings": sanity.warnings | origin_warnings(known, annotations),
     }
+
+
+def _version(library: str) -> str | None:
+    """The version that is installed: reading it imports nothing. Without rescoring, torch may be missing."""
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
 
 
 def write_both(results: Path, entries: Sequence[Mapping[str, Any]], path: Path, metrics: dict[str, Any]) -> None:
@@ -92,9 +104,13 @@ def read_metrics(path: Path) -> dict[str, Any]:
     """
     found = read_json(path)
     figures = found.get("figures") if isinstance(found, dict) else None
-    if not isinstance(figures, dict) or not all(type(figures.get(name)) in (int, float) for name in FIGURES):
-        raise DekrError(f"{path}: holds no ten figures; --compare wants a metrics.json of this command")
+    if not isinstance(figures, dict) or not all(_is_figure(figures.get(name)) for name in FIGURES):
+        raise DekrError(f"{path}: holds no ten figures from -1 to 1; --compare wants a metrics.json of this command")
     return dict(found)
+
+
+def _is_figure(value: Any) -> bool:
+    return type(value) in (int, float) and -1 <= value <= 1
 
 
 def difference_lines(old: Mapping[str, Any], new: Mapping[str, Any], name: Path) -> list[str]:
@@ -104,7 +120,7 @@ def difference_lines(old: Mapping[str, Any], new: Mapping[str, Any], name: Path)
         before, after = dict(_leaves(old.get(part), "")), dict(_leaves(new.get(part), ""))
         for key in sorted(before.keys() | after.keys()):
             if before.get(key) != after.get(key):
-                lines.append(f"  {label}: {key}: {_short(before.get(key))} -> {_short(after.get(key))}")
+                lines.append(f"  {label}: {one_line(key)}: {_short(before.get(key))} -> {_short(after.get(key))}")
     for figure in FIGURES:
         before, after = old["figures"][figure], new["figures"][figure]
         if abs(after - before) > SAME:
@@ -135,8 +151,15 @@ def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def _short(value: Any) -> str:
-    """A value for a line: hashes by their first digits."""
-    if isinstance(value, list):
-        return ", ".join(map(_short, value))
-    text = "nothing" if value is None else str(value)
-    return f"{text[:12]}..." if len(text) == hashlib.sha256().digest_size * 2 and " " not in text else text[:100]
+    """A value, or a list of some, for a line."""
+    return ", ".join(map(_text, value)) if isinstance(value, list) else _text(value)
+
+
+def _text(value: Any) -> str:
+    """A value for a line: hashes by their first digits, other texts by their first hundred."""
+    try:
+        text = "nothing" if value is None else str(value)
+    except RecursionError:
+        return "nested without end"
+    is_hash = len(text) == 2 * hashlib.sha256().digest_size and " " not in text
+    return one_line(f"{text[:12]}..." if is_hash else text[:100])

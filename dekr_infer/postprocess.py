@@ -100,7 +100,7 @@ def process(
         folders: the original pass's dump and, for the flip merge, the flipped pass's.
         advance: called after each picture.
     Raises:
-        DekrError: a dump is damaged, of another shape, or holds NaN where it matters.
+        DekrError: a dump is damaged, of another shape, or holds NaN or huge values where it matters.
     """
     outcome, category, started = Outcome(), person_category(data), time.perf_counter()
     found = []
@@ -112,7 +112,11 @@ def process(
         advance(1)
     factors = _factors([poses for _, poses, _ in found], settings.rescore)
     for (picture, poses, scores), factor in zip(found, factors, strict=True):
-        outcome.results += results_of(picture.id, category, poses, scores * factor)
+        with np.errstate(over="ignore"):
+            rescored = scores * factor
+        if not np.isfinite(rescored).all():
+            raise _beyond_bounds(picture, folders)
+        outcome.results += results_of(picture.id, category, poses, rescored)
         outcome.seen.append(picture)
         outcome.empty += not len(poses)
     outcome.seconds = time.perf_counter() - started
@@ -152,9 +156,13 @@ def find_people(
         with np.errstate(over="ignore", invalid="ignore"):
             poses = transform_poses(poses, gear_to_image(picture.size, gear))
         if not (np.isfinite(poses).all() and np.isfinite(scores).all()):
-            paths = " or ".join(str(_path(folder, picture, name)) for folder in folders for name in MAPS)
-            raise DekrError(f"{paths}: holds values beyond all bounds; run the network on this picture again")
+            raise _beyond_bounds(picture, folders)
         yield picture, poses, scores
+
+
+def _beyond_bounds(picture: Picture, folders: Sequence[Path]) -> DekrError:
+    paths = " or ".join(str(_path(folder, picture, name)) for folder in folders for name in MAPS)
+    return DekrError(f"{paths}: holds values beyond all bounds; run the network on this picture again")
 
 
 def _open_passes(picture: Picture, folders: Sequence[Path]) -> Passes:

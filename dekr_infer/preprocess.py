@@ -25,7 +25,9 @@ import numpy as np
 from dekr_infer import tensors
 from dekr_infer.coco import DataSet, Picture, PictureFiles, is_cut_short, jpeg_size
 from dekr_infer.errors import DekrError
+from dekr_infer.files import write_failure
 from dekr_infer.geometry import FLIP_SHIFT, GEARS, Size, gear_for, warp_points
+from dekr_infer.origin import Making, refuse_others, write_records
 
 MEAN = (0.485, 0.456, 0.406)  # RGB, of values in 0..1; Source: ImageNet, as the reference normalises
 STD = (0.229, 0.224, 0.225)
@@ -169,7 +171,7 @@ def write_tensors(
     limit: int | None = None,
     workers: int = 1,
     overwrite: bool = False,
-    begin: Callable[[], None] = lambda: None,
+    making: Making | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Summary:
     """Write the original and the flipped tensor of every picture that has not got both yet.
@@ -179,10 +181,11 @@ def write_tensors(
         folders: for the original and the flipped tensors; created when absent.
         limit: only the first so many pictures of the data set.
         overwrite: write all of them anew.
-        begin: called once both folders are held for this run, before anything is written into them.
+        making: noted beside both folders, with what tells the pictures, before anything is written into them.
         advance: called with the number of pictures that have just been finished.
     Raises:
-        DekrError: a picture is missing, damaged or of another size, or a file cannot be written; finished tensors stay.
+        DekrError: a picture is missing, damaged or of another size, tensors that are there were made of other pictures,
+            or a file cannot be written; finished tensors stay.
     """
     chosen = data.pictures[:limit]
     files = PictureFiles(source, split)
@@ -191,13 +194,44 @@ def write_tensors(
     with tensors.exclusive(folders[0]), tensors.exclusive(folders[1]):
         for folder in folders:
             tensors.refuse_foreign(folder, own, str(data.annotation))
-        begin()
-        waiting = [picture for picture in chosen if overwrite or not _is_done(picture, folders)]
+        anew = chosen if overwrite else ()
+        _begin(data, files, folders, chosen, anew, making)
+        waiting = [picture for picture in chosen if not _is_done(picture, folders)]
         summary = Summary(len(chosen), len(chosen) - len(waiting), gears=Counter(gear_for(p.size) for p in chosen))
         advance(summary.skipped)
         if waiting:
             summary.written = _convert_all(waiting, Job(source, split, folders), workers, advance)
     return summary
+
+
+def _begin(
+    data: DataSet,
+    files: PictureFiles,
+    folders: Sequence[Path],
+    chosen: Sequence[Picture],
+    anew: Sequence[Picture],
+    making: Making | None,
+) -> None:
+    """Note how the tensors are made, and remove those to be made anew, lest a stopped run leaves some of before."""
+    there = set().union(*map(tensors.names_in, folders))
+    present = {p.stem for p in data.pictures if p.stem + tensors.SUFFIX in there}
+    kept = present - {picture.stem for picture in anew}
+    noted = kept | {picture.stem for picture in chosen}
+    marks = {p.stem: files.mark(p.file_name) for p in data.pictures if p.stem in noted} if making else {}
+    if making:
+        refuse_others(folders, making, {stem: mark for stem, mark in marks.items() if stem in kept})
+    for picture in anew:
+        for folder in folders:
+            _remove(folder / (picture.stem + tensors.SUFFIX))
+    if making:
+        write_records(folders, making, marks, kept)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise DekrError(write_failure(path, error)) from None
 
 
 def _is_done(picture: Picture, folders: Sequence[Path]) -> bool:

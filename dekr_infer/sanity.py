@@ -26,6 +26,7 @@ FOUND = 0.5  # OKS from which an annotated person counts as found
 RANKING = 0.6  # AP / AR, and AR .5 / share found; right: 0.9 to 1; all scores alike: 0.1; turned round: 0
 RANKED_FROM = 0.5  # share of people found from which their order can be judged
 CROSSED = 0.3  # of left/right pairs; right: 0 to 0.08; labels exchanged: 0.9; only in the flipped pass: 0.6
+NOBODY = 0.05  # of people found; right: 0.5 to 1; offsets of the other pass: 0 to 0.02; random weights: 0
 OUTSIDE = 0.4  # of joints; right: 0.01, more where the border cuts people off; twice the scale: 0.7
 
 PAIRS = tuple((joint, partner) for joint, partner in enumerate(FLIP_PARTNER) if joint < partner)
@@ -170,7 +171,7 @@ def passes_to_compare(pictures: Sequence[Picture]) -> list[Picture]:
 
 
 def judge(measures: Measures, figures: Mapping[str, float], evaluated: int, pictures: int) -> Sanity:
-    """Which guards speak.
+    """Which guards speak; `nobody_found` only where no other tells more.
 
     Args:
         figures: the ten figures by name.
@@ -213,4 +214,12 @@ def judge(measures: Measures, figures: Mapping[str, float], evaluated: int, pict
             "both dumps show the same pictures, none of them flipped; run the flipped tensors for --dump_dir_flip",
         ),
     }
-    return Sanity(measures, {name: message for name, (speaks, message) in guards.items() if speaks})
+    warnings = {name: message for name, (speaks, message) in guards.items() if speaks}
+    predicted = measures.joints // 17
+    if not warnings.keys() - {"coverage"} and predicted >= measures.annotated >= FEWEST and share < NOBODY:
+        warnings["nobody_found"] = (
+            f"as many people are predicted as annotated, but {measures.found} of the {measures.annotated} are found: "
+            "check that all files in --dump_dir and --dump_dir_flip are of that pass and of this data set, and that "
+            "the weights are trained ones"
+        )
+    return Sanity(measures, warnings)

@@ -84,6 +84,16 @@ def test_a_picture_that_cannot_be_told_apart_or_named_is_refused(tmp_path, chang
     assert part in refused(tmp_path)
 
 
+@pytest.mark.parametrize(("number", "part"), [(1000, "a and a have the same id 1000"), (1, "the same tensor a.npy")])
+def test_names_of_one_character_are_told_apart_too(tmp_path, number, part):
+    """Python keeps one object for all equal texts of one character."""
+    path = write_annotation(tmp_path, {"a": Size(4, 5)})
+    content = json.loads(path.read_text())
+    content["images"].append(content["images"][0] | {"id": number})
+    path.write_text(json.dumps(content))
+    assert part in refused(tmp_path)
+
+
 @pytest.mark.parametrize("key", ["file_name", "id", "height", "width"])
 def test_a_picture_that_lacks_a_field_is_refused(tmp_path, key):
     path = write_annotation(tmp_path, SIZES)

@@ -154,6 +154,76 @@ def test_limit_takes_the_first_and_a_later_run_does_the_rest(coco):
     assert preprocess(coco).out.startswith("3 pictures (1 were there already)")
 
 
+def record_of(coco: Path, name: str = "prep") -> dict:
+    return json.loads((coco.parent / f"{name}_record.json").read_text())
+
+
+def other_pictures(coco: Path, *names: str) -> None:
+    """Pictures of the same sizes under the same names, with other pixels."""
+    pictures = {name: encode(colourful(size, 9 * (name in names)), ".jpg") for name, size in SIZES.items()}
+    write_pictures(coco, pictures)
+
+
+OTHERS = "tensors were made of other pictures, the first is"
+
+
+def test_tensors_of_other_pictures_are_not_kept(coco):
+    assert preprocess(coco, "--workers", 1).code == 0
+    before = {path: path.read_bytes() for path in coco.parent.rglob("prep*/*.npy")}
+    record = record_of(coco)
+    other_pictures(coco, "000000000007.jpg")
+    assert_refused(preprocess(coco), 1, f"prep: 1 of its {OTHERS} 000000000007.npy", "--overwrite", "another folder")
+    assert_refused(preprocess(coco, "--limit", 1), 1, OTHERS)
+    assert_refused(preprocess(coco, "--limit", 1, "--overwrite"), 1, OTHERS, "without --limit")
+    assert before == {path: path.read_bytes() for path in coco.parent.rglob("prep*/*.npy")}
+    assert record_of(coco) == record_of(coco, "prep_flip") | {"pass": "original"} == record
+    assert preprocess(coco, "--workers", 1, "--overwrite").code == 0
+    assert record_of(coco)["pictures"]["000000000007"] != record["pictures"]["000000000007"]
+    assert "(3 were there already)" in preprocess(coco).out
+
+
+def test_another_annotation_file_of_the_same_pictures_goes_on(coco):
+    """A longer one, too, and pictures unpacked from their zip."""
+    sizes = dict(list(SIZES.items())[:2])
+    write_annotation(coco, sizes)
+    assert preprocess(coco, "--workers", 1).code == 0
+    old = record_of(coco)
+    write_annotation(coco, SIZES)
+    pictures = {name: encode(colourful(size), ".jpg") for name, size in SIZES.items()}
+    write_pictures(coco, pictures, as_zip=False)
+    (coco / "images" / "val2017.zip").unlink()
+    assert preprocess(coco, "--workers", 1).out.startswith("3 pictures (2 were there already)")
+    assert record_of(coco)["annotations"] != old["annotations"]
+    assert old["pictures"].items() < record_of(coco)["pictures"].items() and list(record_of(coco)["pictures"]) == STEMS
+
+
+def test_an_overwriting_run_that_is_stopped_leaves_no_tensor_of_before(coco, monkeypatch):
+    assert preprocess(coco, "--workers", 1).code == 0
+    other_pictures(coco, *SIZES)
+
+    def stopped(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dekr_infer.preprocess._convert_all", stopped)
+        assert preprocess(coco, "--overwrite").code == 130
+    assert preprocess(coco, "--workers", 1).out.startswith("3 pictures (0 were there already)")
+
+
+def test_tensors_of_which_no_picture_is_noted_are_kept_for_the_same_annotation_only(coco):
+    assert preprocess(coco, "--workers", 1).code == 0
+    for name in ("prep", "prep_flip"):
+        record = {key: value for key, value in record_of(coco, name).items() if key != "pictures"}
+        (coco.parent / f"{name}_record.json").write_text(json.dumps(record))
+    assert "(3 were there already)" in preprocess(coco).out
+    assert record_of(coco)["pictures"] == {}, "still nothing is known of them"
+    write_annotation(coco, SIZES)
+    assert_refused(preprocess(coco), 1, OTHERS)
+    for name in ("prep", "prep_flip"):
+        (coco.parent / f"{name}_record.json").unlink()
+    assert "(3 were there already)" in preprocess(coco).out
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -296,6 +366,12 @@ def test_without_flip_the_second_folder_is_not_asked_for(dumps):
     ran = postprocess(dumps, pairs=("RESCORE.VALID", False, "TEST.FLIP_TEST", False))
     assert ran.code == 0 and "flip off" in ran.out
     assert written(dumps)[1]["settings"]["flip"] is False
+
+
+def test_a_loop_of_links_is_one_line(dumps):
+    shutil.rmtree(dumps.parent / "out")
+    (dumps.parent / "out").symlink_to("out")
+    assert_refused(postprocess(dumps), 1, "out: 6 of 6 files are missing")
 
 
 def test_missing_outputs_stop_it_or_are_said_in_table_and_metrics(dumps):

@@ -17,6 +17,7 @@ import pytest
 from dekr_infer.dump import list_tensors, natural_order, output_stem, summary_path
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
+from dekr_infer.origin import record_path
 from dekr_infer.runtime import Network
 from scripts import onnx_infer
 from tests.toys import SMALL_GEARS, toy_model, toy_outputs
@@ -27,7 +28,7 @@ AIS_BENCH_KEYS = {
     *("filesinfo", "args", "NPU_compute_time", "H2D_latency", "D2H_latency", "npu_compute_time_list"),
     *("throughput", "pid"),
 }
-OURS = {"model_sha256", "checkpoint_sha256", "versions"}  # what ais_bench does not tell
+OURS = {"model_sha256", "checkpoint_sha256", "versions", "tensors"}  # what ais_bench does not tell
 STATISTICS = {"min", "max", "mean", "median", "percentile(99%)", "count"}
 
 
@@ -178,6 +179,20 @@ def test_the_summary_has_the_keys_of_ais_bench(place, passes):
     info = found["filesinfo"]
     assert isinstance(info, dict) and list(info) == ["0", "1", "2", "3"]
     assert info["1"] == {"infiles": ["prep_data/a10.npy"], "outfiles": ["out/a10_0.npy", "out/a10_1.npy"]}
+
+
+def test_the_summary_holds_what_was_noted_of_the_tensors_when_the_run_began(place, monkeypatch):
+    record = {"annotations": "x", "moved_pixels": False, "opencv": ["4.12.0"], "pictures": {"a2": "9-aa"}}
+    record_path(Path("prep_data")).write_text(json.dumps(record))
+    real = Network.run
+
+    def meanwhile(network: Network, image: np.ndarray) -> object:
+        record_path(Path("prep_data")).write_text(json.dumps(record | {"pictures": {"a2": "9-bb"}}))
+        return real(network, image)
+
+    monkeypatch.setattr(Network, "run", meanwhile)
+    assert infer() == 0
+    assert summary(place)["tensors"] == record
 
 
 def test_the_summary_stands_beside_the_folder(place):

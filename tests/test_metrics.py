@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,11 @@ def test_hashes_versions_and_settings_of_everything_that_counts_are_kept(place, 
     assert found["sha256"]["annotations"] == sha256(source / "in/coco/annotations/person_keypoints_val2017.json")
     results = (place.outputs / "results" / "keypoints_val2017_results.json").read_bytes()
     assert found["sha256"]["results"] == hashlib.sha256(results).hexdigest()
-    assert {"dekr_infer", "python", "numpy", "pycocotools", "onnxruntime", "opencv"} == set(found["versions"])
+    assert {"dekr_infer", "python", *metrics.LIBRARIES, "onnxruntime", "opencv"} == set(found["versions"])
     assert all(found["versions"]["onnxruntime"])
-    assert {"POOL_THRESHOLD1", "NMS_THRE", "MAX_NUM_PEOPLE"} <= set(found["settings"])
+    assert all(found["versions"][name] for name in ("numpy", "scipy", "pycocotools", "torch"))
+    matching = {"MATCH_HMP", "ADJUST_THRESHOLD", "MAX_ABSORB_DISTANCE", "GUASSIAN_KERNEL", "SIGMA"}
+    assert {"POOL_THRESHOLD1", "NMS_THRE", "MAX_NUM_PEOPLE", "HIDDEN_LAYER"} | matching <= set(found["settings"])
 
 
 def test_the_same_run_again_differs_in_nothing(place, tmp_path):
@@ -102,6 +105,33 @@ def test_each_part_has_its_line(part, key, value, line):
     new.setdefault(part, {})[key] = value
     lines = metrics.difference_lines(BASE, new, Path("old.json"))
     assert lines == ["compared with old.json:", line]
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1" + "0" * 400, "1.5", "-2", '"0.5"', "null", "true"])
+def test_what_is_no_figure_is_not_compared_with(tmp_path, value):
+    text = json.dumps(BASE).replace('"AR": 0.5', f'"AR": {value}')
+    (tmp_path / "old.json").write_text(text)
+    with pytest.raises(DekrError, match=r"old\.json: holds no ten figures from -1 to 1; --compare wants"):
+        metrics.read_metrics(tmp_path / "old.json")
+
+
+def test_texts_of_the_old_file_neither_forge_lines_nor_reach_the_terminal():
+    old = copy.deepcopy(BASE) | {"settings": {"a\n  figures: AP": "x\n  nothing differs\x1b[2J\u202e"}}
+    lines = metrics.difference_lines(old, BASE, Path("old.json"))
+    assert lines[1:] == ["  settings: a figures: AP: x nothing differs\\x1b[2J\\u202e -> nothing"]
+
+
+def test_lists_nested_without_end_are_compared_too(tmp_path):
+    for depth in range(900, 1000):
+        text = json.dumps(BASE)[:-1] + ', "settings": ' + "[" * depth + "]" * depth + "}"
+        (tmp_path / "old.json").write_text(text)
+        with suppress(DekrError):  # too deep to be read
+            old = metrics.read_metrics(tmp_path / "old.json")
+            assert len(metrics.difference_lines(old, BASE, Path("old.json"))) == 2
+
+
+def test_a_library_that_is_not_installed_has_no_version():
+    assert metrics._version("no-such-library") is None
 
 
 def test_a_figure_counts_from_a_millionth_on():

@@ -217,6 +217,18 @@ def test_nan_that_matters_is_refused_and_its_file_named(data, folders, tmp_path,
         process(data, data.pictures, folders, PLAIN)
 
 
+def test_scores_that_only_the_nets_factor_carries_beyond_all_bounds_are_refused(data, folders, net):
+    for folder in folders:
+        heat = np.load(folder / "c_0.npy")
+        heat[:, :17] = 1e-3
+        heat[:, 17][heat[:, 17] > 0.1] = 3e38
+        np.save(folder / "c_0.npy", heat)
+    large = RescoreNet(net.weights, (*net.biases[:2], np.full(1, 1e6, np.float32)))
+    assert np.isfinite(process(data, data.pictures, folders, PLAIN).results[-1]["score"])
+    with pytest.raises(DekrError, match=r"c_0\.npy.*: holds values beyond all bounds; run the network"):
+        process(data, data.pictures, folders, Settings(DecodeSettings(), None, large))
+
+
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 MEASURE = """

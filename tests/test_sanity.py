@@ -17,6 +17,7 @@ from dekr_infer import origin, preprocess, sanity
 from dekr_infer.coco import load_data_set
 from dekr_infer.files import write_json
 from dekr_infer.joints import FLIP_PARTNER
+from dekr_infer.origin import Making
 from dekr_infer.sanity import Measures, judge
 from scripts.demo import people
 from scripts.oracle import Encoding, noisy, write_dumps
@@ -122,6 +123,18 @@ def test_a_flipped_pass_whose_left_is_called_left_is_noticed(which, root, tmp_pa
     assert set(metrics["warnings"]) <= {"left_right_flipped", "left_right"}
 
 
+@BOTH
+def test_offsets_of_the_other_pass_are_noticed(which, root, dumps, tmp_path):
+    folders = [tmp_path / "out", tmp_path / "out_flip"]
+    for folder, heats, offsets in zip(folders, dumps[which], dumps[which][::-1], strict=True):
+        folder.mkdir()
+        for path in [*heats.glob("*_0.npy"), *offsets.glob("*_1.npy")]:
+            (folder / path.name).hardlink_to(path)
+    ran, metrics = evaluate(root, folders, tmp_path / "results")
+    assert metrics["figures"]["AP"] < 0.05
+    assert set(metrics["warnings"]) == {"nobody_found"} and "are found: check" in ran.err, metrics["sanity"]
+
+
 def test_missing_pictures_are_a_warning_too(drawn, dumps, tmp_path):
     plain = tmp_path / "out"
     plain.mkdir()
@@ -159,6 +172,22 @@ def test_each_threshold_has_two_sides(guard, counted, figures):
     assert guard not in judge(Measures(**FINE | counted | less), FIGURES | more, 5, 5).warnings or "AR .5" in figures
 
 
+NOBODY = {"annotated": 10, "found": 0, "joints": 170, "outside": 0}
+
+
+def test_as_many_people_as_annotated_and_none_of_them_right_is_noticed():
+    nothing = dict.fromkeys(FIGURES, 0.0)
+    assert set(judge(Measures(**NOBODY), nothing, 5, 5).warnings) == {"nobody_found"}
+    assert set(judge(Measures(**NOBODY), nothing, 4, 5).warnings) == {"nobody_found", "coverage"}
+    assert set(judge(Measures(**NOBODY | {"outside": 100}), nothing, 5, 5).warnings) == {"outside"}, "that tells more"
+    assert (
+        "nobody_found"
+        in judge(Measures(**NOBODY | {"annotated": 41, "found": 2, "joints": 697}), nothing, 5, 5).warnings
+    )
+    for counted in ({"found": 1}, {"annotated": 9, "joints": 153}, {"joints": 153}):
+        assert judge(Measures(**NOBODY | counted), nothing, 5, 5).warnings == {}
+
+
 def test_coverage_speaks_from_one_picture_on():
     assert set(judge(Measures(**FINE), FIGURES, 4, 5).warnings) == {"coverage"}
 
@@ -181,7 +210,7 @@ def traced(tmp_path: Path) -> list[Path]:
     for dump, source in zip(dumps, prepared, strict=True):
         files = {"0": {"infiles": [str(source / "a.npy")], "outfiles": []}}
         write_json(origin._summary_of(dump), {"filesinfo": files, "model_sha256": "g", "versions": {}})
-    origin.write_records(prepared, "annotations", "4.12.0", moved=False, overwrite=False)
+    origin.write_records(prepared, Making("annotations", "4.12.0", moved=False), {"a": "9-aa"}, kept=())
     return dumps
 
 
@@ -207,10 +236,40 @@ def test_what_the_records_say_against_the_figures_is_said(traced, tmp_path):
 
 def test_a_version_that_moves_pixels_is_remembered_until_the_tensors_are_made_anew(traced, tmp_path):
     prepared = [tmp_path / "prep_data", tmp_path / "prep_data_flip"]
-    origin.write_records(prepared, "annotations", "5.0.0", moved=True, overwrite=False)
-    origin.write_records(prepared, "annotations", "4.12.0", moved=False, overwrite=False)
+    fine = Making("annotations", "4.12.0", moved=False)
+    origin.write_records(prepared, replace(fine, opencv="5.0.0", moved=True), {"a": "9-aa"}, kept=())
+    origin.write_records(prepared, fine, {"a": "9-aa"}, kept={"a"})
     assert "OpenCV 4.12.0, 5.0.0 moves the pixels" in warned(traced)["opencv"]
-    origin.write_records(prepared, "annotations", "4.12.0", moved=False, overwrite=True)
+    origin.write_records(prepared, fine, {"a": "9-aa"}, kept=())
+    assert warned(traced) == {}
+
+
+def test_tensors_made_of_other_pictures_after_the_run_are_noticed(traced, tmp_path):
+    prepared = [tmp_path / "prep_data", tmp_path / "prep_data_flip"]
+    for dump, source in zip(traced, prepared, strict=True):
+        summary = json.loads(origin._summary_of(dump).read_text())
+        write_json(origin._summary_of(dump), summary | {"tensors": origin.read_record(source)})
+    fine = Making("annotations", "4.12.0", moved=False)
+    origin.write_records(prepared, fine, {"a": "9-aa", "b": "8-bb"}, kept=())
+    assert warned(traced) == {}, "one picture more is no other picture"
+    origin.write_records(prepared, replace(fine, annotations="others", moved=True), {"a": "9-bb"}, kept=())
+    assert set(warned(traced)) == {"stale"}, "the figures are those of the tensors that were run"
+    assert "prep_data_flip have been made of other pictures since; run" in warned(traced)["stale"]
+    for source in prepared:
+        origin.record_path(source).unlink()
+    assert warned(traced) == {} and set(warned(traced, "others")) == {"annotations"}
+
+
+@pytest.mark.parametrize("name", ["\ud800/a.npy", "x" * 5000 + "/a.npy", "a\0b/a.npy", 7, ""])
+def test_a_summary_that_names_what_no_file_can_be_called_tells_nothing(traced, name):
+    write_json(origin._summary_of(traced[0]), {"filesinfo": {"0": {"infiles": [name]}}})
+    assert warned(traced) == {}
+    assert origin.origins(traced)[0]["record"]["pictures"] == {}
+
+
+def test_a_loop_of_links_in_a_summary_tells_nothing(traced, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    write_json(origin._summary_of(traced[0]), {"filesinfo": {"0": {"infiles": [str(tmp_path / "loop" / "a.npy")]}}})
     assert warned(traced) == {}
 
 
