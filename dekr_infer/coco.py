@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dekr_infer.errors import ConfigError, DekrError
+from dekr_infer.files import read_regular
 from dekr_infer.geometry import Size
 
 JPEG_START = b"\xff\xd8"
@@ -56,7 +57,7 @@ def load_data_set(root: str | Path, split: str) -> DataSet:
     """
     path = annotation_path(root, split)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
     except OSError as error:
         raise DekrError(f"{path}: cannot be read ({error.strerror}); set DATASET.ROOT to the COCO folder") from None
     except (ValueError, RecursionError):

@@ -16,6 +16,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from dekr_infer.errors import DekrError
 from dekr_infer.export.dialects import ONNX, to_dialect
 from dekr_infer.export.spare import spare_work
+from dekr_infer.files import read_regular
 from dekr_infer.geometry import HEATMAP_CHANNELS, OFFSET_CHANNELS, Size, cells
 
 INPUT = "image"
@@ -70,7 +71,7 @@ def load_graph(path: Path) -> tuple[onnx.ModelProto, str]:
         DekrError: missing, damaged, or not a graph of this project's form.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise DekrError(f"{path}: cannot be read ({error.strerror}); export it with DEKR_pth2onnx.py") from None
     try:

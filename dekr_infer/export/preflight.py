@@ -17,6 +17,7 @@ from onnx import ModelProto, TensorProto, helper
 from dekr_infer.errors import DekrError
 from dekr_infer.export.atc_rules import OLD_OPSET, PORTABLE_OPSET, REFUSED, WARNING, Finding, View, check_node
 from dekr_infer.export.operator_names import OPERATOR
+from dekr_infer.files import read_regular
 
 SMALL = 1024  # elements: constants up to here may steer shapes and stay in the graph while shapes are inferred
 MOST_GEARS = 100
@@ -30,7 +31,7 @@ def load(path: Path) -> ModelProto:
         DekrError: it is missing or not one.
     """
     try:
-        model = onnx.load_from_string(path.read_bytes())
+        model = onnx.load_from_string(read_regular(path))
     except OSError as error:
         raise DekrError(f"{path}: cannot be read ({error.strerror}); export it with DEKR_pth2onnx.py") from None
     except DecodeError:

@@ -100,6 +100,9 @@ PREPROCESS_FAULTS = [
     Fault("JPEG announces gigabytes", picture(spoil.announce(60_000, 60_000)), ("b.jpg: is 60000x60000", "fetch both")),
     Fault("annotation missing", at(ANNOTATION, Path.unlink), (ANNOTATION.name, "set DATASET.ROOT"), real=True),
     Fault("annotation is a folder", at(ANNOTATION, spoil.folder), (ANNOTATION.name, "set DATASET.ROOT")),
+    Fault(
+        "a pipe in the annotation's place", at(ANNOTATION, spoil.pipe), (ANNOTATION.name, "(not a regular file)", "set")
+    ),
     Fault("annotation not JSON", at(ANNOTATION, spoil.replace, b"<html>"), (ANNOTATION.name, "not a JSON file", FETCH)),
     Fault("annotation truncated", at(ANNOTATION, spoil.cut, 0.8), (ANNOTATION.name, "cut short", FETCH)),
     Fault("annotation not UTF-8", at(ANNOTATION, spoil.replace, b'{"a": "\xff"}'), (ANNOTATION.name, FETCH)),
@@ -138,6 +141,7 @@ PREPROCESS_FAULTS = [
     ),
     Fault("split that is a path", nothing, ("DATASET.TEST '../x'",), 2, pairs=("DATASET.TEST", "../x")),
     Fault("configuration missing", nothing, ("c.yaml: cannot be read", "--cfg wants"), 2, WITH_FILE),
+    Fault("configuration a device", nothing, ("/dev/zero: cannot be read (not",), 2, ("--cfg", "/dev/zero")),
     Fault("YAML with an unknown key", config("TEST:\n  NMS_THR: 1\n"), ("c.yaml: unknown key", "mean"), 2, WITH_FILE),
     Fault(
         "YAML with a Python tag",
