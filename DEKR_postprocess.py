@@ -19,6 +19,10 @@ import sys
 import time
 from pathlib import Path
 
+from dekr_infer import early
+
+early.answer_interrupts(__name__)
+
 from yacs.config import CfgNode
 
 from dekr_infer.coco import load_data_set

@@ -14,6 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+from dekr_infer import early
+
+early.answer_interrupts(__name__)
+
 import cv2
 
 from dekr_infer.coco import load_data_set, picture_source

@@ -14,6 +14,10 @@ import sys
 import time
 from pathlib import Path
 
+from dekr_infer import early
+
+early.answer_interrupts(__name__)
+
 import onnx
 import torch
 

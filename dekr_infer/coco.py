@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,12 +12,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dekr_infer.errors import ConfigError, DekrError
+from dekr_infer.files import open_regular, read_regular
 from dekr_infer.geometry import Size
 
 JPEG_START = b"\xff\xd8"
 JPEG_SCAN = 0xDA  # the marker after which compressed pixels follow
 JPEG_END = b"\xff\xd9"
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the markers of segments that tell the size
+PNG_START = b"\x89PNG\r\n\x1a\n"
+PNG_HEAD = b"IHDR"  # the first chunk's name: width and height follow
 LARGEST_SIDE = 32_766  # pixels; OpenCV warps nothing larger
 LARGEST_FILE = 1 << 28  # bytes of one encoded picture; a small zip may announce far more
 LARGEST_ID = (1 << 63) - 1  # what numpy, and so pycocotools, keeps exactly
@@ -57,7 +61,7 @@ def load_data_set(root: str | Path, split: str) -> DataSet:
     """
     path = annotation_path(root, split)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path))
     except OSError as error:
         raise DekrError(f"{path}: cannot be read ({error.strerror}); set DATASET.ROOT to the COCO folder") from None
     except (ValueError, RecursionError):
@@ -160,15 +164,20 @@ class PictureFiles:
         """The encoded picture.
 
         Raises:
-            DekrError: it is missing, encrypted, or fails the zip's checksum.
+            DekrError: it is missing, too large, encrypted, or fails the zip's checksum.
         """
         try:
             if self._zip is None:
-                return (self.source / file_name).read_bytes()
-            member = self._member(self._zip, file_name)
-            if member.file_size <= LARGEST_FILE:
-                return self._zip.read(member)
-            reason = f"announces {member.file_size:,} bytes, which no picture has"
+                with open_regular(self.source / file_name) as file:
+                    size = os.fstat(file.fileno()).st_size
+                    if size <= LARGEST_FILE:
+                        return file.readall()
+            else:
+                member = self._member(self._zip, file_name)
+                size = member.file_size
+                if size <= LARGEST_FILE:
+                    return self._zip.read(member)
+            reason = f"announces {size:,} bytes, which no picture has"
         except DekrError:
             raise
         except OSError as error:
@@ -220,6 +229,15 @@ def is_cut_short(data: bytes) -> bool:
         return False
     scan = next((start for marker, start in _segments(data) if marker == JPEG_SCAN), None)
     return scan is None or JPEG_END not in data[scan:]
+
+
+def picture_size(data: bytes) -> Size | None:
+    """The size that a JPEG's or a PNG's header announces, without decoding it; `None` for everything else."""
+    at = len(PNG_START) + 4  # behind the chunk's length
+    if data.startswith(PNG_START):
+        head, width, height = (data[start : start + 4] for start in (at, at + 4, at + 8))
+        return Size(int.from_bytes(height, "big"), int.from_bytes(width, "big")) if head == PNG_HEAD else None
+    return jpeg_size(data)
 
 
 def jpeg_size(data: bytes) -> Size | None:

@@ -16,10 +16,10 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dekr_infer.config import load_config
+from dekr_infer.early import INTERRUPTED, SIGNAL_CODE, begin_work
 from dekr_infer.errors import DekrError
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-SIGNAL_CODE = 128  # the shell's exit code for a signal is this and its number, so 130 for Ctrl-C
 
 
 class Parser(argparse.ArgumentParser):
@@ -134,6 +134,7 @@ def run(work: Callable[[], None]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text
     try:
+        begin_work()
         with stoppable():
             work()
             sys.stdout.flush()  # while its failure can still be told
@@ -141,7 +142,7 @@ def run(work: Callable[[], None]) -> int:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt as stop:
         number = stop.number if isinstance(stop, Stopped) else int(signal.SIGINT)
-        return _fail("interrupted; what was finished stays, run the same command again to go on", SIGNAL_CODE + number)
+        return _fail(INTERRUPTED, SIGNAL_CODE + number)
     except BrokenPipeError:
         _drop_stdout()
         return 1

@@ -16,6 +16,7 @@ from yacs.config import CfgNode
 
 from dekr_infer.defaults import DEFAULTS
 from dekr_infer.errors import ConfigError
+from dekr_infer.files import read_regular
 
 CONFIG_FOLDER = Path(__file__).with_name("configs")
 WIDEST = 1 << 14  # hidden neurons of a rescoring net
@@ -60,7 +61,7 @@ def _find(path: Path) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _PlainLoader)  # noqa: S506  # a SafeLoader
+        tree = yaml.load(read_regular(path).decode("utf-8"), _PlainLoader)  # noqa: S506  # a SafeLoader
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); --cfg wants a YAML file") from None
     except _YAML_ERRORS as error:

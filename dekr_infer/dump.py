@@ -20,7 +20,7 @@ import numpy as np
 
 from dekr_infer import tensors
 from dekr_infer.errors import ConfigError, DekrError
-from dekr_infer.files import beside, replacing, write_failure, write_json
+from dekr_infer.files import beside, read_regular, replacing, write_failure, write_json
 from dekr_infer.geometry import HEATMAP_CHANNELS, OFFSET_CHANNELS, Size, cells
 from dekr_infer.origin import read_record
 
@@ -265,7 +265,7 @@ class Record:
     def _lines(self) -> list[dict[str, Any]]:
         """The lines of an earlier run, up to one that a killed run left unfinished."""
         try:
-            text = self.path.read_text(encoding="utf-8")
+            text = read_regular(self.path).decode("utf-8")
         except FileNotFoundError:
             return []
         except (OSError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, their hashes, and folders for what is unfinished."""
+"""Files: written whole or not at all, read only when they are regular ones, hashed; folders for what is unfinished."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +118,31 @@ def write_json(path: Path, value: Any, indent: int | None = None) -> None:
         temporary.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n", encoding="utf-8")
 
 
+def open_regular(path: Path) -> io.FileIO:
+    """Open a file for reading: one on a disk, as a pipe would be waited on, and a device read, for ever.
+
+    Raises:
+        OSError: there is none, or it is not to be opened.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return io.FileIO(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_regular(path: Path) -> bytes:
+    """The content of a file; see `open_regular`."""
+    with open_regular(path) as file:
+        return file.readall()
+
+
 def read_json(path: Path) -> Any:
     """The value in a JSON file.
 
@@ -123,7 +150,7 @@ def read_json(path: Path) -> Any:
         DekrError: the file is missing or not JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(read_regular(path))
     except OSError as error:
         raise DekrError(f"{path}: cannot be read ({error.strerror}); check its name and your rights") from None
     except (ValueError, RecursionError):
@@ -134,7 +161,7 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
         return digest.hexdigest()

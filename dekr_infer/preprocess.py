@@ -23,7 +23,7 @@ import cv2
 import numpy as np
 
 from dekr_infer import tensors
-from dekr_infer.coco import DataSet, Picture, PictureFiles, is_cut_short, jpeg_size
+from dekr_infer.coco import DataSet, Picture, PictureFiles, is_cut_short, picture_size
 from dekr_infer.errors import DekrError
 from dekr_infer.files import write_failure
 from dekr_infer.geometry import FLIP_SHIFT, GEARS, Size, gear_for, warp_points
@@ -48,16 +48,16 @@ def decode(data: bytes, name: str) -> np.ndarray:
     """An encoded picture as (h, w, 3) uint8 BGR, its EXIF orientation ignored.
 
     Raises:
-        DekrError: the bytes are no picture, or end too early.
+        DekrError: the bytes are no JPEG and no PNG, or end too early.
     """
     image = None
-    if data and not is_cut_short(data):
+    if picture_size(data) is not None and not is_cut_short(data):  # other formats tell their size too late
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
         except cv2.error:
             image = None
     if image is None:
-        raise DekrError(f"{name}: not a picture, or damaged; fetch this file again")
+        raise DekrError(f"{name}: not a picture, or damaged, or neither JPEG nor PNG; fetch this file again")
     return image
 
 
@@ -121,7 +121,7 @@ class _Worker:
         """Make both tensors of a picture; returns the bytes written."""
         name = f"{self.files.source}: {picture.file_name}"
         data = self.files.read(picture.file_name)
-        _check_size(jpeg_size(data) or picture.size, picture, name)  # before a header can ask for gigabytes
+        _check_size(picture_size(data) or picture.size, picture, name)  # before a header can ask for gigabytes
         image = decode(data, name)
         _check_size(Size(*image.shape[:2]), picture, name)
         gear = gear_for(picture.size)

@@ -16,11 +16,15 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from dekr_infer.errors import DekrError
 from dekr_infer.export.dialects import ONNX, to_dialect
 from dekr_infer.export.spare import spare_work
+from dekr_infer.files import read_regular
 from dekr_infer.geometry import HEATMAP_CHANNELS, OFFSET_CHANNELS, Size, cells
 
 INPUT = "image"
 OUTPUTS = {"heatmap": HEATMAP_CHANNELS, "offset": OFFSET_CHANNELS}
 EXPORT_AGAIN = "export it again with DEKR_pth2onnx.py"
+MALFORMED = (  # what the rewrites stumble over in nodes that lack something, or hold it in another type
+    *(LookupError, ValueError, TypeError, AttributeError, ArithmeticError, StopIteration, RuntimeError),
+)
 RUNTIME_ERRORS = (
     *(state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented),
     *(state.NoSuchFile, state.RuntimeException, RuntimeError),
@@ -67,7 +71,7 @@ def load_graph(path: Path) -> tuple[onnx.ModelProto, str]:
         DekrError: missing, damaged, or not a graph of this project's form.
     """
     try:
-        data = path.read_bytes()
+        data = read_regular(path)
     except OSError as error:
         raise DekrError(f"{path}: cannot be read ({error.strerror}); export it with DEKR_pth2onnx.py") from None
     try:
@@ -102,12 +106,7 @@ def open_network(path: Path, threads: int, as_written: bool = False) -> Network:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
-    try:
-        standard = to_dialect(model, ONNX)
-    except DekrError as error:
-        raise DekrError(f"{path}: {error}; {EXPORT_AGAIN}") from None
-    if not as_written:
-        spare_work(standard)
+    standard = _standard(model, path, as_written)
     try:
         session = onnxruntime.InferenceSession(
             standard.SerializeToString(), options, providers=["CPUExecutionProvider"]
@@ -117,6 +116,36 @@ def open_network(path: Path, threads: int, as_written: bool = False) -> Network:
             f"{path}: ONNX Runtime {onnxruntime.__version__}: {_first_line(error)}; {EXPORT_AGAIN}"
         ) from None
     return Network(path, gears, digest, said.get("checkpoint_sha256"), session)
+
+
+def _standard(model: onnx.ModelProto, path: Path, as_written: bool) -> onnx.ModelProto:
+    """A graph in the dialect that ONNX Runtime takes, and unless `as_written` in the form that suits a CPU."""
+    try:
+        _check_order(model)
+        standard = to_dialect(model, ONNX)
+        if not as_written:
+            spare_work(standard)
+    except DekrError as error:
+        raise DekrError(f"{path}: {error}; {EXPORT_AGAIN}") from None
+    except MALFORMED as error:
+        raise DekrError(f"{path}: its nodes are not of the form of ours ({error!r:.80}); {EXPORT_AGAIN}") from None
+    return standard
+
+
+def _check_order(model: onnx.ModelProto) -> None:
+    """Whatever follows a graph from node to node comes to an end when each only reads what was made before it.
+
+    Raises:
+        DekrError: a node reads a tensor that nothing before it makes.
+    """
+    made = {"", *(tensor.name for tensor in model.graph.initializer), *(entry.name for entry in model.graph.input)}
+    for node in model.graph.node:
+        unknown = next((name for name in node.input if name not in made), None)
+        if unknown is not None:
+            raise DekrError(f"node {node.name or node.op_type} reads {unknown}, which no node before it makes")
+        if not made.isdisjoint(filter(None, node.output)):
+            raise DekrError(f"node {node.name or node.op_type} makes a tensor that is there already")
+        made.update(node.output)
 
 
 def format_gears(gears: tuple[Size, ...]) -> str:

@@ -13,7 +13,6 @@ import math
 import mmap
 import os
 import re
-import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ import numpy as np
 from numpy.lib import format as npy
 
 from dekr_infer.errors import DekrError
-from dekr_infer.files import write_failure
+from dekr_infer.files import open_regular, write_failure
 
 SUFFIX = ".npy"
 DTYPE = np.dtype("<f4")
@@ -185,10 +184,8 @@ def read_header(path: Path) -> Header:
 def _opened(path: Path) -> Iterator[io.FileIO]:
     """A file for reading, whose errors name it."""
     try:
-        with _open_file(path) as file:
+        with open_regular(path) as file:
             yield file
-    except io.UnsupportedOperation:
-        raise DekrError(f"{path}: not a regular file; delete it and make it again") from None
     except OSError as error:
         raise DekrError(f"{path}: cannot be read ({error.strerror}); make it again") from None
 
@@ -225,20 +222,11 @@ def _parsed(path: Path, file: io.FileIO) -> Header:
     return Header(shape, file.tell())
 
 
-def _open_file(path: Path) -> io.FileIO:
-    """Open a regular file for reading; a pipe in its place would be waited on for ever."""
-    file = io.FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        return file
-    file.close()
-    raise io.UnsupportedOperation(f"{path} is no regular file")
-
-
 def is_finished(path: Path, shape: tuple[int, ...]) -> bool:
     """Whether a file is a tensor of just this shape, by its header and its length."""
     expected = header(shape)
     try:
-        with _open_file(path) as file:
+        with open_regular(path) as file:
             length = os.fstat(file.fileno()).st_size - len(expected)
             return length == int(np.prod(shape)) * DTYPE.itemsize and file.read(len(expected)) == expected
     except OSError:

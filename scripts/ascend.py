@@ -9,6 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dekr_infer import early
+
+early.answer_interrupts(__name__)
+
 TOOLS = ("chip", "atc", "bench", "tune")
 
 

@@ -14,6 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dekr_infer import early
+
+early.answer_interrupts(__name__)
+
 from dekr_infer.command import Arguments, Parser, run
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.export.atc_rules import WARNING

@@ -15,6 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dekr_infer import early
+
+early.answer_interrupts(__name__)
+
 from dekr_infer.coco import DataSet, load_data_set
 from dekr_infer.command import Arguments, Parser, cores, count, run
 from dekr_infer.config import load_config

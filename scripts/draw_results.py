@@ -10,9 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dekr_infer import early
+
+early.answer_interrupts(__name__)
+
+import numpy as np
 
 from dekr_infer.coco import DataSet, Picture, PictureFiles, load_data_set, picture_source
 from dekr_infer.command import Arguments, Parser, add_config, config_of, count, run

@@ -17,6 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from dekr_infer import early
+
+early.answer_interrupts(__name__)
+
 from dekr_infer.command import Arguments, Parser, cores, count, natural, run, switch
 from dekr_infer.dump import BOTH_PASSES, FORMATS, Options, check_dirname, list_tensors, run_folder, summary_path
 from dekr_infer.errors import ConfigError, DekrError

@@ -12,11 +12,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dekr_infer import early
+
+early.answer_interrupts(__name__)
+
 import numpy as np
 import torch
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from dekr_infer.command import Arguments, Parser, add_config, config_of, natural, run
 from dekr_infer.errors import ConfigError, DekrError

@@ -1,12 +1,13 @@
 """The data set: order, names, and pictures from zip or folder: [1] to [4] of the reference's facts."""
 
 import json
+import os
 
 import cv2
 import numpy as np
 import pytest
 
-from dekr_infer.coco import PictureFiles, is_cut_short, load_data_set, picture_source
+from dekr_infer.coco import LARGEST_FILE, PictureFiles, is_cut_short, load_data_set, picture_source
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.geometry import Size
 from tests.helpers import colourful, encode, write_annotation, write_pictures
@@ -33,6 +34,13 @@ def test_a_tensor_is_named_by_the_stem_and_the_id_is_the_annotations(tmp_path):
     data = load_data_set(tmp_path, "val2017")
     assert [picture.stem for picture in data.pictures] == ["000000000030", "000000000007", "b", "a"]
     assert [picture.id for picture in data.pictures] == [1000, 999, 998, 997]  # not the number in the name
+
+
+def test_a_file_larger_than_any_picture_is_not_read(tmp_path):
+    folder = write_pictures(tmp_path, {"a.jpg": b"x"}, as_zip=False)
+    os.truncate(folder / "a.jpg", LARGEST_FILE + 1)
+    with pytest.raises(DekrError, match=r"a\.jpg: announces 268,435,457 bytes, which no picture has"):
+        PictureFiles(folder, "val2017").read("a.jpg")
 
 
 def test_the_split_names_the_file(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 
 from dekr_infer import files
 from dekr_infer.errors import DekrError
-from dekr_infer.files import beside, read_json, replacing, scratch_folder, sha256, write_json
+from dekr_infer.files import beside, read_json, read_regular, replacing, scratch_folder, sha256, write_json
 
 
 def names(folder) -> list[str]:
@@ -76,6 +76,24 @@ def test_what_is_no_json_is_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(DekrError, match=r"x\.json: not a JSON file"):
             read_json(path)
+
+
+@pytest.mark.parametrize("read", [read_regular, read_json, sha256])
+def test_neither_a_pipe_nor_a_device_is_waited_on(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises((DekrError, OSError), match="not a regular file"):
+            read(path)
+    with pytest.raises((DekrError, OSError), match="Is a directory"):
+        read(tmp_path)
+
+
+def test_what_is_refused_is_not_left_open(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    for path in (tmp_path, Path("/dev/zero")):
+        with pytest.raises(OSError, match=r"directory|regular"):
+            read_regular(path)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_the_hash_is_of_the_whole_file(tmp_path):

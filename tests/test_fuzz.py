@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from onnx import ModelProto, NodeProto
 
 from dekr_infer import tensors
 from dekr_infer.ascend import bench, chip
@@ -35,7 +36,7 @@ from tests import counts
 from tests.helpers import CATEGORY, colourful, encode
 from tests.host import DOUBLES
 from tests.place import people_in
-from tests.toys import toy_model
+from tests.toys import linked_model, toy_model
 
 SHORT, LONG = 40, 800  # cases by target
 NAMES = ("a.jpg", "b.jpg")
@@ -127,6 +128,71 @@ def changed(whole: Callable[[], Any]) -> st.SearchStrategy[Any]:
     return st.builds(
         apply, st.lists(st.tuples(st.lists(st.integers(0, 99), min_size=1, max_size=4), ANY), min_size=1, max_size=3)
     )
+
+
+def drop(model: ModelProto, node: NodeProto, one: int, other: int) -> None:
+    """A node goes, or one of its inputs and all behind it, an output, an attribute, or all attributes."""
+    parts = (node.input, node.output, node.attribute)
+    if one % 5 == 4:
+        model.graph.node.remove(node)
+    elif one % 5 == 3:
+        del node.attribute[:]
+    elif part := parts[one % 5]:
+        del part[other % len(part) :]
+
+
+def rewire(model: ModelProto, node: NodeProto, one: int, other: int) -> None:
+    """A node reads another tensor than it did, its own output and later ones too, or makes one that others make."""
+    names = [name for each in model.graph.node for name in each.output]
+    names += ["", "nowhere", "image", *(tensor.name for tensor in model.graph.initializer)]
+    ends = node.output if one % 6 == 5 else node.input
+    if ends:
+        ends[one % len(ends)] = names[other % len(names)]
+
+
+def move(model: ModelProto, node: NodeProto, one: int, other: int) -> None:
+    """A node stands where another stood."""
+    copy = NodeProto.FromString(node.SerializeToString())
+    target = model.graph.node[other % len(model.graph.node)]
+    node.CopyFrom(target)
+    target.CopyFrom(copy)
+
+
+def retype(model: ModelProto, node: NodeProto, one: int, other: int) -> None:
+    """A node is of another kind, or an attribute of another type or value."""
+    if one % 3 == 0 or not node.attribute:
+        node.op_type = KINDS[other % len(KINDS)]
+        return
+    attribute = node.attribute[other % len(node.attribute)]
+    if one % 3 == 1:
+        attribute.type = one % 14  # type: ignore[assignment]
+    else:
+        attribute.i = (0, -1, 2**62, 17)[one % 4]
+        attribute.ints[:] = [(0, -1, 2**62, 2)[other % 4]] * (one % 5)
+
+
+def spoil_constant(model: ModelProto, node: NodeProto, one: int, other: int) -> None:
+    """A constant of another type or shape, or with too few values."""
+    tensor = model.graph.initializer[other % len(model.graph.initializer)]
+    if one % 3 == 0:
+        tensor.data_type = one % 24
+    elif one % 3 == 1:
+        tensor.dims[:] = [(0, -1, 3, 2**40)[one % 4]] * (one % 5)
+    else:
+        tensor.raw_data = tensor.raw_data[: one % 24]
+
+
+EDITS = (drop, rewire, move, retype, spoil_constant)
+KINDS = ("Add", "Concat", "Conv", "DeformConv", "DeformableConv2D", "If", "Relu", "Resize", "Split")
+NODE_EDITS = st.tuples(st.sampled_from(EDITS), st.integers(0, 15), st.integers(0, 99), st.integers(0, 99))
+
+
+def edited(edits: list[tuple[Callable[[ModelProto, NodeProto, int, int], None], int, int, int]]) -> bytes:
+    """A graph that is well-formed as a message, its nodes dropped, exchanged or retyped."""
+    model = linked_model()
+    for edit, index, one, other in edits:
+        edit(model, model.graph.node[index % len(model.graph.node)], one, other)
+    return bytes(model.SerializeToString())
 
 
 # --- the readers
@@ -243,41 +309,15 @@ YAML_WORDS = (
     *("TEST:", "  NMS_THRE: ", "0.1", "!!timestamp ", "!!bool x", "!!int ''", "2001-99-99", "!!python/name:os.system"),
     *("&a ", "*a", "- ", "? ", ": ", "<<: ", "[", "]", "{", "}", "|", "%", '"', "\n", "\t"),
 )
-YAML_PARTS = st.sampled_from(
-    [
-        "TEST:",
-        "  NMS_THRE: ",
-        "0.1",
-        "!!timestamp ",
-        "!!bool x",
-        "!!int ''",
-        "&a ",
-        "*a",
-        "- ",
-        "? ",
-        ": ",
-        "\n",
-        "[",
-        "]",
-        "{",
-        "}",
-        '"',
-        "2001-99-99",
-        "!!python/name:os.system",
-        "|",
-        "%",
-        "\t",
-        "<<: ",
-    ]
-)
 
 TARGETS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any, Path], None]]] = {
     "zip": (damaged(whole_zip), read_zip),
     "JPEG": (damaged(whole_jpeg), read_jpeg),
     "npy": (damaged(whole_npy), read_npy),
     "graph": (damaged(whole_graph), read_graph),
+    "nodes": (st.lists(NODE_EDITS, min_size=1, max_size=3).map(edited), read_graph),
     "pairs": (st.lists(KEYS | VALUES, max_size=1) | st.tuples(KEYS, VALUES).map(list), read_pairs),
-    "YAML": (st.lists(YAML_PARTS | st.text(max_size=4), max_size=12).map("".join), read_yaml),
+    "YAML": (st.lists(st.sampled_from(YAML_WORDS) | st.text(max_size=4), max_size=12).map("".join), read_yaml),
     "annotation": (changed(whole_annotation), read_annotation),
     "npu-smi": (st.sampled_from(LAYOUTS).flatmap(lambda path: damaged(path.read_bytes)), read_npu_smi),
     "summary": (changed(whole_summary) | ANY, read_summary),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from dekr_infer.command import SIGNAL_CODE
+from dekr_infer.early import SIGNAL_CODE
 from dekr_infer.geometry import Size
 from tests import counts
 from tests.helpers import assert_refused

@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from dekr_infer.coco import PictureFiles, is_cut_short, jpeg_size
+from dekr_infer.coco import PictureFiles, is_cut_short, jpeg_size, picture_size
+from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size, cells, gear_for
 from dekr_infer.preprocess import decode, mirror, normalise, warp
 from tests.helpers import colourful, encode, write_annotation, write_dump, write_pictures
@@ -124,6 +125,18 @@ def test_the_header_tells_the_size_of_every_jpeg(name):
     data = make(size)
     assert jpeg_size(data) == size and not is_cut_short(data)
     assert jpeg_size(data[:15]) is None and jpeg_size(b"") is None and jpeg_size(encode(colourful(size))) is None
+
+
+def test_the_header_tells_the_size_of_a_png_and_of_nothing_but_these_two():
+    size = Size(3, 70)
+    png = encode(colourful(size))
+    assert picture_size(png) == size == picture_size(encode(colourful(size), ".jpg"))
+    assert picture_size(png[:8] + png[33:]) is None and picture_size(png[:12]) is None and picture_size(b"") is None
+    for suffix in (".bmp", ".webp", ".tiff", ".ppm", ".jp2"):
+        other = encode(colourful(Size(40, 60)), suffix)
+        assert picture_size(other) is None
+        with pytest.raises(DekrError, match=r"a\.jpg: not a picture, or damaged, or neither JPEG nor PNG"):
+            decode(other, "a.jpg")
 
 
 @pytest.fixture

@@ -1,18 +1,20 @@
 """Loading and running graphs: what is refused and why, gears in the metadata, outputs as promised."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, helper, numpy_helper
 
 from dekr_infer.errors import DekrError
+from dekr_infer.export import spare
 from dekr_infer.export.dialects import ONNX, to_dialect
 from dekr_infer.geometry import GEARS, Size
 from dekr_infer.runtime import format_gears, load_graph, open_network, parse_gears
-from tests.toys import SMALL_GEARS, toy_model, toy_outputs
+from tests.toys import SMALL_GEARS, linked_model, toy_model, toy_outputs
 
 pytest_plugins = ["tests.tiny"]
 
@@ -148,6 +150,57 @@ def test_a_foreign_deformable_graph_is_refused_with_its_name(tiny, file):
     model = tiny.model()
     next(node for node in model.graph.node if node.op_type == "DeformableConv2D").input[2] = "image"
     assert "do not come from a convolution" in refused(saved(model, file))
+
+
+def test_the_graph_with_everything_that_is_rewritten_runs_and_is_rewritten(file):
+    saved(linked_model(), file)
+    image = whole_picture(SMALL_GEARS[0])
+    spared, written = (open_network(file, 1, as_written=wanted).run(image)[:2] for wanted in (False, True))
+    for a, b in zip(spared, written, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
+    before = to_dialect(linked_model(), ONNX)
+    for rule in (spare.convolve_before_enlarging, spare.add_before_enlarging, spare.mix_offsets):
+        model = ModelProto.FromString(before.SerializeToString())
+        graph = spare.Graph(model)
+        rule(graph)
+        graph.finish()
+        assert model.graph.node != before.graph.node, rule
+
+
+def make_a_ring(nodes: Sequence[NodeProto]) -> None:
+    nodes[5].input[0] = "near"
+
+
+def rename(nodes: Sequence[NodeProto]) -> None:
+    nodes[2].output[0] = "a"
+
+
+def shorten(nodes: Sequence[NodeProto]) -> None:
+    del nodes[13].input[2:]
+
+
+def strip(nodes: Sequence[NodeProto]) -> None:
+    del nodes[13].attribute[:]
+
+
+def retype(nodes: Sequence[NodeProto]) -> None:
+    nodes[13].attribute[0].type = AttributeProto.UNDEFINED
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (make_a_ring, "node Add reads near, which no node before it makes"),
+        (rename, "node Conv makes a tensor that is there already"),
+        (shorten, "its nodes are not of the form of ours"),
+        (strip, "its nodes are not of the form of ours"),
+        (retype, "its nodes are not of the form of ours"),
+    ],
+)
+def test_odd_nodes_are_refused_at_once(file, change, says):
+    model = linked_model()
+    change(model.graph.node)
+    assert says in refused(saved(model, file))
 
 
 def test_gears_are_written_as_the_compiler_reads_them_and_read_back():

@@ -13,6 +13,7 @@ from yacs.config import CfgNode
 
 import DEKR_pth2onnx
 from dekr_infer.config import load_config
+from dekr_infer.export.spare import _mixing
 from dekr_infer.geometry import Size
 from dekr_infer.model.checkpoint import load_network
 from dekr_infer.model.head import DekrNet, build_network
@@ -81,6 +82,45 @@ def toy_model(gears: Sequence[Size] = SMALL_GEARS, scale: float = 1.0) -> ModelP
     graph = helper.make_graph(nodes, "toy", [image], outputs, weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 11)], ir_version=6)
     helper.set_model_props(model, {"gears": format_gears(tuple(gears))})
+    return model
+
+
+def linked_model() -> ModelProto:
+    """A graph in the `ascend` dialect, as small as can be, in which everything occurs that loading rewrites."""
+    rng = np.random.default_rng(0)
+    mixed = np.tensordot(_mixing(), rng.standard_normal((6, 3, 3, 3)), 1)  # dy and dx of each tap in turn
+    shapes = {"w.x": (8, 3, 4, 4), "w.a": (8, 8, 2, 2), "w.b": (8, 8, 4, 4), "w.feature": (6, 16, 1, 1)}
+    shapes |= {"w.heatmap": (18, 16, 1, 1), "b.heatmap": (18,), "w.moved": (4, 3, 3, 3), "w.offset": (34, 7, 1, 1)}
+    weights = {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+    weights["w.taps"] = np.concatenate((mixed[1::2], mixed[::2], np.zeros((9, 3, 3, 3))))
+    weights["b.taps"] = np.repeat([0.0, 1.0], (18, 9))
+    weights |= {"by2": np.array([1, 1, 2, 2]), "by4": np.array([1, 1, 4, 4]), "roi": np.zeros(0)}
+    repeat = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    ones = {"strides": [1, 1], "pads": [1, 1], "dilations": [1, 1]}
+    nodes = [
+        helper.make_node("Conv", ["image", "w.x"], ["x"], strides=[4, 4]),
+        helper.make_node("Conv", ["x", "w.a"], ["a"], strides=[2, 2]),
+        helper.make_node("Conv", ["x", "w.b"], ["b"], strides=[4, 4]),
+        helper.make_node("Resize", ["a", "roi", "by2"], ["a.large"], **repeat),
+        helper.make_node("Resize", ["b", "roi", "by4"], ["b.large"], **repeat),
+        helper.make_node("Add", ["x", "a.large"], ["sum"]),
+        helper.make_node("Add", ["sum", "b.large"], ["near"]),
+        helper.make_node("Resize", ["b", "roi", "by4"], ["far"], mode="linear"),
+        helper.make_node("Concat", ["near", "far"], ["all"], axis=1),
+        helper.make_node("Conv", ["all", "w.heatmap", "b.heatmap"], ["heatmap"]),
+        helper.make_node("Conv", ["all", "w.feature"], ["feature"]),
+        helper.make_node("Split", ["feature"], ["u", "v"], axis=1, split=[3, 3]),
+        helper.make_node("Conv", ["u", "w.taps", "b.taps"], ["taps"], pads=[1, 1, 1, 1], group=1),
+        helper.make_node(
+            "DeformableConv2D", ["u", "w.moved", "taps"], ["moved"], groups=1, deformable_groups=1, **ones
+        ),
+        helper.make_node("Concat", ["moved", "v"], ["joined"], axis=1),
+        helper.make_node("Conv", ["joined", "w.offset"], ["offset"]),
+    ]
+    model = toy_model()
+    del model.graph.node[:], model.graph.initializer[:]
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(numpy_helper.from_array(v.astype(np.float32), name) for name, v in weights.items())
     return model
 
 

@@ -80,7 +80,7 @@ def serve() -> None:
 
 
 def _command(folder: str, log: str, stage: str, words: list[str]) -> None:
-    from dekr_infer.command import SIGNAL_CODE
+    from dekr_infer.early import SIGNAL_CODE
     from tests.place import main_of
 
     code = SIGNAL_CODE + signal.SIGINT  # also when the signal comes before the command has begun

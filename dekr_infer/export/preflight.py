@@ -17,6 +17,7 @@ from dekr_infer.export.atc_rules import OLD_OPSET, check_node
 from dekr_infer.export.atc_shapes import Shapes, infer, opset_of, view_of, views
 from dekr_infer.export.atc_view import PORTABLE_OPSET, REFUSED, WARNING, Finding
 from dekr_infer.export.graphs import array_of, is_text, tensors
+from dekr_infer.files import read_regular
 
 MOST_GEARS = 100
 MOST_DIGITS = 9  # of a size
@@ -29,7 +30,7 @@ def load(path: Path) -> ModelProto:
         DekrError: it is missing or not one, or its data files are.
     """
     try:
-        model = onnx.load_from_string(path.read_bytes())
+        model = onnx.load_from_string(read_regular(path))
     except OSError as error:
         raise DekrError(f"{path}: cannot be read ({error.strerror}); export it with DEKR_pth2onnx.py") from None
     except DecodeError:

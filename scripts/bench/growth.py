@@ -28,6 +28,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from dekr_infer import early
+
+early.answer_interrupts(__name__)
+
 import numpy as np
 import onnx
 

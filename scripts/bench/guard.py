@@ -18,6 +18,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from dekr_infer import early
+
+early.answer_interrupts(__name__)
+
 import cv2
 import numpy as np
 import torch

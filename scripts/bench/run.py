@@ -19,6 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from dekr_infer import early
+
+early.answer_interrupts(__name__)
 
 import DEKR_pth2onnx
 from dekr_infer.coco import DataSet, load_data_set, picture_source

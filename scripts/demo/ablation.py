@@ -15,11 +15,15 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
 ROOT = Path(__file__).resolve().parents[2]
 if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
     sys.path.insert(0, str(ROOT))
+
+from dekr_infer import early
+
+early.answer_interrupts(__name__)
+
+import numpy as np
 
 import DEKR_postprocess
 import DEKR_preprocess

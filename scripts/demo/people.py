@@ -18,6 +18,10 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from dekr_infer import early
+
+early.answer_interrupts(__name__)
+
 import cv2
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]

@@ -18,6 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
     sys.path.insert(0, str(ROOT))
 
+from dekr_infer import early
+
+early.answer_interrupts(__name__)
+
 import torch
 
 from dekr_infer.command import Arguments, Parser, count, natural, run

@@ -90,6 +90,7 @@ def tensor(change: Callable[[np.ndarray], np.ndarray]) -> Deed:
 
 INFER_FAULTS = [
     Fault("graph missing", at(GRAPH, Path.unlink), ("net.onnx: cannot be read", EXPORT_AGAIN), real=True),
+    Fault("a pipe in the graph's place", at(GRAPH, spoil.pipe), ("net.onnx", "(not a regular file)", EXPORT_AGAIN)),
     Fault("graph is text", at(GRAPH, spoil.replace, b"<html>"), ("net.onnx: not an ONNX file", "export it again")),
     Fault(
         "graph truncated", at(GRAPH, spoil.cut, 0.7), ("net.onnx: not an ONNX file, or cut short", "export it again")
@@ -181,6 +182,12 @@ INFER_FAULTS = [
     Fault(
         "record is no text",
         left("out_record.jsonl", spoil.replace, b"\xff\xfe"),
+        ("out_record.jsonl: cannot be read", "delete it"),
+        mend=freed("out_record.jsonl"),
+    ),
+    Fault(
+        "a pipe in the record's place",
+        left("out_record.jsonl", spoil.pipe),
         ("out_record.jsonl: cannot be read", "delete it"),
         mend=freed("out_record.jsonl"),
     ),

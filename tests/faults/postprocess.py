@@ -60,7 +60,7 @@ def net(**how: Any) -> Deed:
 
 
 HIDDEN = "RESCORE.HIDDEN_LAYER"
-RESCORE = "rescore.pth"
+RESCORE, RESCORE_FILE = "rescore.pth", "RESCORE.MODEL_FILE"
 CHECK = "check --cfg and the file"
 RESULTS = "results/keypoints_val2017_results.json"
 
@@ -118,7 +118,12 @@ POSTPROCESS_FAULTS = [
         at(HEAT, spoil.reshape_header, f"({2**64 + 294912},)"),
         ("out/b_0.npy", AGAIN),
     ),
-    Fault("a pipe in a dump's place", at(HEAT, spoil.pipe), ("out/b_0.npy: not a regular file", AGAIN), real=True),
+    Fault(
+        "a pipe in a dump's place",
+        at(HEAT, spoil.pipe),
+        ("out/b_0.npy: cannot be read (not a regular file)", AGAIN),
+        real=True,
+    ),
     Fault("a folder in a dump's place", at(HEAT, spoil.folder), ("out/b_0.npy: cannot be read", AGAIN)),
     Fault(
         "summary beside the dump not JSON",
@@ -181,6 +186,13 @@ POSTPROCESS_FAULTS = [
         ("none.json: cannot be read", "check its name"),
         flags=("--compare", "none.json"),
     ),
+    Fault(
+        "a pipe in the earlier metrics' place",
+        at("m.json", spoil.pipe),
+        ("m.json: cannot be read (not a regular file)", "check its name"),
+        flags=("--compare", "m.json"),
+    ),
+    Fault("weights a device", nothing, ("/dev/zero: no such checkpoint", "README"), pairs=(RESCORE_FILE, "/dev/zero")),
     Fault(
         "earlier metrics another file",
         at("m.json", spoil.replace, b"{}"),

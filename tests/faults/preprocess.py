@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dekr_infer.geometry import Size
 from tests import spoil
 from tests.faults import Deed, Fault, at, disk_faults, freed, nothing
-from tests.helpers import write_pictures
+from tests.helpers import colourful, encode, write_pictures
 from tests.place import Place
 
 ZIP, ANNOTATION = Path("coco/images/val2017.zip"), Path("coco/annotations/person_keypoints_val2017.json")
@@ -48,6 +49,20 @@ def annotated(change: Callable[[dict[str, Any]], object]) -> Deed:
 def image(**changes: object) -> Deed:
     """The second image's entry says something else."""
     return annotated(lambda content: content["images"][1].update(changes))
+
+
+def png_of(width: int, height: int) -> Callable[[bytes], bytes]:
+    """A change: a PNG whose header says this size."""
+
+    def change(data: bytes) -> bytes:
+        whole = encode(colourful(Size(52, 52)))
+        return whole[:16] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + whole[24:]
+
+    return change
+
+
+def as_tiff(data: bytes) -> bytes:
+    return encode(colourful(Size(52, 52)), ".tiff")
 
 
 def config(text: str) -> Deed:
@@ -98,8 +113,13 @@ PREPROCESS_FAULTS = [
     Fault("not an image", picture(lambda data: b"<html>no</html>"), ("val2017.zip: b.jpg: not a picture", "fetch")),
     Fault("size other than annotated", image(width=53), ("b.jpg: is 52x52 pixels, the annotation says 53x52", "both")),
     Fault("JPEG announces gigabytes", picture(spoil.announce(60_000, 60_000)), ("b.jpg: is 60000x60000", "fetch both")),
+    Fault("PNG announces gigabytes", picture(png_of(60_000, 60_000)), ("b.jpg: is 60000x60000", "fetch both")),
+    Fault("TIFF under a JPEG's name", picture(as_tiff), ("b.jpg: not a picture", "nor PNG", "fetch")),
     Fault("annotation missing", at(ANNOTATION, Path.unlink), (ANNOTATION.name, "set DATASET.ROOT"), real=True),
     Fault("annotation is a folder", at(ANNOTATION, spoil.folder), (ANNOTATION.name, "set DATASET.ROOT")),
+    Fault(
+        "a pipe in the annotation's place", at(ANNOTATION, spoil.pipe), (ANNOTATION.name, "(not a regular file)", "set")
+    ),
     Fault("annotation not JSON", at(ANNOTATION, spoil.replace, b"<html>"), (ANNOTATION.name, "not a JSON file", FETCH)),
     Fault("annotation truncated", at(ANNOTATION, spoil.cut, 0.8), (ANNOTATION.name, "cut short", FETCH)),
     Fault("annotation not UTF-8", at(ANNOTATION, spoil.replace, b'{"a": "\xff"}'), (ANNOTATION.name, FETCH)),
@@ -138,6 +158,7 @@ PREPROCESS_FAULTS = [
     ),
     Fault("split that is a path", nothing, ("DATASET.TEST '../x'",), 2, pairs=("DATASET.TEST", "../x")),
     Fault("configuration missing", nothing, ("c.yaml: cannot be read", "--cfg wants"), 2, WITH_FILE),
+    Fault("configuration a device", nothing, ("/dev/zero: cannot be read (not",), 2, ("--cfg", "/dev/zero")),
     Fault("YAML with an unknown key", config("TEST:\n  NMS_THR: 1\n"), ("c.yaml: unknown key", "mean"), 2, WITH_FILE),
     Fault(
         "YAML with a Python tag",
