@@ -29,6 +29,7 @@ FOLDERS = ("prep_data", "prep_data_flip", "out", "out_flip")
 MEMORY = 4  # GiB: export and conversion of HRNet-W32 with room to spare
 GIB = 1 << 30
 TIMEOUT = 120  # seconds
+SET_ENV = "DEKR_SET_ENV"  # the toolkit's script that scripts/common.sh has loaded
 
 
 class Check(NamedTuple):
@@ -78,16 +79,26 @@ def npu() -> Iterator[Check]:
     yield Check(good, "driver", found, "" if good else "install or restart the NPU's driver")
     code, text = _ask("bash", str(ROOT / "scripts" / "chip_name.sh"))
     yield Check(code == 0, "chip", _last(text).removeprefix("error: "))
+    loaded = os.environ.get(SET_ENV)
     home = os.environ.get("ASCEND_TOOLKIT_HOME") or os.path.dirname(os.environ.get("ASCEND_OPP_PATH", ""))
-    remedy = "" if home else "install it, or set ASCEND_TOOLKIT_HOME to where it is"
-    yield Check(bool(home), "CANN", f"{home} {_toolkit_version(Path(home))}" if home else "no toolkit found", remedy)
-    atc = shutil.which("atc")
-    yield Check(atc is not None, "atc", atc or "not found", "" if atc else "it comes with the CANN toolkit")
+    found = f"{home} {_toolkit_version(Path(home))}" if home else f"{loaded}: sets nothing" if loaded else "not found"
+    remedy = "" if home else "install it anew, or set ASCEND_TOOLKIT_HOME to where it is"
+    yield Check(bool(home), "CANN", found, remedy)
+    yield _atc()
     python = os.environ.get("AIS_BENCH_PYTHON") or "python3"
     for package in ("ais_bench", "aclruntime"):
         code, text = _ask(python, "-c", f"import importlib.metadata as m; print(m.version('{package}'))")
         remedy = "" if code == 0 else "install its wheel, or name the Python that has it in AIS_BENCH_PYTHON"
         yield Check(code == 0, package, f"{_last(text) if code == 0 else 'not installed'} for {python}", remedy)
+
+
+def _atc() -> Check:
+    atc, loaded = shutil.which("atc"), os.environ.get(SET_ENV)
+    if atc:
+        return Check(True, "atc", atc)
+    if loaded:
+        return Check(False, "atc", f"not found after loading {loaded}", "repair this toolkit")
+    return Check(False, "atc", "not found", "it comes with the CANN toolkit")
 
 
 def _toolkit_version(home: Path) -> str:

@@ -77,6 +77,17 @@ def test_a_host_with_nothing(tmp_path):
         assert found[name].startswith("BAD ") and part in found[name], found[name]
 
 
+@pytest.mark.parametrize("script", ["exit 3", "return 1", "if ("])
+def test_a_toolkit_that_does_not_load(host, script):
+    path = host.home / "Ascend/ascend-toolkit/set_env.sh"
+    path.write_text(f"{script}\n")
+    done = host.run("doctor.sh")
+    refused(done, 1, "marked BAD")
+    found = lines(done.stdout)
+    assert found["atc"] == f"BAD not found after loading {path}; repair this toolkit"
+    assert found["CANN"].startswith(f"BAD {path}: sets nothing; ")
+
+
 def test_without_an_npu_its_tools_are_not_asked_for(tmp_path):
     host = Host(tmp_path)
     fill(host)
