@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Sourced by the other shell scripts: the project's root, its Python, the toolkit, and errors in one line.
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(unset CDPATH && cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." >/dev/null && pwd)
 
 fail() { # CODE MESSAGE
     printf 'error: %s\n' "$2" >&2
@@ -22,17 +22,34 @@ load_toolkit() {
     fi
     local home=${ASCEND_TOOLKIT_HOME:-} place
     local places=()
-    [[ -z $home ]] || places=("$home" "$(dirname "$home")")
+    [[ -z $home ]] || places=("$home" "$(dirname -- "$home")")
     for place in /usr/local/Ascend "${HOME:-/root}/Ascend"; do
         places+=("$place/ascend-toolkit" "$place/cann")
     done
     for place in "${places[@]}"; do
         if [[ -f $place/set_env.sh ]]; then
-            set +eu # these scripts read variables that may not be set
-            # shellcheck source=/dev/null
-            source "$place/set_env.sh" >&2
-            set -eu
+            export DEKR_SET_ENV=$place/set_env.sh # for the message when it brings no atc
+            take_environment "$DEKR_SET_ENV"
             return
         fi
+    done
+}
+
+# Take over the variables that a script exports. It runs in a shell of its own: it may end that, go to another folder, set
+# variables and options, or hold errors. Its exit code says little: many of them end with a test that did not hold.
+take_environment() { # SCRIPT
+    local __pair __code=0
+    local __pairs=()
+    # shellcheck disable=SC2016
+    mapfile -d '' -t __pairs < <(exec bash -c 'unset CDPATH; source "$0" >&2; command -p env -0' "$1")
+    wait "$!" || __code=$?
+    if [[ ${#__pairs[@]} -eq 0 ]]; then
+        printf 'warning: %s: ended its shell with exit code %s; the toolkit is not loaded\n' "$1" "$__code" >&2
+    fi
+    for __pair in "${__pairs[@]}"; do
+        case ${__pair%%=*} in
+        root | python | PWD | OLDPWD | SHLVL | _ | BASH* | SHELLOPTS) ;;
+        *) export "${__pair?}" 2>/dev/null || true ;; # names that bash does not take stay as they are
+        esac
     done
 }

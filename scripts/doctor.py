@@ -29,6 +29,16 @@ FOLDERS = ("prep_data", "prep_data_flip", "out", "out_flip")
 MEMORY = 4  # GiB: export and conversion of HRNet-W32 with room to spare
 GIB = 1 << 30
 TIMEOUT = 120  # seconds
+INSTALLED = ("*install.info", "*-linux/*install.info", "version.cfg")
+UNKNOWN = "(version unknown)"
+IMPORT = f"""import importlib, importlib.metadata as metadata, sys
+importlib.import_module(sys.argv[1])
+try:
+    print("version", metadata.version(sys.argv[1]))
+except metadata.PackageNotFoundError:
+    print("version {UNKNOWN}")
+"""
+SET_ENV = "DEKR_SET_ENV"  # the toolkit's script that scripts/common.sh has loaded
 
 
 class Check(NamedTuple):
@@ -78,23 +88,50 @@ def npu() -> Iterator[Check]:
     yield Check(good, "driver", found, "" if good else "install or restart the NPU's driver")
     code, text = _ask("bash", str(ROOT / "scripts" / "chip_name.sh"))
     yield Check(code == 0, "chip", _last(text).removeprefix("error: "))
+    loaded = os.environ.get(SET_ENV)
     home = os.environ.get("ASCEND_TOOLKIT_HOME") or os.path.dirname(os.environ.get("ASCEND_OPP_PATH", ""))
-    remedy = "" if home else "install it, or set ASCEND_TOOLKIT_HOME to where it is"
-    yield Check(bool(home), "CANN", f"{home} {_toolkit_version(Path(home))}" if home else "no toolkit found", remedy)
-    atc = shutil.which("atc")
-    yield Check(atc is not None, "atc", atc or "not found", "" if atc else "it comes with the CANN toolkit")
-    python = os.environ.get("AIS_BENCH_PYTHON") or "python3"
+    found = f"{home} {_toolkit_version(Path(home))}" if home else f"{loaded}: sets nothing" if loaded else "not found"
+    remedy = "" if home else "install it anew, or set ASCEND_TOOLKIT_HOME to where it is"
+    yield Check(bool(home), "CANN", found, remedy)
+    yield _atc()
+    yield from _wheels(os.environ.get("AIS_BENCH_PYTHON") or "python3")
+
+
+def _wheels(python: str) -> Iterator[Check]:
+    versions = []
     for package in ("ais_bench", "aclruntime"):
-        code, text = _ask(python, "-c", f"import importlib.metadata as m; print(m.version('{package}'))")
-        remedy = "" if code == 0 else "install its wheel, or name the Python that has it in AIS_BENCH_PYTHON"
-        yield Check(code == 0, package, f"{_last(text) if code == 0 else 'not installed'} for {python}", remedy)
+        code, text = _ask(python, "-c", IMPORT, package)
+        version = re.search(r"^version (.+)$", text, re.MULTILINE)
+        if code == 0 and version:
+            versions.append(version[1])
+            yield Check(True, package, f"{version[1]} for {python}")
+        elif f"No module named '{package}'" in _last(text):
+            remedy = "install its wheel, or name the Python that has it in AIS_BENCH_PYTHON"
+            yield Check(False, package, f"not installed for {python}", remedy)
+        else:
+            remedy = "install the wheel that fits this Python and this toolkit, or name another in AIS_BENCH_PYTHON"
+            yield Check(False, package, f"cannot be imported by {python}: {_last(text)}", remedy)
+    if len(set(versions) - {UNKNOWN}) > 1:
+        remedy = "install two of the same version if ais_bench complains of it"
+        yield Check(None, "wheels", f"warning: ais_bench {versions[0]} beside aclruntime {versions[1]}", remedy)
+
+
+def _atc() -> Check:
+    atc, loaded = shutil.which("atc"), os.environ.get(SET_ENV)
+    if atc:
+        versions = (_toolkit_version(folder) for folder in Path(atc).parents)  # it has none of its own
+        return Check(True, "atc", f"{atc}, of CANN {next((text for text in versions if text != UNKNOWN), UNKNOWN)}")
+    if loaded:
+        return Check(False, "atc", f"not found after loading {loaded}", "repair this toolkit")
+    return Check(False, "atc", "not found", "it comes with the CANN toolkit")
 
 
 def _toolkit_version(home: Path) -> str:
-    for file in sorted(home.glob("*install.info")) + sorted(home.glob("version.cfg")):
+    """The version in the file that says what was installed: in older toolkits here, in newer ones in <arch>-linux/."""
+    for file in [file for name in INSTALLED for file in sorted(home.glob(name))]:
         if match := re.search(r"version\s*=\s*\W*([\w.]+)", file.read_text(errors="replace"), re.IGNORECASE):
             return match[1]
-    return "(version unknown)"
+    return UNKNOWN
 
 
 def python() -> Iterator[Check]:
@@ -117,22 +154,36 @@ def data(root: Path) -> Iterator[Check]:
     """Annotation, pictures, and the disk space that they will need here."""
     annotation = root / "annotations" / "person_keypoints_val2017.json"
     try:
-        sizes = [(int(entry["height"]), int(entry["width"])) for entry in json.loads(annotation.read_bytes())["images"]]
-    except (OSError, ValueError, KeyError, TypeError):
+        sizes = _sizes(annotation)
+        needed = needed_bytes(sizes) if importlib.util.find_spec("numpy") else None
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         yield Check(False, "annotation", f"{annotation}: missing or damaged", "fetch it, see README.md, or name --data")
         return
     yield Check(True, "annotation", f"{annotation}: {len(sizes)} pictures, {_hash(annotation)}")
-    pictures = next((path for path in (root / "images/val2017.zip", root / "images/val2017") if path.exists()), None)
-    remedy = "" if pictures else "fetch val2017.zip, see README.md"
-    yield Check(pictures is not None, "pictures", str(pictures or f"{root}/images/val2017.zip: missing"), remedy)
-    if importlib.util.find_spec("numpy") is None:
+    yield _pictures(root / "images/val2017.zip", root / "images/val2017")
+    if needed is None:
         return
-    needed = needed_bytes(sizes)
     there = sum(file.stat().st_size for folder in FOLDERS for file in Path(folder).glob("*.npy"))
     free = shutil.disk_usage(".").free
     good = free >= needed - there
     found = f"{free / GIB:.1f} GiB free here; {needed / GIB:.3f} needed in all, {there / GIB:.3f} there already"
     yield Check(good, "disk", found, "" if good else "free some space, or work on fewer pictures (--limit)")
+
+
+def _sizes(annotation: Path) -> list[tuple[int, int]]:
+    """Height and width of each picture; one of the errors that damaged files lead to when they are none."""
+    sizes = [(entry["height"], entry["width"]) for entry in json.loads(annotation.read_bytes())["images"]]
+    if not sizes or not all(type(side) is int and side > 0 for size in sizes for side in size):
+        raise ValueError
+    return sizes
+
+
+def _pictures(packed: Path, folder: Path) -> Check:
+    if packed.is_file():
+        return Check(True, "pictures", f"{packed}: {_hash(packed)}")
+    if folder.is_dir():
+        return Check(True, "pictures", str(folder))
+    return Check(False, "pictures", f"{packed}: missing", "fetch val2017.zip, see README.md")
 
 
 def needed_bytes(sizes: list[tuple[int, int]]) -> int:

@@ -110,6 +110,40 @@ def test_a_loaded_toolkit_is_not_loaded_again(host):
     assert done.returncode == 0 and "loaded" not in done.stderr
 
 
+MEDDLING = (
+    "cd /; set -- a b; python=false root=/; export root=/tmp python=false place=1; readonly root; exec >/dev/null"
+)
+
+
+@pytest.mark.parametrize("line", [MEDDLING, "set -u -e -f", "trap 'exit 9' EXIT"])
+def test_a_toolkit_can_meddle_with_nothing_but_the_environment(host, line):
+    script = host.home / "Ascend/ascend-toolkit/set_env.sh"
+    script.write_text(f"{script.read_text().replace('$UNSET_VARIABLE', '')}{line}\n")
+    done = host.run("atc.sh", "net.onnx")
+    assert done.returncode == 0 and left(host) == {"net.onnx", "net.om"}, done
+
+
+@pytest.mark.parametrize("script", ["exit 3", "return 1", "if (", "exit 0", ""])
+def test_a_toolkit_that_does_not_load_is_named(host, script):
+    path = host.home / "Ascend/ascend-toolkit/set_env.sh"
+    path.write_text(f"{script}\n")
+    done = host.run("atc.sh", "net.onnx")
+    refused(done, 1, f"atc: not found after loading {path}", "ASCEND_TOOLKIT_HOME")
+    ended = f"warning: {path}: ended its shell with exit code {script[5:]}; the toolkit is not loaded"
+    assert (ended in done.stderr) == script.startswith("exit")
+
+
+def test_an_exported_cdpath_changes_nothing(host):
+    words = ["bash", "scripts/atc.sh", host.folder / "net.onnx", host.folder / "other"]
+    env = host.env | {"CDPATH": str(DOUBLES.parents[1])}
+    done = subprocess.run(words, cwd=DOUBLES.parents[1], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done
+
+
+def test_a_variable_that_bash_cannot_name_is_no_obstacle(host):
+    assert host.run("atc.sh", "net.onnx", **{"a.b": "1", "c": "two\nlines"}).returncode == 0
+
+
 def test_no_toolkit(tmp_path):
     host = Host(tmp_path, "npu-smi")
     onnx.save(toy_model(), host.folder / "net.onnx")

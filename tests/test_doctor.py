@@ -1,5 +1,6 @@
 """scripts/doctor.sh: what is good, what is bad and what to do, on hosts with and without the tools."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def host(tmp_path: Path) -> Host:
         made = host.home / "wheels" / f"{package}-0.0.2.dist-info"
         made.mkdir(parents=True)
         (made / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.0.2\n")
+    (host.home / "wheels" / "aclruntime.py").touch()
     host.env["PYTHONPATH"] = f"{DOUBLES}:{host.home / 'wheels'}"
     fill(host)
     return host
@@ -50,7 +52,9 @@ def test_a_host_with_all_it_needs(host):
     found = lines(done.stdout)
     assert found["driver"] == "ok 22.0.4" and found["chip"] == "ok Ascend310P3"
     assert found["CANN"].endswith("opp 6.0.RC1") or found["CANN"].endswith("ascend-toolkit 6.0.RC1")
-    assert found["atc"].startswith("ok /") and found["ais_bench"] == found["aclruntime"] == "ok 0.0.2 for python3"
+    assert found["atc"].startswith("ok /") and found["atc"].endswith("bin/atc, of CANN 6.0.RC1")
+    assert found["pictures"].endswith(f"val2017.zip: sha256 {hashlib.sha256(b'zip').hexdigest()[:16]}")
+    assert "wheels" not in found and found["ais_bench"] == found["aclruntime"] == "ok 0.0.2 for python3"
     assert found["packages"] == "ok all there" and "1 pictures, sha256 " in found["annotation"]
     assert found["disk"].startswith("ok ") and found["weights"].startswith("ok models/final")
     assert found["model"] == "- models/dekr_bs1.om: not made yet"
@@ -77,6 +81,17 @@ def test_a_host_with_nothing(tmp_path):
         assert found[name].startswith("BAD ") and part in found[name], found[name]
 
 
+@pytest.mark.parametrize("script", ["exit 3", "return 1", "if ("])
+def test_a_toolkit_that_does_not_load(host, script):
+    path = host.home / "Ascend/ascend-toolkit/set_env.sh"
+    path.write_text(f"{script}\n")
+    done = host.run("doctor.sh")
+    refused(done, 1, "marked BAD")
+    found = lines(done.stdout)
+    assert found["atc"] == f"BAD not found after loading {path}; repair this toolkit"
+    assert found["CANN"].startswith(f"BAD {path}: sets nothing; ")
+
+
 def test_without_an_npu_its_tools_are_not_asked_for(tmp_path):
     host = Host(tmp_path)
     fill(host)
@@ -100,6 +115,59 @@ def test_too_little_disk(host):
     assert lines(host.run("doctor.sh").stdout)["disk"].startswith("BAD ")
 
 
-def test_a_damaged_annotation(host):
-    (host.folder / "data/coco/annotations/person_keypoints_val2017.json").write_text('{"images": [')
-    assert lines(host.run("doctor.sh").stdout)["annotation"].startswith("BAD ")
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"images": [',
+        '{"images": []}',
+        '{"images": 5}',
+        "[" * 100_000,
+        *(
+            f'{{"images": [{{"height": {side}, "width": 600}}]}}'
+            for side in ("0", "-5", "1e999", "NaN", "1" + "0" * 400)
+        ),
+    ],
+)
+def test_a_damaged_annotation(tmp_path, text):
+    host = Host(tmp_path)
+    fill(host)
+    (host.folder / "data/coco/annotations/person_keypoints_val2017.json").write_text(text)
+    done = host.run("doctor.sh", "--backend", "onnx")
+    refused(done, 1, "marked BAD")
+    assert lines(done.stdout)["annotation"].startswith("BAD ") and "README.md" in lines(done.stdout)["annotation"]
+
+
+def test_pictures_in_a_folder(tmp_path):
+    host = Host(tmp_path)
+    fill(host)
+    (host.folder / "data/coco/images/val2017.zip").rename(host.folder / "data/coco/images/val2017")
+    doctor = ("doctor.sh", "--backend", "onnx")
+    assert lines(host.run(*doctor).stdout)["pictures"].startswith("BAD data/coco/images/val2017.zip: missing")
+    (host.folder / "data/coco/images/val2017").unlink()
+    (host.folder / "data/coco/images/val2017").mkdir()
+    assert lines(host.run(*doctor).stdout)["pictures"] == "ok data/coco/images/val2017"
+
+
+def test_a_wheel_that_cannot_be_imported(host):
+    (host.home / "wheels" / "aclruntime.py").write_text("raise ImportError('libascendcl.so: cannot open')")
+    found = lines(host.run("doctor.sh").stdout)
+    wanted = "BAD cannot be imported by python3: ImportError: libascendcl.so: cannot open; "
+    assert found["aclruntime"].startswith(wanted) and "AIS_BENCH_PYTHON" in found["aclruntime"]
+    assert found["ais_bench"] == "ok 0.0.2 for python3"
+
+
+def test_wheels_of_two_versions_are_a_warning(host):
+    metadata = host.home / "wheels" / "aclruntime-0.0.2.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("0.0.2", "0.0.1"))
+    found = lines(host.run("doctor.sh").stdout)
+    assert found["aclruntime"] == "ok 0.0.1 for python3"
+    assert found["wheels"].startswith("- warning: ais_bench 0.0.2 beside aclruntime 0.0.1; ")
+
+
+def test_the_version_of_newer_toolkits_and_of_none(host):
+    toolkit = host.home / "Ascend/ascend-toolkit"
+    (toolkit / "x86_64-linux").mkdir()
+    (toolkit / "ascend_toolkit_install.info").rename(toolkit / "x86_64-linux" / "ascend_toolkit_install.info")
+    assert lines(host.run("doctor.sh").stdout)["atc"].endswith(", of CANN 6.0.RC1")
+    (toolkit / "x86_64-linux" / "ascend_toolkit_install.info").unlink()
+    assert lines(host.run("doctor.sh").stdout)["atc"].endswith(", of CANN (version unknown)")

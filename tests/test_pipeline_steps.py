@@ -125,6 +125,13 @@ def test_a_picture_replaced_while_the_step_runs_is_noticed(tmp_path):
     assert chain.anew() == []
 
 
+def test_settings_replaced_while_the_step_runs_are_noticed(tmp_path):
+    chain = Chain(tmp_path)
+    words = ("--cfg", "own.yaml")
+    chain.anew(*words, MEANWHILE="echo other settings >own.yaml")
+    assert "preprocess" in chain.anew(*words) and chain.anew(*words) == []
+
+
 def test_what_a_stopped_step_made_of_an_older_picture_goes(tmp_path):
     chain = Chain(tmp_path)
     assert chain.go(MEANWHILE="exit 1").returncode == 1
@@ -144,7 +151,8 @@ def test_tensors_that_no_run_of_ours_made_stay(tmp_path):
     (chain.folder / "prep_data").mkdir()
     (chain.folder / "prep_data" / "a.npy").write_text("by hand")
     (chain.folder / "data/images/val2017/a.jpg").write_text("A")
-    assert chain.anew() == ALL and chain.text("prep_data/a.npy") == "by hand"
+    done = chain.go()
+    assert anew(done) == ALL and done.stderr == "" and chain.text("prep_data/a.npy") == "by hand"
 
 
 def test_pictures_of_another_split_spoil_nothing(chain):

@@ -8,6 +8,7 @@ OUTPUT is the model's name (default: that of the ONNX file, ending in .om). What
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -89,6 +90,11 @@ def find_atc() -> Path:
     """
     found = shutil.which("atc")
     if found is None:
+        loaded = os.environ.get("DEKR_SET_ENV")  # by scripts/common.sh
+        if loaded:
+            raise DekrError(
+                f"atc: not found after loading {loaded}; repair this toolkit, or set ASCEND_TOOLKIT_HOME to another"
+            )
         raise DekrError("atc: not found; install the CANN toolkit, or set ASCEND_TOOLKIT_HOME to where it is")
     return Path(found)
 
