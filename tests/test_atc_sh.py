@@ -168,6 +168,8 @@ def test_what_the_pre_flight_refuses_never_reaches_atc(host):
 
 TROUBLES = {
     "inner": ("exit code 255", "E19999", "ascend/log"),
+    "EZ3002": ("EZ3002: ", "ascend/log"),
+    "E90003": ("E90003: ", "ascend/log"),
     "module": ("ModuleNotFoundError", "pip3 install"),
     "silent": ("exit code 0", "messages above"),
     "nothing": ("not made", "reported success"),
@@ -205,6 +207,8 @@ def test_the_chip_is_asked_for_once_at_the_host(host):
         (["net.onnx", "a b"], 2, "choose another"),
         (["net.onnx", "--precision_mode", "fp8"], 2, "fp8"),
         (["net.onnx", "--keep_dtype", "gone"], 1, "gone"),
+        (["net.onnx", "b.onnx"], 2, "one file at a time"),
+        (["net.onnx", "--", "--precision_mode_v2=fp8"], 1, "E10001: check the option"),
         (["net.onnx", "--", "--lag=info"], 1, "E10003"),
         (["net.onnx", "--", "--dynamic_batch_size=1,2"], 1, "E10009"),
     ],

@@ -42,10 +42,10 @@ _GEARS = "the gears in the file's metadata do not suit; export it again with DEK
 _INPUT = "the input's name or rank is not the file's; look with scripts/check_atc.py"
 _OPERATOR = "an operator has no parser at this opset; scripts/check_atc.py names it"
 _INNER = "see the log in ~/ascend/log (or set ASCEND_SLOG_PRINT_TO_STDOUT=1): a kernel or memory failed"
-REMEDIES = {
+REMEDIES = {  # by regular expression
     "ModuleNotFoundError": "the kernel compiler misses a Python package: pip3 install what it names",
-    **dict.fromkeys(("E10001", "E10014"), _CHIP),
-    **dict.fromkeys(("E10003", "E10004", "E10005", "E10010", "E10022"), _OPTION),
+    r"E100(01|14)(?=.*soc_version)": _CHIP,
+    **dict.fromkeys(("E10001", "E10014", "E10003", "E10004", "E10005", "E10010", "E10022"), _OPTION),
     **dict.fromkeys(("E10007", "E10008"), "leave out a --framework of your own"),
     "E10009": "two dynamic options exclude each other; leave out your own",
     **dict.fromkeys(("E10016", "E10049"), _INPUT),
@@ -53,7 +53,7 @@ REMEDIES = {
     "E10501": "the operators are not found: source the toolkit's set_env.sh (it sets ASCEND_OPP_PATH)",
     **dict.fromkeys(("E13000", "E13001"), "the ONNX file cannot be read; check its path and rights"),
     **dict.fromkeys(("E13010", "E16002", "E16005"), _OPERATOR),
-    **dict.fromkeys(("E19999", "EZ9999"), _INNER),
+    r"\b(E19999|E[9Z]\d{4})\b": _INNER,
 }
 
 
@@ -105,9 +105,9 @@ def convert(args: Namespace, extra: Sequence[str]) -> None:
     Raises:
         DekrError: atc would refuse the file, or did, or did not leave a model.
     """
+    target = output_path(args.model, args.output)
     model = load(args.model)
     _check(args.model, model)
-    target = output_path(args.model, args.output)
     if args.keep_dtype and not args.keep_dtype.is_file():
         raise DekrError(f"{args.keep_dtype}: no such file; list one node's name per line in it")
     chip = chip_name(args.chip, args.device)
@@ -172,6 +172,11 @@ def output_path(model: Path, output: Path | None) -> Path:
     target = output or model.with_suffix(SUFFIX)
     if output is not None and (output.is_dir() or not output.name):
         raise ConfigError(f"{output}: is a folder; name the model, e.g. {output / model.stem}")
+    if output is not None and output.suffix.lower() == ".onnx":
+        raise ConfigError(
+            f"{output}: is named as an ONNX file, but the second word names the model to be made; "
+            "convert one file at a time, and leave it out or let it end in .om"
+        )
     target = target if target.suffix == SUFFIX else target.with_name(target.name + SUFFIX)
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", target.name):
         raise ConfigError(

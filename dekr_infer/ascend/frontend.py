@@ -16,7 +16,7 @@ from dekr_infer.errors import DekrError
 INSTALL = "install the wheels aclruntime and ais_bench for it, or name another Python in AIS_BENCH_PYTHON"
 _ODD = re.compile(r"[^A-Za-z0-9_/.-]")
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
-REMEDIES = {
+REMEDIES = {  # by regular expression
     "open device": "the device cannot be opened: look at 'npu-smi info', its driver and rights, and --device",
     "general failure": "a tensor's size is no gear of this model; convert the ONNX file that belongs to these tensors",
     "invalid parameter": "the model cannot be loaded; convert it again with scripts/atc.sh on this toolkit",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 from collections import deque
@@ -83,7 +84,7 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def remedy(lines: Iterable[str], known: Mapping[str, str]) -> str:
-    """The first of the known texts that a tool printed, in the mapping's order, and what helps; empty: none."""
+    """The first of the known patterns that a tool printed, in the mapping's order, and what helps; empty: none."""
     text = "\n".join(lines)
-    found = next((part for part in known if part in text), None)
-    return f"{found}: {known[found]}" if found else ""
+    found = ((re.search(pattern, text), helps) for pattern, helps in known.items())
+    return next((f"{match[0]}: {helps}" for match, helps in found if match), "")
