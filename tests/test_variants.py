@@ -481,7 +481,7 @@ def wanted(tiny) -> dict[Size, tuple[np.ndarray, list[np.ndarray]]]:
     return found
 
 
-@pytest.mark.parametrize(("variant", "count"), [(PADDED, 34), (GROUPED, 2), (GATHER, 0)])
+@pytest.mark.parametrize(("variant", "count"), [(SEPARATE, 34), (PADDED, 34), (GROUPED, 2), (GATHER, 0)])
 def test_all_five_gears_agree_with_torch(tiny, wanted, tmp_path, variant, count):
     model = build_graph(tiny.network, variant)
     assert len(nodes_of(model, "DeformableConv2D")) == count
