@@ -134,6 +134,119 @@ NODE_FAULTS = {
 }
 
 
+def offsets_of(*shape, stride=1):
+    """Offsets that are a constant of this shape, for an input of (1, 16, 8, 12)."""
+    made = fixed(deform(strides=[stride, stride]), 8, 12)
+    del made.graph.node[0]
+    made.graph.initializer.append(numpy_helper.from_array(np.ones(shape, np.float32), "off"))
+    return made
+
+
+def with_bias(*shape):
+    made = deform()
+    made.graph.node[1].input.append("b")
+    made.graph.initializer.append(numpy_helper.from_array(np.zeros(shape, np.float32), "b"))
+    return made
+
+
+def indices(**value):
+    constant = helper.make_node("Constant", [], ["i"], **value)
+    return graph(constant, node("Gather", "i"), opset=12)
+
+
+def branches(*nodes, opset=11, **weights):
+    """Both branches of an If hold these nodes, which read x and end in y."""
+    constants = [numpy_helper.from_array(np.asarray(values), name) for name, values in weights.items()]
+    branch = helper.make_graph(list(nodes), "branch", [], [onnx.ValueInfoProto(name="y")], constants)
+    choice = helper.make_node("If", ["c"], ["out"], "choice", then_branch=branch, else_branch=branch)
+    made = graph(choice, opset=opset, c=np.array(True))
+    made.graph.output[0].name = "out"
+    return made
+
+
+HALF = {COORDINATE_MODE: "half_pixel"}
+MATRIX = np.zeros((4, 4), np.float32)
+NODE_FAULTS |= {
+    "few offsets": (offsets_of(1, 27, 8, 11), REFUSED, "offsets of 11x8 for an output of 12x8"),
+    "offsets of the input": (offsets_of(1, 27, 8, 12, stride=2), REFUSED, "offsets of 12x8 for an output of 6x4"),
+    "offsets of two": (offsets_of(2, 27, 8, 12), REFUSED, "for 2 pictures"),
+    "flat offsets": (offsets_of(27, 8, 12), REFUSED, "offsets of rank 3"),
+    "bias": (with_bias(9), REFUSED, "a bias of shape (9,) for 8 filters"),
+    "axes": (resize(18, scales=(2.0, 2.0), axes=[2, 3]), WRONG, "axes is ignored"),
+    "half pixel, ceil": (resize(nearest_mode="ceil", **HALF), WRONG, "ceil is ignored with half_pixel"),
+    "half pixel": (resize(nearest_mode="round_prefer_floor", **HALF), WRONG, "is ignored with half_pixel"),
+    "half pixel, floor": (resize(nearest_mode="floor", **HALF), WARNING, "floor is ignored with half_pixel"),
+    "corners": (
+        resize(nearest_mode="ceil", coordinate_transformation_mode="align_corners"),
+        *(WRONG, "with align_corners"),
+    ),
+    "no axes": (graph(node("Slice", *"ab", "", "d"), a=[0] * 4, b=[8] * 4, d=[1, 1, 1, 2]), REFUSED, "last axis"),
+    "backwards inside": (indices(value_ints=[0, -1]), WRONG, "negative"),
+    "backwards alone": (indices(value_int=-1), WRONG, "negative"),
+    "grouped": (graph(node("Conv", "f", group=4), f=np.zeros((4, 1, 1, 1), np.float32)), WARNING, "group above 1"),
+    "transposed": (
+        graph(
+            node("Reshape", "s", out="r"),
+            helper.make_node("ConvTranspose", ["r", "f"], ["y"], "it"),
+            **{"s": [1, 4, -1], "f": np.zeros((4, 1, 1), np.float32)},
+        ),
+        *(WARNING, "ConvTranspose of rank 3"),
+    ),
+    "sizes of 0": (graph(node("Expand", "s"), s=[1, 4, 0, 1]), REFUSED, "Expand to [1, 4, 0, 1]"),
+    "nine sizes": (graph(helper.make_node("ConstantOfShape", ["s"], ["y"], "it"), s=[1] * 9), REFUSED, "1 to 8 sizes"),
+    "whole range": (graph(helper.make_node("Range", [*"abd"], ["y"], "it"), a=0, b=9, d=1), WARNING, "for float only"),
+    "seven sizes": (
+        graph(
+            node("Reshape", "s", out="r"),
+            helper.make_node("MatMul", ["r", "m"], ["y"], "it"),
+            **{"s": [1, 1, 1, 1, 1, -1, 4], "m": MATRIX},
+        ),
+        *(REFUSED, "MatMul of ranks [7, 2]"),
+    ),
+    "gemm": (
+        graph(node("Flatten", out="r", axis=3), helper.make_node("Gemm", ["r", "m"], ["y"], "it", alpha=2.0), m=MATRIX),
+        *(WARNING, "Gemm's bias"),
+    ),
+    "standard in a branch": (branches(node("DeformConv", "x", "x")), REFUSED, "no parser for the standard"),
+    "resize in a branch": (
+        branches(node("Resize", "", "s", mode="cubic"), s=np.array([1, 1, 2, 2], np.float32)),
+        *(REFUSED, "cubic"),
+    ),
+    "gather in a branch": (branches(node("Gather", "i"), i=[-1]), WRONG, "negative"),
+}
+PASSES = {
+    "all axes": resize(18, axes=[0, 1, 2, 3]),
+    "steps before the last axis": graph(node("Slice", *"ab", "", "d"), a=[0] * 4, b=[8] * 4, d=[1, 1, 2, 1]),
+    "steps of the first axes": graph(node("Slice", *"ab", "", "d"), a=[0] * 2, b=[8] * 2, d=[1, 2]),
+    "an offset per place of the output": offsets_of(1, 27, 4, 6, stride=2),
+    "a bias": with_bias(8),
+    "a constant of forward indices": indices(value_ints=[0, 1]),
+}
+
+
+@pytest.mark.parametrize("model", PASSES.values(), ids=PASSES)
+def test_what_is_nearly_a_fault_has_no_findings(model):
+    assert [finding for finding in preflight(model) if "opset" not in finding.rule] == []
+
+
+def test_shapes_and_constants_around_a_branch_are_seen_inside_it():
+    inner = helper.make_node("DeformableConv2D", ["x", "f", "off"], ["y"], "it", strides=[1, 1], pads=[1, 1], groups=1)
+    made = branches(inner)
+    filters, offsets = np.zeros((8, 4, 3, 3), np.float32), np.ones((1, 27, 8, 12), np.float32)
+    made.graph.initializer.extend([numpy_helper.from_array(filters, "f"), numpy_helper.from_array(offsets, "off")])
+    found = [finding.rule for finding in preflight(made) if finding.node == "it"]
+    assert len(found) == 2 and "4 channels are no multiple of 16" in found[0]
+    assert found[1] == "offsets of 12x8 for an output of 8x16"
+
+
+def test_gears_of_a_five_dimensional_input_are_refused():
+    made = bent(graph(node("Relu")), lambda model: model.graph.input[0].type.tensor_type.shape.dim.add())
+    made.graph.input[0].type.tensor_type.shape.dim[4].dim_value = 2
+    (finding,) = preflight(made)
+    assert (finding.level, finding.node) == (REFUSED, "--input_shape") and "x has 5 sizes" in finding.rule
+    assert all(finding.level == WARNING for finding in preflight(made, "x:1,4,8,8,2", ""))
+
+
 @pytest.mark.parametrize(("model", "level", "rule"), NODE_FAULTS.values(), ids=NODE_FAULTS)
 def test_a_fault_of_a_node(model, level, rule):
     found = [finding for finding in preflight(model) if rule in finding.rule]
@@ -207,6 +320,7 @@ def too_little_data(model):
     model.graph.initializer[0].raw_data = b"1234"
 
 
+UNENDED = graph(node("Slice", "a", "b"), a=[0], b=[8])
 STEPPING = graph(node("Slice", *"abcd"), a=[0], b=[8], c=[3], d=[2])
 MALFORMED = {
     "no inputs": bent(deform(), all_nodes("input")),
@@ -241,7 +355,7 @@ def test_no_names_are_no_fault():
 
 
 def test_a_size_that_onnx_would_abort_at_is_refused(tmp_path):
-    onnx.save(bent(STEPPING, sizes(-5, 4, 8, 8)), tmp_path / "net.onnx")
+    onnx.save(bent(UNENDED, sizes(-5, 4, 8, 8)), tmp_path / "net.onnx")
     done = checked(tmp_path / "net.onnx")
     assert done.returncode == 1 and "(-5, 4, 8, 8) is no shape" in done.stderr
 

@@ -7,7 +7,7 @@ from typing import Any
 from onnx import NodeProto
 
 from dekr_infer.export.atc_attributes import largest
-from dekr_infer.export.atc_view import REFUSED, WARNING, WRONG, Rule, View
+from dekr_infer.export.atc_view import REFUSED, WARNING, WRONG, Rule, Shape, View
 
 
 def deformable(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
@@ -39,7 +39,7 @@ def deformable(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
 
 
 def _shapes(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
-    x, weight, offsets = (view.shape(node, index) for index in range(3))
+    x, weight, offsets, bias = (view.shape(node, index) for index in range(4))
     groups, offset_groups = max(1, attributes.get("groups", 1)), attributes.get("deformable_groups", 1)
     if (groups, offset_groups) != (1, 1):
         yield WARNING, "groups above 1: the documents forbid them, samples run with them", "compare the outputs"
@@ -48,12 +48,16 @@ def _shapes(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
         return
     kh, kw = weight[2:]
     wanted = 3 * offset_groups * kh * kw
-    if offsets is not None and len(offsets) == 4 and offsets[1] not in (wanted, -1):
+    if (rule := _badly_placed(x, offsets, view.output_shape(node))) is not None:
+        yield REFUSED, rule, "make an offset for every place of the output, [N, channels, Ho, Wo]"
+    elif offsets is not None and offsets[1] not in (wanted, -1):
         rule = f"{offsets[1]} offset channels instead of {wanted}: all x, then all y, then all masks"
         yield REFUSED, rule, "rearrange the offsets and add masks of 1"
     elif not _masks_are_one(node, view):
         rule = "the last third of the offsets, which are the masks, is not constant 1"
         yield WARNING, rule, "see that the offsets are planar: all x, then all y, then all masks"
+    if bias is not None and bias != weight[:1]:
+        yield REFUSED, f"a bias of shape {bias} for {weight[0]} filters", f"give it the shape ({weight[0]},)"
     if max(kh, kw, largest(attributes, "strides")) > 63:
         yield REFUSED, "a filter or stride above 63", "use a smaller one"
     if largest(attributes, "pads", "dilations") > 255:
@@ -67,6 +71,24 @@ def _shapes(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
         yield WARNING, rule, "pad the channels with zero weights, then measure"
     if x[2] > 100000 // kh or x[3] > 4096 // kw:
         yield REFUSED, f"a map of {x[3]}x{x[2]} is larger than {4096 // kw}x{100000 // kh}", "use smaller gears"
+
+
+def _badly_placed(x: Shape | None, offsets: Shape | None, output: Shape | None) -> str | None:
+    """What is wrong when there are not as many offsets as places of the output."""
+    if offsets is None:
+        return None
+    if len(offsets) != 4:
+        return f"offsets of rank {len(offsets)} instead of 4"
+    if x and not _agree(offsets[:1], x[:1]):
+        return f"offsets for {offsets[0]} pictures instead of {x[0]}"
+    if output is not None and not _agree(offsets[2:], output[2:]):
+        return f"offsets of {offsets[3]}x{offsets[2]} for an output of {output[3]}x{output[2]}"
+    return None
+
+
+def _agree(found: Shape, wanted: Shape) -> bool:
+    """Whether two shapes are equal wherever both are known."""
+    return all(size == other or -1 in (size, other) for size, other in zip(found, wanted, strict=True))
 
 
 def _masks_are_one(node: NodeProto, view: View) -> bool:

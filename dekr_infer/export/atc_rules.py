@@ -75,7 +75,15 @@ def _convolution(node: NodeProto, attributes: dict[str, Any], view: View) -> Rul
     x, weight = view.shape(node, 0), view.shape(node, 1)
     if x and x[-1] > 4096:
         yield REFUSED, f"a map {x[-1]} wide: at most 4096", "use smaller gears"
+    if attributes.get("group", 1) > 1:
+        yield WARNING, "group above 1: the documents allow 1 only, many samples run with it", "compare the outputs"
     yield from _limits(attributes, weight[2:] if weight else ())
+
+
+def _transposed(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
+    x = view.shape(node, 0)
+    if x is not None and len(x) != 4:
+        yield WARNING, f"ConvTranspose of rank {len(x)}: only maps, of rank 4, are known to work", "reshape to rank 4"
 
 
 def _limits(attributes: dict[str, Any], kernel: Sequence[int]) -> Rule:
@@ -103,9 +111,11 @@ def _resize(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
         yield REFUSED, "mode cubic is not supported", "use nearest or linear"
     if view.opset > 10 and coordinates not in COORDINATES:
         yield REFUSED, f"{COORDINATE_MODE} {coordinates} is not supported", "use asymmetric"
-    nearest = text(attributes, "nearest_mode", "round_prefer_floor")
-    if view.opset > 10 and mode == "nearest" and coordinates == "asymmetric" and nearest != "floor":
-        yield WRONG, f"nearest_mode {nearest} is ignored and means floor", "write nearest_mode floor"
+    if view.opset > 10 and mode == "nearest":
+        yield from _nearest(text(attributes, "nearest_mode", "round_prefer_floor"), coordinates)
+    x = view.shape(node, 0)
+    if "axes" in attributes and (x is None or attributes["axes"] != list(range(len(x)))):
+        yield WRONG, "axes is ignored", "leave axes out and give a scale for every axis, e.g. [1, 1, 2, 2]"
     for key in ("antialias", "exclude_outside"):
         if attributes.get(key, 0):
             yield WRONG, f"{key} is ignored", f"leave {key} out"
@@ -113,8 +123,22 @@ def _resize(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
         yield WARNING, "neither scales nor sizes are constant", "export with scale factors, e.g. [1, 1, 2, 2]"
 
 
+def _nearest(nearest: str, coordinates: str) -> Rule:
+    """The rounding goes with the coordinates, whatever `nearest_mode` says."""
+    if coordinates != "align_corners" and "half_pixel" not in coordinates:
+        if nearest != "floor":
+            yield WRONG, f"nearest_mode {nearest} is ignored and means floor", "write nearest_mode floor"
+    elif nearest in ("ceil", "round_prefer_floor"):
+        yield WRONG, f"nearest_mode {nearest} is ignored with {coordinates}", "use asymmetric with nearest_mode floor"
+    else:
+        rule = f"nearest_mode {nearest} is ignored with {coordinates}, and its own rounding is not documented"
+        yield WARNING, rule, "use asymmetric with nearest_mode floor, or compare the outputs"
+
+
 def _slice(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
     x, axes, steps = view.shape(node, 0), view.integers(node, 3), view.integers(node, 4)
+    if steps is not None and not node.input[3]:
+        axes = list(range(len(steps)))
     if x is not None and len(x) < 2:
         yield WARNING, "Slice of a tensor of rank 1", "keep it inside shape computations"
     elif x is not None and steps is not None and axes is not None:
@@ -134,6 +158,32 @@ def _gather(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
 def _expand(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
     if view.constant(node, 1) is None:
         yield WARNING, "Expand to a shape that is not constant", "make it constant, or see that it folds per gear"
+    yield from _made_shape(node.op_type, view.integers(node, 1))
+
+
+def _constant_of_shape(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
+    yield from _made_shape(node.op_type, view.integers(node, 0))
+
+
+def _made_shape(operator: str, sizes: list[int] | None) -> Rule:
+    if sizes is not None and (len(sizes) not in range(1, 9) or min(sizes) < 1):
+        yield REFUSED, f"{operator} to {sizes}: 1 to 8 sizes above 0 are allowed", "make it another shape"
+
+
+def _range(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
+    if any(view.integers(node, index) is not None for index in range(3)):
+        yield WARNING, "Range is documented for float only", "make it of floats and cast its output"
+
+
+def _matmul(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
+    ranks = [len(shape) for index in range(2) if (shape := view.shape(node, index)) is not None]
+    if any(rank not in range(1, 7) for rank in ranks):
+        yield REFUSED, f"MatMul of ranks {ranks}: 1 to 6 are allowed", "reshape its inputs"
+
+
+def _gemm(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
+    if len(node.input) > 2 or any(attributes.get(key, 1) != 1 for key in ("alpha", "beta")):
+        yield WARNING, "Gemm's bias, alpha and beta are not in CANN 5's list", "use MatMul and Add"
 
 
 def _non_zero(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
@@ -149,10 +199,15 @@ def _unsqueeze(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule:
 _RULES: dict[str, Callable[[NodeProto, dict[str, Any], View], Rule]] = {
     OPERATOR: deformable,
     "Conv": _convolution,
+    "ConvTranspose": _transposed,
     "MaxPool": _max_pool,
     "Resize": _resize,
     "Slice": _slice,
     "Expand": _expand,
+    "ConstantOfShape": _constant_of_shape,
+    "Range": _range,
+    "MatMul": _matmul,
+    "Gemm": _gemm,
     "NonZero": _non_zero,
     "Unsqueeze": _unsqueeze,
 } | dict.fromkeys(("Gather", "GatherElements", "GatherND"), _gather)

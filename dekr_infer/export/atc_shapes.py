@@ -6,16 +6,18 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import onnx
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from dekr_infer.export.atc_attributes import attributes_of
-from dekr_infer.export.atc_view import View
+from dekr_infer.export.atc_view import Shape, View
 from dekr_infer.export.graphs import array_of, inner_graphs
 from dekr_infer.export.operator_names import OPERATOR
 
 SMALL = 1024  # elements: constants up to here may steer shapes and stay in the graph while shapes are inferred
-Shapes = dict[str, tuple[int, ...]]
+_NUMBERS = {"value_int": np.int64, "value_ints": np.int64, "value_float": np.float32, "value_floats": np.float32}
+Shapes = dict[str, Shape]
 
 
 def opset_of(model: ModelProto) -> int:
@@ -75,7 +77,7 @@ def _stand_in(node: NodeProto, opset: int) -> NodeProto:
 
 def view_of(graph: GraphProto, inferred: GraphProto, opset: int, gears: bool) -> View:
     """A model's own graph; `inferred` is the same with shapes."""
-    return View(opset, _shapes(inferred), _constants(graph), _producers(graph), gears)
+    return View(opset, _shapes(inferred), _constants(graph, opset), _producers(graph), gears)
 
 
 def views(graph: GraphProto, inferred: GraphProto, view: View) -> Iterator[tuple[NodeProto, View]]:
@@ -86,7 +88,7 @@ def views(graph: GraphProto, inferred: GraphProto, view: View) -> Iterator[tuple
             inside = View(
                 view.opset,
                 view.shapes | _shapes(inner_inferred),
-                view.constants | _constants(inner),
+                view.constants | _constants(inner, view.opset),
                 view.producers | _producers(inner),
                 view.gears,
             )
@@ -102,12 +104,21 @@ def _shapes(graph: GraphProto) -> Shapes:
     return shapes
 
 
-def _constants(graph: GraphProto) -> dict[str, TensorProto]:
+def _constants(graph: GraphProto, opset: int) -> dict[str, TensorProto]:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.output:
-            constants.update((node.output[0], entry.t) for entry in node.attribute if entry.name == "value")
+            constants.update((node.output[0], value) for value in _values(attributes_of(node, opset)))
     return constants
+
+
+def _values(attributes: dict[str, Any]) -> Iterator[TensorProto]:
+    """What a Constant node holds, in whichever of its attributes."""
+    for key, value in attributes.items():
+        if key == "value":
+            yield value
+        elif key in _NUMBERS:
+            yield numpy_helper.from_array(np.array(value, _NUMBERS[key]))
 
 
 def _producers(graph: GraphProto) -> dict[str, NodeProto]:

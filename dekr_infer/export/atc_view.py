@@ -13,6 +13,7 @@ from dekr_infer.export.graphs import array_of
 
 REFUSED, WRONG, WARNING = "refused", "wrong", "warning"  # atc stops; it converts to something else; slow or unsure
 PORTABLE_OPSET = 11
+Shape = tuple[int, ...]
 Rule = Iterator[tuple[str, str, str]]  # level, rule and remedy: findings without the node's name
 
 
@@ -30,14 +31,18 @@ class View:
     """A graph at one size: `shapes` by tensor name (-1: unknown), `constants` by name, `gears` whether it has any."""
 
     opset: int
-    shapes: dict[str, tuple[int, ...]]
+    shapes: dict[str, Shape]
     constants: dict[str, TensorProto]
     producers: dict[str, NodeProto]
     gears: bool
 
-    def shape(self, node: NodeProto, index: int) -> tuple[int, ...] | None:
+    def shape(self, node: NodeProto, index: int) -> Shape | None:
         """The shape of a node's input, when it is known."""
         return self.shapes.get(_input(node, index))
+
+    def output_shape(self, node: NodeProto) -> Shape | None:
+        """The shape of a node's first output, when it is known."""
+        return self.shapes.get(node.output[0]) if node.output else None
 
     def constant(self, node: NodeProto, index: int) -> np.ndarray | None:
         """The value of a node's input, when it is constant."""

@@ -20,6 +20,7 @@ from dekr_infer.export.graphs import array_of, is_text, tensors
 from dekr_infer.files import read_regular
 
 MOST_GEARS = 100
+GEARED_RANK = 4  # --dynamic_dims takes inputs of at most as many sizes
 MOST_DIGITS = 9  # of a size
 
 
@@ -96,6 +97,8 @@ def preflight(model: ModelProto, input_shape: str | None = None, dynamic_dims: s
     if not any(problem.level == REFUSED for problem in problems):
         gears, more = _parse_gears(gears_text, sum(size == -1 for shape in shapes.values() for size in shape))
         problems += more
+    if gears:
+        problems += _check_ranks(shapes)
     findings += problems
     complete = not any(problem.level == REFUSED for problem in problems)
     sizes: list[Shapes] = [_filled(shapes, gear) for gear in gears or [[]]] if complete else []
@@ -205,6 +208,13 @@ def _parse_gears(text: str, dynamic: int) -> tuple[list[list[int]], list[Finding
     if len(numbers[0]) != dynamic:
         return wrong(f"E10046: gears of {len(numbers[0])} sizes for {dynamic} open ones")
     return numbers, []
+
+
+def _check_ranks(shapes: Shapes) -> Iterator[Finding]:
+    for name, shape in shapes.items():
+        if len(shape) > GEARED_RANK:
+            rule = f"{name} has {len(shape)} sizes; with gears at most {GEARED_RANK} are allowed"
+            yield Finding(REFUSED, "--input_shape", rule, "reshape inside the graph, or convert for one size")
 
 
 def _filled(shapes: Shapes, gear: list[int]) -> Shapes:
