@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from dekr_infer.errors import ConfigError, DekrError
+from dekr_infer.errors import ConfigError, DekrError, excerpt
 from dekr_infer.files import open_regular, read_regular
 from dekr_infer.geometry import Size
 
@@ -78,7 +78,7 @@ def _picture(entry: Any, path: Path) -> Picture:
         size = Size(entry["height"], entry["width"])
     except (KeyError, TypeError):
         raise DekrError(
-            f"{path}: an image lacks id, file_name, height or width; correct it: {str(entry)[:80]}"
+            f"{path}: an image lacks id, file_name, height or width; correct it: {excerpt(entry)}"
         ) from None
     pure = PurePosixPath(str(name))
     if not isinstance(name, str) or not pure.stem or pure.is_absolute() or ".." in pure.parts or "\\" in name:

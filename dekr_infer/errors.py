@@ -23,3 +23,11 @@ def one_line(text: str) -> str:
     """
     shown = " ".join(text.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
+
+
+def excerpt(value: object, length: int = 80) -> str:
+    """The beginning of a value from a file, for a line; JSON may be nested deeper than Python prints it."""
+    try:
+        return str(value)[:length]
+    except RecursionError:
+        return "nested without end"

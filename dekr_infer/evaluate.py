@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from pycocotools.cocoeval import COCOeval
 
 from dekr_infer.coco import LARGEST_ID, DataSet
 from dekr_infer.decode import JOINTS
-from dekr_infer.errors import DekrError
+from dekr_infer.errors import DekrError, excerpt
+from dekr_infer.files import read_json
 from dekr_infer.joints import JOINT_NAMES
 
 LARGEST_NUMBER = 1e12  # pixels, or square pixels; beyond any picture, and NaN is not below it
@@ -93,6 +95,18 @@ def coco_figures(data: DataSet, results: Sequence[Mapping[str, Any]], image_ids:
 
 
 def _ground_truth(data: DataSet) -> COCO:
+    truth = COCO()
+    truth.dataset = {**data.content, "annotations": [dict(entry) for entry in checked_annotations(data)]}
+    truth.createIndex()
+    return truth
+
+
+def checked_annotations(data: DataSet) -> list[dict[str, Any]]:
+    """The annotated people, crowds too; the categories are those that `person_category` takes.
+
+    Raises:
+        DekrError: there is no list of them, or one is not as COCO's are.
+    """
     annotations = data.content.get("annotations")
     if not isinstance(annotations, list):
         raise DekrError(f"{data.annotation}: holds no annotations; the ten figures need them")
@@ -103,15 +117,38 @@ def _ground_truth(data: DataSet) -> COCO:
         wrong = _wrong_in(entry, images, categories)
         if wrong:
             raise DekrError(
-                f"{data.annotation}: not a COCO keypoint annotation ({wrong}): {str(entry)[:80]}; correct it"
+                f"{data.annotation}: not a COCO keypoint annotation ({wrong}): {excerpt(entry)}; correct it"
             )
         if entry["id"] in numbers:
             raise DekrError(f"{data.annotation}: two annotations have the id {entry['id']}; correct one")
         numbers.add(entry["id"])
-    truth = COCO()
-    truth.dataset = {**data.content, "annotations": [dict(entry) for entry in annotations]}
-    truth.createIndex()
-    return truth
+    return annotations
+
+
+def checked_results(path: Path, data: DataSet) -> list[dict[str, Any]]:
+    """The entries of a COCO keypoint result file.
+
+    Raises:
+        DekrError: it is missing or another file, an entry is not as `results_of` makes them, or of another data set.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise DekrError(f"{path}: not a COCO keypoint result file; make it with DEKR_postprocess.py")
+    images = {picture.id for picture in data.pictures}
+    for entry in entries:
+        known = isinstance(entry, dict) and _is_id(entry.get("image_id"))
+        if (
+            not known
+            or not _are_numbers(entry.get("keypoints"), 3 * JOINTS)
+            or not _are_numbers([entry.get("score")], 1)
+        ):
+            raise DekrError(f"{path}: not a keypoint result: {excerpt(entry)}; make it with DEKR_postprocess.py")
+        if entry["image_id"] not in images:
+            raise DekrError(
+                f"{path}: holds image {entry['image_id']}, which {data.annotation} does not; "
+                "set DATASET.ROOT to the data set of these results"
+            )
+    return entries
 
 
 def _wrong_in(entry: Any, images: Container[int], categories: Container[int]) -> str:

@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 import dekr_infer
 from dekr_infer.coco import DataSet
-from dekr_infer.errors import DekrError, one_line
+from dekr_infer.errors import DekrError, excerpt, one_line
 from dekr_infer.evaluate import FIGURES
 from dekr_infer.files import read_json, sha256, write_failure, write_json
 from dekr_infer.origin import origin_warnings, origins
@@ -157,9 +157,6 @@ def _short(value: Any) -> str:
 
 def _text(value: Any) -> str:
     """A value for a line: hashes by their first digits, other texts by their first hundred."""
-    try:
-        text = "nothing" if value is None else str(value)
-    except RecursionError:
-        return "nested without end"
+    text = "nothing" if value is None else excerpt(value, 100)
     is_hash = len(text) == 2 * hashlib.sha256().digest_size and " " not in text
-    return one_line(f"{text[:12]}..." if is_hash else text[:100])
+    return one_line(f"{text[:12]}..." if is_hash else text)

@@ -22,8 +22,7 @@ from dekr_infer.coco import DataSet, Picture, PictureFiles, load_data_set, pictu
 from dekr_infer.command import Arguments, Parser, add_config, config_of, count, run
 from dekr_infer.decode import JOINTS
 from dekr_infer.draw import contact_sheet, draw_poses, write_png
-from dekr_infer.errors import DekrError
-from dekr_infer.files import read_json
+from dekr_infer.evaluate import checked_annotations, checked_results, person_category
 from dekr_infer.geometry import Size
 from dekr_infer.preprocess import decode
 
@@ -46,8 +45,8 @@ def main(argv: Arguments = None) -> int:
         data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST)
         source = picture_source(config.DATASET.ROOT, config.DATASET.TEST, config.DATASET.DATA_FORMAT)
         files = PictureFiles(source, config.DATASET.TEST)
-        found = _by_picture(_results(args.results))
-        truth = _by_picture(data.content.get("annotations", []))
+        found = _by_picture(checked_results(args.results, data))
+        truth = _by_picture(_annotated(data))
         chosen = _chosen(data, found, args.pictures)
         args.output.mkdir(parents=True, exist_ok=True)
         tiles, labels = [], []
@@ -58,19 +57,27 @@ def main(argv: Arguments = None) -> int:
             annotated, _ = _people(truth.get(picture.id, []), -np.inf)
             tiles += [draw_poses(image, annotated), drawn]
             labels += [f"{picture.stem} annotated", f"{picture.stem} found"]
-        write_png(args.output / "sheet.png", contact_sheet(tiles, labels, COLUMNS, TILE))
-        print(
-            f"{len(chosen)} pictures -> {args.output}; all of them beside the annotated people: {args.output}/sheet.png"
-        )
+        sheet = args.output / _sheet_name(chosen)
+        write_png(sheet, contact_sheet(tiles, labels, COLUMNS, TILE))
+        print(f"{len(chosen)} pictures -> {args.output}; all of them beside the annotated people: {sheet}")
 
     return run(work)
 
 
-def _results(path: Path) -> list[dict[str, Any]]:
-    entries = read_json(path)
-    if not isinstance(entries, list) or not all(isinstance(e, dict) and "keypoints" in e for e in entries):
-        raise DekrError(f"{path}: not a COCO keypoint result file; make it with DEKR_postprocess.py")
-    return entries
+def _annotated(data: DataSet) -> list[dict[str, Any]]:
+    """The annotated people; an annotation file may lack them."""
+    if "annotations" not in data.content:
+        return []
+    person_category(data)
+    return checked_annotations(data)
+
+
+def _sheet_name(pictures: list[Picture]) -> str:
+    """What the sheet is called: not as a picture is."""
+    name = "sheet"
+    while name in {picture.stem for picture in pictures}:
+        name = f"_{name}"
+    return f"{name}.png"
 
 
 def _by_picture(entries: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
