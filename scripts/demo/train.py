@@ -24,7 +24,7 @@ early.answer_interrupts(__name__)
 
 import torch
 
-from dekr_infer.command import Arguments, Parser, count, natural, run
+from dekr_infer.command import Arguments, Parser, count, natural, parallel, run
 from dekr_infer.evaluate import figures_table
 from dekr_infer.files import replacing
 from scripts.demo.detect import SPLIT, figures, load_grouped, read_training_file
@@ -47,7 +47,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--seed", type=natural, default=1, help="of weights and pictures (1)")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate (0.002)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--processes", type=count, help="that share the work (CPU: 2, GPU: 1)")
+    parser.add_argument("--processes", type=parallel, help="that share the work (CPU: 2, GPU: 1)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the convolutions (bf16)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="continue (default)")
     parser.add_argument(

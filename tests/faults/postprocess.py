@@ -157,6 +157,14 @@ POSTPROCESS_FAULTS = [
     ),
     Fault("rescoring net of no width", nothing, (f"{HIDDEN} 0: from 1",), 2, (), (HIDDEN, "0")),
     Fault("rescoring net beyond memory", nothing, (f"{HIDDEN} 1000000000: from 1",), 2, (), (HIDDEN, "1000000000")),
+    Fault(
+        "unknown key",
+        nothing,
+        ("unknown key TEST.NMS_THR; did you mean TEST.NMS_THRE?",),
+        2,
+        pairs=("TEST.NMS_THR", "1.0"),
+    ),
+    Fault("pairs uneven", nothing, ("KEY VALUE pairs are uneven", "no partner"), 2, pairs=("TEST.FLIP_TEST",)),
     Fault("threshold infinite", nothing, ("TEST.NMS_THRE wants a finite number",), 2, (), ("TEST.NMS_THRE", "1e999")),
     Fault("threshold a word", nothing, ("TEST.NMS_THRE wants a number",), 2, (), ("TEST.NMS_THRE", "high")),
     Fault(
