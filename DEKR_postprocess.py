@@ -14,6 +14,7 @@ then 0 when the ten figures are the same, whatever else differs, and 1 when they
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -54,7 +55,7 @@ def main(argv: Arguments = None) -> int:
         config = config_of(args)
         started = time.monotonic()
         folders = [args.dump_dir] + [args.dump_dir_flip] * config.TEST.FLIP_TEST
-        if len({folder.resolve() for folder in folders}) < len(folders):
+        if len({os.path.realpath(folder) for folder in folders}) < len(folders):
             raise ConfigError("--dump_dir and --dump_dir_flip name the same folder")
         data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST)
         pictures = available(data, folders, args.allow_missing)

@@ -9,6 +9,7 @@ one <picture>.npy of float32 (1, 3, H, W) into each of the two folders. What is 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -47,7 +48,7 @@ def main(argv: Arguments = None) -> int:
                 f"DATASET.INPUT_SIZE {config.DATASET.INPUT_SIZE}: the five sizes are made for {SHORT_SIDE}; "
                 f"add DATASET.INPUT_SIZE {SHORT_SIDE}"
             )
-        if args.output.resolve() == args.output_flip.resolve():
+        if os.path.realpath(args.output) == os.path.realpath(args.output_flip):
             raise ConfigError("--output and --output_flip name the same folder")
         started = time.monotonic()
         root, split = config.DATASET.ROOT, config.DATASET.TEST

@@ -26,7 +26,7 @@ import torch
 
 from dekr_infer.command import Arguments, Parser, count, natural, parallel, run
 from dekr_infer.evaluate import figures_table
-from dekr_infer.files import replacing
+from dekr_infer.model.checkpoint import save
 from scripts.demo.detect import SPLIT, figures, load_grouped, read_training_file
 from scripts.demo.grouped import checkpoint_state
 from scripts.demo.people import write_data_set
@@ -77,8 +77,7 @@ def main(argv: Arguments = None) -> int:
             load_grouped(given, args.cfg, widen=not resumed)  # says clearly when it is another network's
         launch(options)
         state = read_training_file(args.output / STATE)
-        with replacing(args.output / WEIGHTS) as temporary:
-            torch.save(checkpoint_state(state["average"]), temporary)
+        save(checkpoint_state(state["average"]), args.output / WEIGHTS)
         print(f"{state['step']} steps in {state['seconds'] / 60:.1f} minutes -> {args.output / WEIGHTS}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             print(write_data_set(Path(folder), SPLIT, args.validate, VALIDATION_SEED))

@@ -28,8 +28,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from dekr_infer.coco import PictureFiles, load_data_set, picture_source
 from dekr_infer.command import Arguments, Parser, count, natural, parallel, run
 from dekr_infer.decode import DecodeSettings
-from dekr_infer.files import replacing
 from dekr_infer.joints import FLIP_PARTNER
+from dekr_infer.model.checkpoint import save
 from dekr_infer.rescore import features, layer_shapes
 from scripts.demo.detect import SPLIT, detect, load_grouped
 from scripts.demo.people import write_data_set
@@ -136,8 +136,7 @@ def main(argv: Arguments = None) -> int:
             print(write_data_set(Path(folder), SPLIT, args.pictures, args.seed))
             poses, targets = collect(args.weights, Path(folder))
         net, summary = fit(poses, targets, args.epochs, args.seed)
-        with replacing(args.output) as temporary:
-            torch.save(net.state_dict(), temporary)
+        save(net.state_dict(), args.output)
         print(f"{summary} -> {args.output}")
 
     return run(work)

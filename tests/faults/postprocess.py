@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,12 @@ POSTPROCESS_FAULTS = [
         ("--dump_dir and --dump_dir_flip name the same folder",),
         2,
         ("--dump_dir_flip", "../in/out"),
+    ),
+    Fault(
+        "a link to itself in the dump's place",
+        lambda place: os.symlink("loop", place.inputs / "loop"),
+        ("loop: 6 of 6 files are missing", RUN),
+        flags=("--dump_dir", "loop"),
     ),
     Fault("rescoring net missing", at(RESCORE, Path.unlink), ("rescore.pth: no such checkpoint", "README"), real=True),
     Fault("rescoring net truncated", at(RESCORE, spoil.cut, 0.5), ("rescore.pth: damaged", "fetch or save it again")),
