@@ -21,7 +21,7 @@ early.answer_interrupts(__name__)
 import cv2
 
 from dekr_infer.coco import load_data_set, picture_source
-from dekr_infer.command import Arguments, Parser, add_config, config_of, cores, count, run
+from dekr_infer.command import Arguments, Parser, add_config, config_of, cores, count, parallel, run
 from dekr_infer.errors import ConfigError
 from dekr_infer.files import sha256
 from dekr_infer.geometry import SHORT_SIDE
@@ -35,7 +35,7 @@ def main(argv: Arguments = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("prep_data"), help="folder for the tensors")
     parser.add_argument("--output_flip", type=Path, default=Path("prep_data_flip"), help="folder for the flipped ones")
-    parser.add_argument("--workers", type=count, default=cores(), metavar="N", help="processes (default: all cores)")
+    parser.add_argument("--workers", type=parallel, default=cores(), metavar="N", help="processes (default: all cores)")
     parser.add_argument("--limit", type=count, metavar="N", help="only the first N pictures")
     parser.add_argument("--overwrite", action="store_true", help="write tensors anew that are there already")
     add_config(parser)

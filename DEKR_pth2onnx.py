@@ -22,7 +22,7 @@ import onnx
 import torch
 
 import dekr_infer
-from dekr_infer.command import Arguments, Parser, add_config, config_of, cores, count, run
+from dekr_infer.command import Arguments, Parser, add_config, config_of, cores, parallel, run
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.export.check import compare
 from dekr_infer.export.dialects import ASCEND, DIALECTS, ONNX, check_standard, to_dialect
@@ -45,7 +45,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--dialect", choices=DIALECTS, default=ASCEND, help=f"deformable operator (default: {ASCEND})")
     parser.add_argument("--deform", choices=VARIANTS, default=SEPARATE, help=f"their form (default: {SEPARATE})")
     parser.add_argument("--skip_check", action="store_true", help="do not compare the written file with torch")
-    parser.add_argument("--threads", type=count, default=cores(), metavar="N", help="(default: all cores)")
+    parser.add_argument("--threads", type=parallel, default=cores(), metavar="N", help="(default: all cores)")
     parser.add_argument("--upstream", type=Path, metavar="DEKR", help="network and config from this patched checkout")
     add_config(parser)
     args = parser.parse_args(argv)
@@ -63,6 +63,8 @@ def main(argv: Arguments = None) -> int:
         if not config.TEST.MODEL_FILE:
             raise ConfigError("no checkpoint is named; add TEST.MODEL_FILE models/pose_dekr_hrnetw32_coco.pth")
         checkpoint = Path(config.TEST.MODEL_FILE)
+        if args.output.exists() and checkpoint.exists() and args.output.samefile(checkpoint):
+            raise ConfigError(f"--output {args.output} is the checkpoint itself; name another file")
         load_network(network, checkpoint)
         model = build_graph(network, args.deform)
         check_standard(to_dialect(model, ONNX))

@@ -19,6 +19,7 @@ from dekr_infer.config import load_config
 from dekr_infer.early import INTERRUPTED, SIGNAL_CODE, begin_work
 from dekr_infer.errors import DekrError
 
+MOST_PARALLEL = 1024  # threads or processes: more than any machine has for this, fewer than it breaks down under
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -48,18 +49,24 @@ def config_of(args: argparse.Namespace) -> CfgNode:
 
 
 def count(text: str) -> int:
-    """An argument type: a whole number from 1 on."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
-    return value
+    """An argument type: a whole number from 1 on, of at most 31 bits."""
+    return _within(text, 1, 2**31 - 1)
+
+
+def parallel(text: str) -> int:
+    """An argument type: how many threads or processes."""
+    return _within(text, 1, MOST_PARALLEL)
 
 
 def natural(text: str) -> int:
     """An argument type: a whole number from 0 on, of at most 32 bits."""
+    return _within(text, 0, 2**32 - 1)
+
+
+def _within(text: str, least: int, most: int) -> int:
     value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 0 to {2**32 - 1}")
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} to {most}")
     return value
 
 
@@ -131,13 +138,14 @@ def run(work: Callable[[], None]) -> int:
     Returns:
         The exit code: 0 done, 1 failed, 2 the configuration is wrong, 130 interrupted, 143 terminated, 129 hung up.
     """
+    _open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text
     try:
         begin_work()
         with stoppable():
             work()
-            sys.stdout.flush()  # while its failure can still be told
+            _flush_stdout()
     except DekrError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt as stop:
@@ -150,8 +158,30 @@ def run(work: Callable[[], None]) -> int:
         return _fail("not enough memory; free some, or use a machine that has more", 1)
     except OSError as error:
         _drop_stdout()
-        return _fail(f"{error.filename or 'standard output'}: {error.strerror or error}; correct this and try again", 1)
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}; correct this and try again", 1)
     return 0
+
+
+def _open_streams() -> None:
+    """What was closed before the start (`>&-`) leads nowhere; or else the next file opened would be written to."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))  # noqa: SIM115  # stays open
+
+
+def _flush_stdout() -> None:
+    """Print what waits to be printed, while its failure can still be told."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = "standard output"
+        raise
 
 
 def _drop_stdout() -> None:

@@ -25,7 +25,7 @@ _LOCK = ".lock"  # in a scratch folder; a run that was killed no longer holds it
 
 def beside(folder: Path, ending: str) -> Path:
     """The file that stands beside a folder and begins with its name, also when the folder is given as `.` or `..`."""
-    named = folder if folder.name not in ("", "..") else folder.resolve()
+    named = folder if folder.name not in ("", "..") else Path(os.path.realpath(folder))
     return named.parent / f"{named.name}{ending}"
 
 

@@ -6,6 +6,7 @@ each is written in a folder beside it (`<folder>.partial`) and then renamed. Tha
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import io
@@ -36,7 +37,7 @@ MOST_KNOWN = 64  # headers remembered; a data set has one for each gear and kind
 
 def partial_folder(folder: Path) -> Path:
     """Where the files of a tensor folder are written before they are renamed into it."""
-    real = folder.resolve()  # of a link, so that renaming never crosses disks
+    real = Path(os.path.realpath(folder))  # of a link, so that renaming never crosses disks
     if not real.name:
         raise DekrError(f"{folder}: cannot hold tensors; name a folder of their own")
     return real.with_name(real.name + ".partial")
@@ -144,7 +145,7 @@ def write(folder: Path, name: str, array: np.ndarray) -> int:
 def write_parts(folder: Path, name: str, parts: list[bytes | memoryview]) -> int:
     """Write a file out of byte parts, all or nothing; see `write`."""
     total = sum(len(part) for part in parts)
-    temporary = partial_folder(folder) / f"{os.getpid()}-{name}"
+    temporary = partial_folder(folder) / f"{os.getpid()}-unfinished"  # short: the name itself may be as long as can be
     try:
         with open(temporary, "wb", buffering=0) as file:
             written = os.writev(file.fileno(), parts)
@@ -154,7 +155,8 @@ def write_parts(folder: Path, name: str, parts: list[bytes | memoryview]) -> int
                     rest = rest[file.write(rest) or 0 :]
         os.replace(temporary, folder / name)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first failure is the one to tell
+            temporary.unlink()
         raise DekrError(write_failure(folder / name, error)) from None
     return total
 

@@ -20,7 +20,7 @@ from dekr_infer import early
 early.answer_interrupts(__name__)
 
 from dekr_infer.coco import DataSet, load_data_set
-from dekr_infer.command import Arguments, Parser, cores, count, run
+from dekr_infer.command import Arguments, Parser, cores, count, parallel, run
 from dekr_infer.config import load_config
 from dekr_infer.errors import DekrError
 from dekr_infer.files import write_json
@@ -41,7 +41,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--rescore", type=Path, help="compare rescored scores with this checkpoint")
     parser.add_argument("--limit", type=count, metavar="N", help="only the first N pictures")
     parser.add_argument("--json", type=Path, help="write the table here as well")
-    parser.add_argument("--threads", type=count, default=cores(), metavar="N", help="(default: all cores)")
+    parser.add_argument("--threads", type=parallel, default=cores(), metavar="N", help="(default: all cores)")
     args = parser.parse_args(argv)
 
     def work() -> None:

@@ -21,7 +21,7 @@ from dekr_infer import early
 
 early.answer_interrupts(__name__)
 
-from dekr_infer.command import Arguments, Parser, cores, count, natural, run, switch
+from dekr_infer.command import Arguments, Parser, cores, count, natural, parallel, run, switch
 from dekr_infer.dump import BOTH_PASSES, FORMATS, Options, check_dirname, list_tensors, run_folder, summary_path
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.progress import progress
@@ -39,7 +39,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--loop", type=count, default=1, metavar="N", help="passes per tensor, each timed")
     parser.add_argument("--warmup_count", type=natural, default=1, metavar="N", help="untimed passes before the first")
     parser.add_argument("--auto_set_dymdims_mode", type=switch, default=True, help="must be on: the graph has gears")
-    parser.add_argument("--threads", type=count, default=cores(), metavar="N", help="(default: all cores)")
+    parser.add_argument("--threads", type=parallel, default=cores(), metavar="N", help="(default: all cores)")
     parser.add_argument("--overwrite", action="store_true", help="run tensors anew whose outputs are there")
     args = parser.parse_args(argv)
     if args.output_dirname and not args.output and args.input:

@@ -9,6 +9,7 @@ offsets are of the size of people, and the centre map has peaks. --cfg dekr_w48_
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,9 +25,9 @@ from torch import Tensor, nn
 
 from dekr_infer.command import Arguments, Parser, add_config, config_of, natural, run
 from dekr_infer.errors import ConfigError, DekrError
-from dekr_infer.files import replacing
 from dekr_infer.geometry import Size
 from dekr_infer.model.blocks import AdaptBlock, BasicBlock, Bottleneck
+from dekr_infer.model.checkpoint import save
 from dekr_infer.model.head import DekrNet, build_network
 from dekr_infer.preprocess import normalise
 from dekr_infer.rescore import layer_shapes
@@ -54,7 +55,7 @@ def main(argv: Arguments = None) -> int:
 
     def work() -> None:
         config = config_of(args)
-        if args.output.resolve() == args.output_rescore.resolve():
+        if os.path.realpath(args.output) == os.path.realpath(args.output_rescore):
             raise ConfigError("--output and --output_rescore name the same file")
         for path in (args.output, args.output_rescore):
             if path.exists() and not args.overwrite:
@@ -65,8 +66,7 @@ def main(argv: Arguments = None) -> int:
             (args.output, network.state_dict()),
             (args.output_rescore, random_rescore(config.RESCORE.HIDDEN_LAYER)),
         ):
-            with replacing(path) as temporary:
-                torch.save(state, temporary)
+            save(state, path)
         print(f"{len(network.state_dict())} keys -> {args.output}; rescoring net -> {args.output_rescore}")
 
     return run(work)

@@ -1,5 +1,6 @@
 """Checkpoints load strictly and safely: what does not fit is named, and no pickled code runs."""
 
+import errno
 import os
 import pickle
 from collections import OrderedDict
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from dekr_infer.errors import DekrError
-from dekr_infer.model.checkpoint import load_network, read_state
+from dekr_infer.model.checkpoint import load_network, read_state, save
 
 
 class Inner(nn.Module):
@@ -61,6 +62,21 @@ def refused(net: nn.Module, path: Path) -> str:
 
 def assert_loaded(net: nn.Module, state: dict[str, torch.Tensor]) -> None:
     assert all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
+
+
+def test_what_is_saved_comes_back_and_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "a.pth"
+    save({"weight": torch.arange(5)}, path)
+    assert torch.equal(read_state(path)["weight"], torch.arange(5))
+    before = path.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DekrError, match=r"a\.pth: the disk is full"):
+        save({"weight": torch.arange(6)}, path)
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
 def test_a_plain_state_dict_is_loaded_to_the_last_value(net, file):

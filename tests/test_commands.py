@@ -14,6 +14,7 @@ import torch
 import DEKR_postprocess
 import DEKR_preprocess
 import DEKR_pth2onnx
+from dekr_infer import command
 from dekr_infer.evaluate import FIGURES
 from dekr_infer.geometry import Size, cells, gear_for
 from scripts import onnx_infer, random_checkpoint
@@ -55,6 +56,42 @@ def test_help_explains_and_holds_a_line_to_paste(name):
 def test_an_unknown_flag_is_one_line(name):
     assert run_command(MAINS[name], "--modle", "x").code == 2
     assert_refused(run_command(MAINS[name], "--modle"), 2, "--help")
+
+
+PARALLEL = {"DEKR_preprocess.py": "--workers", "DEKR_pth2onnx.py": "--threads", "scripts/onnx_infer.py": "--threads"}
+
+
+@pytest.mark.parametrize("name", PARALLEL)
+@pytest.mark.parametrize("number", ["0", "-1", "1025", "99999999999", "9" * 5000, "two"])
+def test_threads_and_processes_are_a_number_that_a_machine_can_have(name, number):
+    assert_refused(run_command(MAINS[name], PARALLEL[name], number), 2, PARALLEL[name], "--help")
+
+
+@pytest.mark.parametrize("number", ["0", str(2**31)])
+def test_a_count_fits_in_31_bits(number):
+    assert_refused(run_command(DEKR_preprocess.main, "--limit", number), 2, f"from 1 to {2**31 - 1}")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_change_nothing_but_what_is_said(dumps, closed):
+    folder = dumps.parent
+    flags = ["--dump_dir", folder / "out", "--dump_dir_flip", folder / "out_flip", "--output", folder / "results"]
+    words = [ROOT / "DEKR_postprocess.py", *flags, "DATASET.ROOT", dumps, "RESCORE.VALID", "False"]
+    line = ["bash", "-c", f'"$@" {closed}', "-", sys.executable, *map(str, words)]
+    done = subprocess.run(line, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert bool(done.stdout) == (">&-" not in closed.replace("2>&-", ""))
+    written(dumps)
+    (dumps / "annotations" / "person_keypoints_val2017.json").write_text("[]")
+    assert subprocess.run(line, capture_output=True).returncode == 1
+
+
+def test_an_error_of_unknown_place_is_told_without_a_guess(capfd):
+    def fail():
+        raise OSError(24, "Too many open files")
+
+    assert command.run(fail) == 1
+    assert capfd.readouterr().err == "error: Too many open files; correct this and try again\n"
 
 
 @ALL_CONFIGURED

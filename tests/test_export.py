@@ -1,6 +1,7 @@
 """The export command and the graph it writes, on a tiny network of the full structure; W32 once."""
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from dekr_infer.model.head import build_network
 from dekr_infer.preprocess import normalise
 from dekr_infer.runtime import format_gears, open_network
 from scripts.random_checkpoint import randomise
-from tests.toys import ONE_THREAD, SMALL_GEARS
+from tests.toys import ONE_THREAD, PAIRS, SMALL_GEARS
 from tests.twins import slow_bilinear
 
 picture_of = test_picture
@@ -305,6 +306,18 @@ def test_a_checkpoint_of_another_network_is_refused(tiny, tmp_path, capsys):
     err = capsys.readouterr().err
     assert err.startswith(f"error: {tiny.checkpoint}: not a checkpoint of this network") and err.count("\n") == 1
     assert not (tmp_path / "net.onnx").exists()
+
+
+@pytest.mark.parametrize("link", [None, Path.symlink_to, Path.hardlink_to])
+def test_the_checkpoint_is_never_overwritten(tiny, tmp_path, capsys, link):
+    checkpoint, output = tmp_path / "net.pth", tmp_path / "link.onnx"
+    shutil.copyfile(tiny.checkpoint, checkpoint)
+    if link:
+        link(output, checkpoint)
+    pairs = (*PAIRS, "TEST.MODEL_FILE", str(checkpoint))
+    assert DEKR_pth2onnx.main(["--output", str(output if link else checkpoint), *ONE_THREAD, *pairs]) == 2
+    assert "is the checkpoint itself; name another file" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == tiny.checkpoint.read_bytes()
 
 
 def test_a_missing_checkpoint_is_named(tiny, tmp_path, capsys):

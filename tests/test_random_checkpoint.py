@@ -14,6 +14,7 @@ from dekr_infer.preprocess import normalise
 from dekr_infer.rescore import layer_shapes
 from scripts import random_checkpoint
 from scripts.random_checkpoint import cloudy_picture
+from tests import spoil
 from tests.toys import PAIRS
 
 pytest_plugins = ["tests.tiny"]
@@ -48,6 +49,18 @@ def test_files_that_are_there_stay_unless_asked(tmp_path, capsys):
     assert (tmp_path / "rescore.pth").read_bytes() == b"trained for weeks"
     assert make(tmp_path, "--overwrite") == 0
     read_state(tmp_path / "rescore.pth")
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, capsys):
+    disk = tmp_path / "disk"
+    spoil.mount(disk, "size=100k")
+    try:
+        assert make(disk) == 1
+        err = capsys.readouterr().err
+        assert err == f"error: {disk / 'net.pth'}: the disk is full; free some space and run the same command again\n"
+        assert list(disk.iterdir()) == []
+    finally:
+        spoil.unmount(disk)
 
 
 def test_the_rescoring_net_has_the_official_keys_and_shapes(tmp_path):

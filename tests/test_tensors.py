@@ -53,6 +53,34 @@ def test_whatever_its_layout_an_array_is_stored_as_float32_in_c_order(tmp_path, 
     assert (tmp_path / "t" / "a.bin").read_bytes() == loaded.tobytes()
 
 
+def test_a_name_as_long_as_the_disk_takes_is_written_and_a_longer_one_is_one_error(tmp_path):
+    folder = tmp_path / "t"
+    with tensors.exclusive(folder):
+        tensors.write(folder, f"{'a' * 251}.npy", values(2))
+        assert names(folder) == [f"{'a' * 251}.npy"]
+        with pytest.raises(DekrError, match=r"aaa\.npy: cannot be written \(File name too long\)"):
+            tensors.write(folder, f"{'a' * 252}.npy", values(2))
+    assert names(tmp_path) == ["t"]
+
+
+def test_a_failure_to_clean_up_does_not_hide_the_first(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with tensors.exclusive(tmp_path / "t"), monkeypatch.context() as patch:
+        patch.setattr(os, "writev", fail)
+        patch.setattr(Path, "unlink", fail)
+        with pytest.raises(DekrError, match=r"a\.npy: cannot be written \(Input/output error\)"):
+            tensors.write(tmp_path / "t", "a.npy", values(2))
+
+
+def test_a_link_that_leads_to_itself_is_one_error(tmp_path):
+    (tmp_path / "t").symlink_to(tmp_path / "t")
+    with pytest.raises(DekrError, match="t: cannot be made"), tensors.exclusive(tmp_path / "t"):
+        pass
+    assert names(tmp_path) == ["t"]
+
+
 def test_a_tensor_comes_back_whole_by_reading_and_by_mapping(tmp_path):
     array = values(1, 18, 6, 4)
     np.save(tmp_path / "a.npy", array)

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dekr_infer.errors import DekrError
+from dekr_infer.files import replacing
 
 PREFIX = "module."  # what a data-parallel training run puts before every key
 PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64)
 NAMED = 3  # how many offending keys an error message names
+
+
+def save(value: Any, path: Path) -> None:
+    """Write what torch can save, all or nothing; not by its own writer, which dresses up a full disk as another error.
+
+    Raises:
+        DekrError: the disk is full, or the file cannot be written.
+    """
+    data = io.BytesIO()
+    torch.save(value, data)
+    with replacing(path) as temporary:
+        temporary.write_bytes(data.getbuffer())
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:

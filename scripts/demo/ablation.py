@@ -29,7 +29,7 @@ import DEKR_postprocess
 import DEKR_preprocess
 import DEKR_pth2onnx
 from dekr_infer import tensors
-from dekr_infer.command import Arguments, Parser, cores, count, natural, run
+from dekr_infer.command import Arguments, Parser, cores, count, natural, parallel, run
 from dekr_infer.decode import CENTRE
 from dekr_infer.errors import DekrError
 from dekr_infer.export.dialects import ASCEND, ONNX
@@ -54,7 +54,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("quickstart/ablation"), help="folder for everything made")
     parser.add_argument("--pictures", type=count, default=PICTURES)
     parser.add_argument("--seed", type=natural, default=SEED)
-    parser.add_argument("--threads", type=count, default=cores(), help="(default: all cores)")
+    parser.add_argument("--threads", type=parallel, default=cores(), help="(default: all cores)")
     args = parser.parse_args(argv)
 
     def work() -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from dekr_infer.coco import DataSet, Picture, PictureFiles, load_data_set, picture_source
-from dekr_infer.command import Arguments, Parser, count, run
+from dekr_infer.command import Arguments, Parser, parallel, run
 from dekr_infer.config import load_config
 from dekr_infer.decode import DecodeSettings, Passes, decode, transform_poses
 from dekr_infer.errors import DekrError
@@ -117,7 +117,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--state", type=Path, default=ROOT / "models/demo_train/state.pth", help="state or checkpoint")
     parser.add_argument("--rescore", type=Path, help="rescoring checkpoint")
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="both passes (default)")
-    parser.add_argument("--threads", type=count, default=1, help="of torch (1)")
+    parser.add_argument("--threads", type=parallel, default=1, help="of torch (1)")
     args = parser.parse_args(argv)
 
     def work() -> None:

@@ -24,9 +24,9 @@ early.answer_interrupts(__name__)
 
 import torch
 
-from dekr_infer.command import Arguments, Parser, count, natural, run
+from dekr_infer.command import Arguments, Parser, count, natural, parallel, run
 from dekr_infer.evaluate import figures_table
-from dekr_infer.files import replacing
+from dekr_infer.model.checkpoint import save
 from scripts.demo.detect import SPLIT, figures, load_grouped, read_training_file
 from scripts.demo.grouped import checkpoint_state
 from scripts.demo.people import write_data_set
@@ -47,7 +47,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--seed", type=natural, default=1, help="of weights and pictures (1)")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate (0.002)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--processes", type=count, help="that share the work (CPU: 2, GPU: 1)")
+    parser.add_argument("--processes", type=parallel, help="that share the work (CPU: 2, GPU: 1)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the convolutions (bf16)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="continue (default)")
     parser.add_argument(
@@ -77,8 +77,7 @@ def main(argv: Arguments = None) -> int:
             load_grouped(given, args.cfg, widen=not resumed)  # says clearly when it is another network's
         launch(options)
         state = read_training_file(args.output / STATE)
-        with replacing(args.output / WEIGHTS) as temporary:
-            torch.save(checkpoint_state(state["average"]), temporary)
+        save(checkpoint_state(state["average"]), args.output / WEIGHTS)
         print(f"{state['step']} steps in {state['seconds'] / 60:.1f} minutes -> {args.output / WEIGHTS}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             print(write_data_set(Path(folder), SPLIT, args.validate, VALIDATION_SEED))

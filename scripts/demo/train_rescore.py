@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from dekr_infer.coco import PictureFiles, load_data_set, picture_source
-from dekr_infer.command import Arguments, Parser, count, natural, run
+from dekr_infer.command import Arguments, Parser, count, natural, parallel, run
 from dekr_infer.decode import DecodeSettings
-from dekr_infer.files import replacing
 from dekr_infer.joints import FLIP_PARTNER
+from dekr_infer.model.checkpoint import save
 from dekr_infer.rescore import features, layer_shapes
 from scripts.demo.detect import SPLIT, detect, load_grouped
 from scripts.demo.people import write_data_set
@@ -127,7 +127,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--pictures", type=count, default=300, help="to draw (300)")
     parser.add_argument("--epochs", type=count, default=40, help="over the poses (40)")
     parser.add_argument("--seed", type=natural, default=2001, help="of pictures and weights (2001)")
-    parser.add_argument("--threads", type=count, default=2, help="of torch (2)")
+    parser.add_argument("--threads", type=parallel, default=2, help="of torch (2)")
     args = parser.parse_args(argv)
 
     def work() -> None:
@@ -136,8 +136,7 @@ def main(argv: Arguments = None) -> int:
             print(write_data_set(Path(folder), SPLIT, args.pictures, args.seed))
             poses, targets = collect(args.weights, Path(folder))
         net, summary = fit(poses, targets, args.epochs, args.seed)
-        with replacing(args.output) as temporary:
-            torch.save(net.state_dict(), temporary)
+        save(net.state_dict(), args.output)
         print(f"{summary} -> {args.output}")
 
     return run(work)

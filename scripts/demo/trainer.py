@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from dekr_infer.config import load_config
-from dekr_infer.files import replacing
+from dekr_infer.model.checkpoint import save
 from scripts.demo.batches import VALIDATION_CUT, Batch, Cut, Drawn, make_batch, normalised
 from scripts.demo.detect import load_grouped
 from scripts.demo.grouped import GroupedNet
@@ -93,8 +93,7 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
         }
-        with replacing(self.options.output / STATE) as temporary:
-            torch.save(state, temporary)
+        save(state, self.options.output / STATE)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Heatmap and offset loss of a batch."""

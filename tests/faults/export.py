@@ -24,6 +24,7 @@ def not_a_number(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value * float("nan") if value.is_floating_point() else value for key, value in state.items()}
 
 
+OVER_IT = ("--output", "model.pth")
 WIDER = ("MODEL.SPEC.HEAD_HEATMAP.NUM_CHANNELS", "6")
 
 EXPORT_FAULTS = [
@@ -59,6 +60,16 @@ EXPORT_FAULTS = [
         ("TEST.MODEL_FILE", ""),
         again=False,
     ),
+    Fault("output over the checkpoint", nothing, ("--output model.pth is the checkpoint",), 2, OVER_IT, again=False),
+    Fault(
+        "unknown key",
+        nothing,
+        ("unknown key TEST.MODEL_FIEL; did you mean TEST.MODEL_FILE?",),
+        2,
+        pairs=("TEST.MODEL_FIEL", "x.pth"),
+        again=False,
+    ),
+    Fault("pairs uneven", nothing, ("pairs are uneven", "no partner"), 2, pairs=("TEST.FLIP_TEST",), again=False),
     Fault("width below zero", nothing, ("MODEL.SPEC: no network", "correct"), 2, (), (WIDER[0], "-3"), again=False),
     Fault("width beyond memory", nothing, ("MODEL.SPEC: no network",), 2, (), (WIDER[0], "10000000000"), again=False),
     Fault(

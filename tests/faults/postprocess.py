@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,12 @@ POSTPROCESS_FAULTS = [
         2,
         ("--dump_dir_flip", "../in/out"),
     ),
+    Fault(
+        "a link to itself in the dump's place",
+        lambda place: os.symlink("loop", place.inputs / "loop"),
+        ("loop: 6 of 6 files are missing", RUN),
+        flags=("--dump_dir", "loop"),
+    ),
     Fault("rescoring net missing", at(RESCORE, Path.unlink), ("rescore.pth: no such checkpoint", "README"), real=True),
     Fault("rescoring net truncated", at(RESCORE, spoil.cut, 0.5), ("rescore.pth: damaged", "fetch or save it again")),
     Fault(
@@ -157,6 +164,14 @@ POSTPROCESS_FAULTS = [
     ),
     Fault("rescoring net of no width", nothing, (f"{HIDDEN} 0: from 1",), 2, (), (HIDDEN, "0")),
     Fault("rescoring net beyond memory", nothing, (f"{HIDDEN} 1000000000: from 1",), 2, (), (HIDDEN, "1000000000")),
+    Fault(
+        "unknown key",
+        nothing,
+        ("unknown key TEST.NMS_THR; did you mean TEST.NMS_THRE?",),
+        2,
+        pairs=("TEST.NMS_THR", "1.0"),
+    ),
+    Fault("pairs uneven", nothing, ("KEY VALUE pairs are uneven", "no partner"), 2, pairs=("TEST.FLIP_TEST",)),
     Fault("threshold infinite", nothing, ("TEST.NMS_THRE wants a finite number",), 2, (), ("TEST.NMS_THRE", "1e999")),
     Fault("threshold a word", nothing, ("TEST.NMS_THRE wants a number",), 2, (), ("TEST.NMS_THRE", "high")),
     Fault(

@@ -176,6 +176,12 @@ PREPROCESS_FAULTS = [
         "both outputs the same folder", nothing, ("name the same folder",), 2, ("--output_flip", "../w/../w/prep_data")
     ),
     Fault(
+        "a link to itself in the output's place",
+        lambda place: os.symlink("prep_data", place.outputs / "prep_data"),
+        ("prep_data: cannot be made", "free this name"),
+        mend=freed("prep_data"),
+    ),
+    Fault(
         "a file in the output's place",
         lambda place: spoil.replace(place.outputs / "prep_data", b"x"),
         ("prep_data: cannot be made", "free this name"),
