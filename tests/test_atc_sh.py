@@ -40,6 +40,15 @@ def left(host: Host) -> set[str]:
     return {entry.name for entry in host.folder.iterdir()}
 
 
+def test_weights_in_a_file_of_their_own_go_with_the_model(host):
+    """The folder's name has a space, so that atc is given a copy."""
+    onnx.save(toy_model(), host.folder / "ext.onnx", save_as_external_data=True, location="w", size_threshold=0)
+    done = host.run("atc.sh", "ext.onnx")
+    assert done.returncode == 0, done
+    with zipfile.ZipFile(host.folder / "ext.om") as stand_in:
+        assert onnx.load_from_string(stand_in.read("model.onnx")).graph == toy_model().graph
+
+
 def test_our_export_is_converted_with_the_published_options(host, tiny):
     shutil.copy(tiny.graph, host.folder / "dekr_bs1.onnx")
     done = host.run("atc.sh", "dekr_bs1.onnx")

@@ -118,9 +118,11 @@ def convert(args: Namespace, extra: Sequence[str]) -> None:
     started = time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(_place(target), f"{target.name}.partial") as scratch:
-        for key in ("model", "keep_dtype"):
-            if (file := getattr(args, key)) and not _is_plain(file):
-                setattr(args, key, shutil.copyfile(file, scratch / f"{key}{file.suffix}"))
+        if not _is_plain(args.model):
+            args.model = scratch / "model.onnx"
+            args.model.write_bytes(model.SerializeToString())  # with the weights of files beside it
+        if args.keep_dtype and not _is_plain(args.keep_dtype):
+            args.keep_dtype = shutil.copyfile(args.keep_dtype, scratch / f"keep_dtype{args.keep_dtype.suffix}")
         ran = run_tool(atc_command(args, model, scratch / target.stem, chip, extra))
         if ran.code or not any(SUCCESS in line for line in ran.lines):
             found = remedy(ran.lines, REMEDIES) or "its messages above name the reason"
