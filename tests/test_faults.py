@@ -76,7 +76,9 @@ def test_a_fault_is_one_line_loses_nothing_and_is_mended_by_a_second_run(place: 
         assert before.get(name, wanted.get(name)) == data, f"{name} is neither as it was nor as it should be"
     assert not list(place.folder.rglob("sprung")), "code in a file was run"
     counts.DONE["faults"] += 1
-    if fault.again:
+    if not fault.again:
+        assert place.written() == before, "something was written, so a corrected run would not be a first one"
+    else:
         fault.mend(place)
         place.restore()
         again = place.run()

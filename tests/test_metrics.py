@@ -14,6 +14,7 @@ from dekr_infer import metrics
 from dekr_infer.errors import DekrError
 from dekr_infer.evaluate import FIGURES
 from dekr_infer.files import sha256
+from tests import spoil
 from tests.helpers import assert_refused
 from tests.place import INFER, POSTPROCESS, PREPROCESS, Place, make_inputs, run_through
 
@@ -53,6 +54,17 @@ def test_hashes_versions_and_settings_of_everything_that_counts_are_kept(place, 
     assert all(found["versions"][name] for name in ("numpy", "scipy", "pycocotools", "torch"))
     matching = {"MATCH_HMP", "ADJUST_THRESHOLD", "MAX_ABSORB_DISTANCE", "GUASSIAN_KERNEL", "SIGMA"}
     assert {"POOL_THRESHOLD1", "NMS_THRE", "MAX_NUM_PEOPLE", "HIDDEN_LAYER"} | matching <= set(found["settings"])
+
+
+def test_nobody_found_in_any_picture_is_a_result_too(place):
+    for path in [*place.inputs.glob("out/*_0.npy"), *place.inputs.glob("out_flip/*_0.npy")]:
+        spoil.resave(path, spoil.set_value(0))
+    ran = place.run(pairs=("RESCORE.VALID", "False"), real=True)
+    assert ran.code == 0 and ran.err == "", ran
+    assert "3 pictures, 0 people, nobody in 3 pictures" in ran.out
+    figures = written(place)["figures"]
+    assert figures["AP"] == 0 and set(figures.values()) == {0.0, -1.0}, "nobody annotated is large"
+    assert (place.outputs / "results" / "keypoints_val2017_results.json").read_bytes() == b"[]\n"
 
 
 def test_the_same_run_again_differs_in_nothing(place, tmp_path):

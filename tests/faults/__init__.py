@@ -25,7 +25,8 @@ class Fault:
         flags, pairs: more words on the command line.
         mend: what the user does beside bringing the inputs into order and leaving the words out.
         real: run the command as a process of its own.
-        again: whether the corrected run follows; an export refused for its checkpoint has nothing to go on from.
+        again: whether the corrected run follows; an export takes long, so most that are refused before anything is
+            written must leave the outputs just as they were instead, which makes the corrected run a first one.
     """
 
     name: str
