@@ -20,6 +20,14 @@ from dekr_infer.files import read_regular
 
 CONFIG_FOLDER = Path(__file__).with_name("configs")
 WIDEST = 1 << 14  # hidden neurons of a rescoring net
+LARGEST = 1_000_000  # of what is no use beyond; arithmetic still is exact there
+BOUNDS = (  # outside them fits run for ever, divide by zero, or mean nothing
+    ("DATASET.SIGMA", 0.1, LARGEST),
+    ("TEST.GUASSIAN_KERNEL", 0, 512),
+    ("TEST.MAX_ABSORB_DISTANCE", 0, LARGEST),
+    ("TEST.ADJUST_THRESHOLD", -LARGEST, LARGEST),
+    ("TEST.NMS_NUM_THRE", 0, LARGEST),
+)
 DEFAULT_CONFIG = CONFIG_FOLDER / "dekr_w32_coco.yaml"
 
 
@@ -185,3 +193,7 @@ def _check_supported(config: CfgNode) -> None:
     ):
         if wrong:
             raise ConfigError(message)
+    for key, least, most in BOUNDS:
+        section, name = key.split(".")
+        if not least <= config[section][name] <= most:
+            raise ConfigError(f"{key} {config[section][name]}: from {least} to {most}")

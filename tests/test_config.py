@@ -196,6 +196,24 @@ def test_what_the_chain_cannot_do_is_refused_rather_than_ignored(key, text):
 
 
 @pytest.mark.parametrize(
+    ("key", "outside", "inside"),
+    [
+        ("DATASET.SIGMA", ("0.0", "1e-300", "-1", "1e300"), ("0.1", "1000000")),
+        ("TEST.GUASSIAN_KERNEL", ("-1", "513", "1000000000"), ("0", "512")),
+        ("TEST.MAX_ABSORB_DISTANCE", ("-1", str(10**400)), ("0", "1000000")),
+        ("TEST.ADJUST_THRESHOLD", ("-1e308", "1e308", "-1000001"), ("-1e6", "1e6")),
+        ("TEST.NMS_NUM_THRE", ("-1", str(10**400)), ("0", "17")),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_and_the_bounds_themselves_taken(key, outside, inside):
+    for text in outside:
+        message = complaint(key, text)
+        assert message.startswith(key) and ": from " in message
+    for text in inside:
+        load_config(None, (key, text))
+
+
+@pytest.mark.parametrize(
     ("content", "part"),
     [("- 1\n- 2\n", "holds no sections"), ("", "holds no sections"), ("a: [", "not a plain YAML file"),
      ("a: !!python/object/apply:os.getcwd []\n", "not a plain YAML file"), ("TEST: 3\n", "is a section"),
