@@ -184,7 +184,6 @@ def test_a_wrong_type_names_the_key_and_what_it_wants(key, text, part):
         ("DATASET.DATASET", "crowd_pose_kpt"),
         ("DATASET.NUM_JOINTS", "14"),
         ("MODEL.NUM_JOINTS", "14"),
-        ("DATASET.MAX_NUM_PEOPLE", "0"),
         ("TEST.KEYPOINT_THRESHOLD", "1.5"),
         ("TEST.KEYPOINT_THRESHOLD", "-0.1"),
         ("TEST.NMS_THRE", "-1"),
@@ -198,6 +197,7 @@ def test_what_the_chain_cannot_do_is_refused_rather_than_ignored(key, text):
 @pytest.mark.parametrize(
     ("key", "outside", "inside"),
     [
+        ("DATASET.MAX_NUM_PEOPLE", ("0", "10001", str(10**400)), ("1", "10000")),
         ("DATASET.SIGMA", ("0.0", "1e-300", "-1", "1e300"), ("0.1", "1000000")),
         ("TEST.GUASSIAN_KERNEL", ("-1", "513", "1000000000"), ("0", "512")),
         ("TEST.MAX_ABSORB_DISTANCE", ("-1", str(10**400)), ("0", "1000000")),
