@@ -17,7 +17,7 @@ from yacs.config import CfgNode
 
 from dekr_infer.config import load_config
 from dekr_infer.early import INTERRUPTED, SIGNAL_CODE, begin_work
-from dekr_infer.errors import DekrError
+from dekr_infer.errors import DekrError, one_line
 
 MOST_PARALLEL = 1024  # threads or processes: more than any machine has for this, fewer than it breaks down under
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -191,7 +191,7 @@ def _drop_stdout() -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return code
 
 

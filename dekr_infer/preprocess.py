@@ -119,11 +119,7 @@ class _Worker:
 
     def convert(self, picture: Picture) -> int:
         """Make both tensors of a picture; returns the bytes written."""
-        name = f"{self.files.source}: {picture.file_name}"
-        data = self.files.read(picture.file_name)
-        _check_size(picture_size(data) or picture.size, picture, name)  # before a header can ask for gigabytes
-        image = decode(data, name)
-        _check_size(Size(*image.shape[:2]), picture, name)
+        image = read_picture(self.files, picture)
         gear = gear_for(picture.size)
         buffer = self.buffers.setdefault(gear, np.empty((1, 3, *gear), np.float32))
         warped = warp(image, gear)
@@ -131,6 +127,20 @@ class _Worker:
         for folder, pixels in zip(self.folders, (warped, mirror(warped)), strict=True):
             written += tensors.write(folder, picture.stem + tensors.SUFFIX, normalise(pixels, buffer))
         return written
+
+
+def read_picture(files: PictureFiles, picture: Picture) -> np.ndarray:
+    """A picture of the data set as (h, w, 3) uint8 BGR.
+
+    Raises:
+        DekrError: it is missing, damaged, or of another size than annotated.
+    """
+    name = f"{files.source}: {picture.file_name}"
+    data = files.read(picture.file_name)
+    _check_size(picture_size(data) or picture.size, picture, name)  # before a header can ask for gigabytes
+    image = decode(data, name)
+    _check_size(Size(*image.shape[:2]), picture, name)
+    return image
 
 
 def _check_size(found: Size, picture: Picture, name: str) -> None:

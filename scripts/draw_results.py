@@ -24,7 +24,7 @@ from dekr_infer.decode import JOINTS
 from dekr_infer.draw import contact_sheet, draw_poses, write_png
 from dekr_infer.evaluate import checked_annotations, checked_results, person_category
 from dekr_infer.geometry import Size
-from dekr_infer.preprocess import decode
+from dekr_infer.preprocess import read_picture
 
 TILE = Size(300, 400)  # pixels of one picture on the sheet
 COLUMNS = 4
@@ -51,7 +51,7 @@ def main(argv: Arguments = None) -> int:
         args.output.mkdir(parents=True, exist_ok=True)
         tiles, labels = [], []
         for picture in chosen:
-            image = decode(files.read(picture.file_name), f"{source}: {picture.file_name}")[:, :, ::-1]
+            image = read_picture(files, picture)[:, :, ::-1]
             drawn = draw_poses(image, *_people(found.get(picture.id, []), args.min_score))
             write_png(args.output / f"{picture.stem}.png", drawn)
             annotated, _ = _people(truth.get(picture.id, []), -np.inf)

@@ -15,6 +15,7 @@ import DEKR_postprocess
 import DEKR_preprocess
 import DEKR_pth2onnx
 from dekr_infer import command
+from dekr_infer.errors import DekrError
 from dekr_infer.evaluate import FIGURES
 from dekr_infer.geometry import Size, cells, gear_for
 from scripts import onnx_infer, random_checkpoint
@@ -84,6 +85,14 @@ def test_streams_that_are_closed_change_nothing_but_what_is_said(dumps, closed):
     written(dumps)
     (dumps / "annotations" / "person_keypoints_val2017.json").write_text("[]")
     assert subprocess.run(line, capture_output=True).returncode == 1
+
+
+def test_what_a_terminal_would_act_on_is_spelt_out(capfd):
+    def work():
+        raise DekrError("a\x1b[2J.npy: cut\nshort")
+
+    assert command.run(work) == 1
+    assert capfd.readouterr().err == "error: a\\x1b[2J.npy: cut short\n"
 
 
 def test_an_error_of_unknown_place_is_told_without_a_guess(capfd):

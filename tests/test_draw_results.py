@@ -53,6 +53,11 @@ def test_a_picture_called_sheet_and_the_sheet_both_stand(place):
     assert (cv2.imread(str(place / "drawn" / "b.png")) != colourful(SIZES["b.png"])).any(), "somebody is drawn"
 
 
+def test_a_picture_of_another_size_than_annotated_is_refused(place):
+    write_pictures(place / "coco", {name: encode(colourful(Size(61, 80))) for name in SIZES})
+    assert_refused(draw(place), 1, "sheet.png", "is 80x61 pixels, the annotation says 80x60")
+
+
 def test_otherwise_the_sheet_has_its_usual_name(place):
     write_results(place, [result(image_id=999)])
     assert draw(place).code == 0
