@@ -21,6 +21,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from dekr_infer.errors import DekrError
 from dekr_infer.files import sha256
 
 PACKAGES = ("numpy", "cv2", "torch", "onnx", "onnxruntime", "pycocotools", "scipy", "yacs", "yaml", "tqdm")
@@ -213,7 +214,10 @@ def models(folder: Path) -> Iterator[Check]:
 
 
 def _hash(path: Path) -> str:
-    return f"sha256 {sha256(path)[:16]}"
+    try:
+        return f"sha256 {sha256(path)[:16]}"
+    except DekrError as error:
+        return str(error)
 
 
 def _ask(*command: str) -> tuple[int, str]:

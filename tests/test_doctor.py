@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from dekr_infer import tensors
+from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size, cells
+from scripts import doctor
 from scripts.doctor import needed_bytes
 from tests.host import DOUBLES, Host, refused
 
@@ -171,3 +173,12 @@ def test_the_version_of_newer_toolkits_and_of_none(host):
     assert lines(host.run("doctor.sh").stdout)["atc"].endswith(", of CANN 6.0.RC1")
     (toolkit / "x86_64-linux" / "ascend_toolkit_install.info").unlink()
     assert lines(host.run("doctor.sh").stdout)["atc"].endswith(", of CANN (version unknown)")
+
+
+def test_weights_that_cannot_be_read_are_told_where_their_hash_would_stand(tmp_path, monkeypatch):
+    def refuse(path: Path) -> str:
+        raise DekrError(f"{path}: cannot be read (Permission denied)")
+
+    monkeypatch.setattr(doctor, "sha256", refuse)
+    (tmp_path / "final_rescore_coco_kpt.pth").touch()
+    assert any("Permission denied" in check.found for check in doctor.models(tmp_path))
