@@ -271,7 +271,7 @@ def test_only_a_narrower_head_can_be_widened() -> None:
 
 
 def test_training_starts_from_given_weights(tmp_path: Path) -> None:
-    given = random_network(8)
+    given = random_network(16)
     torch.save(checkpoint_state(given.state_dict()), tmp_path / "given.pth")
     trainer = Trainer(replace(few_steps(tmp_path), init=tmp_path / "given.pth"), 0)
     for key, value in given.state_dict().items():

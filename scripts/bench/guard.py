@@ -134,7 +134,7 @@ def _forward(folder: Path) -> Check:
 
 def _postprocessing(data: DataSet, folder: Path) -> Check:
     rescore = WEIGHTS / "rescore_demo.pth"
-    settings = settings_of(load_config(CONFIG, ["RESCORE.MODEL_FILE", str(rescore)]))
+    settings = settings_of(load_config(CONFIG, ["RESCORE.MODEL_FILE", str(rescore), "TEST.MATCH_HMP", "False"]))
     dumps = write_dumps(data, folder / "dumps", Encoding(distort=noisy))
     return Check(
         "postprocessing",
