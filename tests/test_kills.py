@@ -129,8 +129,10 @@ def meet(zygote: Zygote, place: Place) -> Running:
         running = start(zygote, place)
         while not list(place.outputs.glob("*.partial")) and Path(f"/proc/{running.pid}").exists():
             time.sleep(0.001)
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, FileNotFoundError):
             os.kill(running.pid, signal.SIGSTOP)
+            while ") T " not in Path(f"/proc/{running.pid}/stat").read_text():  # it stops a moment later
+                time.sleep(0.001)
             if list(place.outputs.glob("*.partial")):
                 return running
             os.kill(running.pid, signal.SIGCONT)
