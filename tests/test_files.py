@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import os
 import subprocess
 import sys
@@ -11,7 +12,16 @@ import pytest
 
 from dekr_infer import files
 from dekr_infer.errors import DekrError
-from dekr_infer.files import beside, read_json, read_regular, replacing, scratch_folder, sha256, write_json
+from dekr_infer.files import (
+    beside,
+    open_regular,
+    read_json,
+    read_regular,
+    replacing,
+    scratch_folder,
+    sha256,
+    write_json,
+)
 
 
 def names(folder) -> list[str]:
@@ -148,3 +158,16 @@ def test_a_scratch_folder_that_another_run_removes_at_once_is_made_anew(tmp_path
     with scratch_folder(tmp_path, "out") as made:
         assert len(names(tmp_path)) == 2 and made.is_dir()
     os.close(taken[0])
+
+
+def test_an_interrupt_while_a_file_is_opened_stays_one(tmp_path, monkeypatch):
+    real = io.FileIO
+
+    def opened_and_interrupted(*words, **named):
+        real(*words, **named).close()  # as when Python drops what it has just made
+        raise KeyboardInterrupt
+
+    (tmp_path / "a").touch()
+    monkeypatch.setattr(files.io, "FileIO", opened_and_interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_regular(tmp_path / "a")
