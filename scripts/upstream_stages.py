@@ -137,6 +137,8 @@ class Comparison:
         source = picture_source(self.config.DATASET.ROOT, self.config.DATASET.TEST)
         tree.DATASET.DATA_FORMAT = "zip" if source.suffix == ".zip" else "jpg"
         tree.MODEL.SPEC = self.config.MODEL.SPEC.clone()
+        for key in set(tree.TEST) & set(self.config.TEST):
+            tree.TEST[key] = self.config.TEST[key]
         tree.freeze()
         return tree
 
