@@ -1,82 +1,14 @@
 #!/usr/bin/env python3
-"""Turn COCO pictures into network tensors, original and flipped, in five fixed sizes.
+"""Turn COCO images into network tensors; see dekr_infer/cli/preprocess.py, or --help."""
 
-Reads DATASET.ROOT/images/val2017.zip (or the folder images/val2017/) in the order of the annotation file and writes
-one <picture>.npy of float32 (1, 3, H, W) into each of the two folders. What is there already is kept.
-
-  python3 DEKR_preprocess.py --output ./prep_data --output_flip ./prep_data_flip DATASET.ROOT data/coco
-"""
-
-from __future__ import annotations
-
-import os
 import sys
-import time
 from pathlib import Path
 
-from dekr_infer import early
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-early.answer_interrupts(__name__)
+from dekr_infer.launch import main_of
 
-import cv2
-
-from dekr_infer.coco import load_data_set, picture_source
-from dekr_infer.command import Arguments, Parser, add_config, config_of, cores, count, parallel, run
-from dekr_infer.errors import ConfigError
-from dekr_infer.files import sha256
-from dekr_infer.geometry import SHORT_SIDE
-from dekr_infer.origin import Making, moved_warning
-from dekr_infer.preprocess import gear_table, moves_pixels, write_tensors
-from dekr_infer.progress import progress
-
-
-def main(argv: Arguments = None) -> int:
-    """The command; returns its exit code."""
-    parser = Parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("prep_data"), help="folder for the tensors")
-    parser.add_argument("--output_flip", type=Path, default=Path("prep_data_flip"), help="folder for the flipped ones")
-    parser.add_argument("--workers", type=parallel, default=cores(), metavar="N", help="processes (default: all cores)")
-    parser.add_argument("--limit", type=count, metavar="N", help="only the first N pictures")
-    parser.add_argument("--overwrite", action="store_true", help="write tensors anew that are there already")
-    add_config(parser)
-    args = parser.parse_args(argv)
-
-    def work() -> None:
-        config = config_of(args)
-        if config.DATASET.INPUT_SIZE != SHORT_SIDE:
-            raise ConfigError(
-                f"DATASET.INPUT_SIZE {config.DATASET.INPUT_SIZE}: the five sizes are made for {SHORT_SIDE}; "
-                f"add DATASET.INPUT_SIZE {SHORT_SIDE}"
-            )
-        if os.path.realpath(args.output) == os.path.realpath(args.output_flip):
-            raise ConfigError("--output and --output_flip name the same folder")
-        started = time.monotonic()
-        root, split = config.DATASET.ROOT, config.DATASET.TEST
-        data = load_data_set(root, split)
-        source = picture_source(root, split, config.DATASET.DATA_FORMAT)
-        moved = moves_pixels()
-        if moved:
-            print(f"warning: {moved_warning([cv2.__version__])}", file=sys.stderr)
-        folders = (args.output, args.output_flip)
-        with progress("preprocess", len(data.pictures[: args.limit])) as advance:
-            summary = write_tensors(
-                data,
-                source,
-                split,
-                folders,
-                limit=args.limit,
-                workers=args.workers,
-                overwrite=args.overwrite,
-                making=Making(sha256(data.annotation), cv2.__version__, moved),
-                advance=advance,
-            )
-        print(
-            f"{summary.pictures} pictures ({summary.skipped} were there already) -> {args.output} {args.output_flip}; "
-            f"{gear_table(summary.gears)}; {summary.written:,} bytes in {time.monotonic() - started:.1f} s"
-        )
-
-    return run(work)
-
+main = main_of("preprocess")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,37 +1,12 @@
 #!/usr/bin/env python3
-"""What the shell wrappers around the Ascend tools call: the first word names the tool, the rest is handed on."""
+"""Run one of the Ascend commands; the shell wrappers beside this file call it with the command's name."""
 
-from __future__ import annotations
-
-import importlib
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dekr_infer import early
-
-early.answer_interrupts(__name__)
-
-TOOLS = ("chip", "atc", "bench", "tune")
-
-
-def main() -> int:
-    """Run one tool; returns its exit code."""
-    if len(sys.argv) < 2 or sys.argv[1] not in TOOLS:
-        print(f"error: name a tool: {', '.join(TOOLS)}", file=sys.stderr)
-        return 2
-    try:
-        tool = importlib.import_module(f"dekr_infer.ascend.{sys.argv[1]}")
-    except ModuleNotFoundError as error:
-        print(
-            f"error: {sys.executable}: has no {error.name}; run 'bash scripts/setup_venv.sh requirements.txt'",
-            file=sys.stderr,
-        )
-        return 1
-    code: int = tool.main(sys.argv[2:])
-    return code
-
+from dekr_infer.launch import launch
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(launch(sys.argv.pop(1)))

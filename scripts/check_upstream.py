@@ -1,76 +1,14 @@
 #!/usr/bin/env python3
-"""Run upstream's code and ours over the same pictures, stage by stage, and print the largest differences.
-
-Stages before the network compare tensors; with --checkpoint its maps are compared too (upstream in torch, ours as the
-exported graph), and both decoders are then given upstream's maps. Without one they are given noisy maps drawn from the
-annotations. Ends with exit code 1 when a tolerance is exceeded.
-
-  python3 scripts/check_upstream.py --root data/coco --limit 50 --rescore models/final_rescore_coco_kpt.pth
-"""
-
-from __future__ import annotations
+"""Compare upstream's code with ours; see dekr_infer/cli/check_upstream.py, or --help."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dekr_infer import early
+from dekr_infer.launch import main_of
 
-early.answer_interrupts(__name__)
-
-from dekr_infer.coco import DataSet, load_data_set
-from dekr_infer.command import Arguments, Parser, cores, count, parallel, run
-from dekr_infer.config import load_config
-from dekr_infer.errors import DekrError
-from dekr_infer.files import write_json
-from dekr_infer.progress import progress
-from dekr_infer.upstream import upstream_config, use_checkout
-from scripts.upstream_stages import TOLERANCES, Comparison, Differences
-
-SPLIT = "val2017"
-
-
-def main(argv: Arguments = None) -> int:
-    """The command; returns its exit code."""
-    parser = Parser(__doc__)
-    parser.add_argument("--upstream", type=Path, default=Path("DEKR"), help="patched checkout (default: DEKR)")
-    parser.add_argument("--root", type=Path, required=True, help="data set in COCO's layout")
-    parser.add_argument("--cfg", default="dekr_w32_coco", help="the network's configuration (default: dekr_w32_coco)")
-    parser.add_argument("--checkpoint", type=Path, help="compare the network's maps, and decode those")
-    parser.add_argument("--rescore", type=Path, help="compare rescored scores with this checkpoint")
-    parser.add_argument("--limit", type=count, metavar="N", help="only the first N pictures")
-    parser.add_argument("--json", type=Path, help="write the table here as well")
-    parser.add_argument("--threads", type=parallel, default=cores(), metavar="N", help="(default: all cores)")
-    args = parser.parse_args(argv)
-
-    def work() -> None:
-        use_checkout(args.upstream)
-        data = load_data_set(args.root, SPLIT)
-        data = DataSet(data.annotation, data.pictures[: args.limit], data.content)
-        pairs = ["DATASET.ROOT", str(args.root), "DATASET.TEST", SPLIT]
-        pairs += ["RESCORE.MODEL_FILE", str(args.rescore)] if args.rescore else ["RESCORE.VALID", "False"]
-        config = load_config(args.cfg, pairs)
-        comparison = Comparison(config, upstream_config(args.upstream, None, pairs), args.checkpoint, args.threads)
-        differences = Differences()
-        with progress("compare", len(data.pictures)) as advance:
-            for picture in data.pictures:
-                comparison.compare(picture, data, differences)
-                advance(1)
-        comparison.compare_results(data, differences)
-        print(f"largest differences between upstream and ours over {len(data.pictures)} pictures")
-        print(differences.table())
-        if args.json:
-            write_json(args.json, {"pictures": len(data.pictures), "stages": differences.rows()}, indent=2)
-        exceeded = [stage for stage in differences.largest if not differences.holds(stage)]
-        if exceeded:
-            raise DekrError(f"beyond tolerance: {', '.join(exceeded)}")
-        unseen = [stage for stage in TOLERANCES if stage not in differences.largest]
-        if unseen:
-            print(f"not compared: {', '.join(unseen)}; these need --checkpoint or --rescore")
-
-    return run(work)
-
+main = main_of("check_upstream")
 
 if __name__ == "__main__":
     sys.exit(main())

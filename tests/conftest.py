@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from tests import counts
+from tests.support import counts
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

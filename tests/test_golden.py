@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dekr_infer import preprocess
-from dekr_infer.decode import DecodeSettings, Passes, decode, transform_poses
-from dekr_infer.geometry import Size, gear_for, gear_to_image
-from dekr_infer.match import MatchSettings, match_to_heatmap
-from dekr_infer.rescore import RescoreNet, layer_shapes
+from dekr_infer.geometry import PUBLISHED_SIZES, Placement, Size
+from dekr_infer.pose import preprocess
+from dekr_infer.pose.decode import DecodeSettings, Passes, decode, transform_poses
+from dekr_infer.pose.refine import MatchSettings, match_to_heatmap
+from dekr_infer.pose.rescore import RescoreNet, layer_shapes
 from tests.golden import cases
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 PICTURES = dict(np.load(GOLDEN / "pictures.npz"))
 DECODING = dict(np.load(GOLDEN / "decoding.npz"))
 MAPS = cases.map_cases()
-GEAR = Size(cases.MAP.h * 4, cases.MAP.w * 4)
+INPUT_SIZE = Size(cases.MAP.h * 4, cases.MAP.w * 4)
 CASES = pytest.mark.parametrize(
     ("name", "flip"), [pytest.param(n, f, id=f"{n}-{f}") for n in MAPS for f in ("flip", "single") if n != "no size"]
 )
@@ -31,17 +31,17 @@ def passes(name: str, flip: str) -> Passes:
 
 
 @pytest.mark.parametrize("size", cases.PICTURE_SIZES, ids=str)
-def test_gear_and_both_tensors_are_upstreams_to_the_bit(size):
-    gear, plain, flipped = PICTURES[f"{size.h}x{size.w}"]
-    assert f"{gear_for(size).h}x{gear_for(size).w}" == gear
-    warped = preprocess.warp(cases.picture(size), gear_for(size))
+def test_input_size_and_both_tensors_are_upstreams_to_the_bit(size):
+    input_size, plain, flipped = PICTURES[f"{size.h}x{size.w}"]
+    assert f"{PUBLISHED_SIZES.place(size).input.h}x{PUBLISHED_SIZES.place(size).input.w}" == input_size
+    warped = preprocess.warp(cases.picture(size), PUBLISHED_SIZES.place(size).input)
     for pixels, digest in ((warped, plain), (preprocess.mirror(warped), flipped)):
         assert hashlib.sha256(preprocess.normalise(pixels).tobytes()).hexdigest() == digest
 
 
 def test_the_tiny_network_has_upstreams_keys_and_outputs():
     torch = pytest.importorskip("torch")
-    from dekr_infer.config import load_config
+    from dekr_infer.config.load import load_config
     from dekr_infer.model.head import build_network
 
     recorded = np.load(GOLDEN / "network.npz")
@@ -72,7 +72,7 @@ def test_final_poses_and_rescored_scores_are_upstreams(name, flip):
     if f"{name}/{flip}/final" not in DECODING:
         pytest.skip("nobody is found in this case")
     poses, scores = decode(passes(name, flip), DecodeSettings())
-    final = transform_poses(poses, gear_to_image(cases.IMAGE, GEAR))
+    final = transform_poses(poses, Placement(cases.IMAGE, INPUT_SIZE).to_image)
     np.testing.assert_allclose(final, DECODING[f"{name}/{flip}/final"], rtol=0, atol=1e-3)
     np.testing.assert_allclose(rescore_net()(final) * scores, DECODING[f"{name}/{flip}/rescored"], rtol=0, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Convert an ONNX file for an Ascend chip by atc, with the gears in the file's metadata; checked before and after.
+"""Convert an ONNX file for an Ascend chip by atc, with the file's own input sizes; checked before and after.
 
 OUTPUT is the model's name (default: that of the ONNX file, ending in .om). What stands behind -- goes to atc as it is.
 
@@ -21,13 +21,13 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from dekr_infer.ascend.chip import chip_name
-from dekr_infer.ascend.tool import remedy, run_tool
-from dekr_infer.command import Arguments, Parser, natural, run
+from dekr_infer.ascend.lint.check import default_input_shape, default_input_sizes, load, preflight, report
+from dekr_infer.ascend.lint.rules import WARNING
+from dekr_infer.ascend.soc_version import chip_name
+from dekr_infer.ascend.subprocess_runner import remedy, run_tool
+from dekr_infer.cli.app import Arguments, Parser, non_negative_int, run
 from dekr_infer.errors import ConfigError, DekrError
-from dekr_infer.export.atc_rules import WARNING
-from dekr_infer.export.preflight import default_gears, default_input_shape, load, preflight, report
-from dekr_infer.files import replacing, scratch_folder
+from dekr_infer.storage.atomic import atomic_write, scratch_folder
 
 SUFFIX = ".om"
 SUCCESS = "ATC run success"
@@ -38,7 +38,7 @@ PRECISIONS = (
 CACHE_MODES = ("enable", "force")
 _CHIP = "check the chip's spelling with scripts/chip_name.sh, and that this toolkit knows the chip"
 _OPTION = "check the option that the message names, behind -- too"
-_GEARS = "the gears in the file's metadata do not suit; export it again with DEKR_pth2onnx.py"
+_GEARS = "the input sizes in the file's metadata do not suit; export it again with DEKR_pth2onnx.py"
 _INPUT = "the input's name or rank is not the file's; look with scripts/check_atc.py"
 _OPERATOR = "an operator has no parser at this opset; scripts/check_atc.py names it"
 _INNER = "see the log in ~/ascend/log (or set ASCEND_SLOG_PRINT_TO_STDOUT=1): a kernel or memory failed"
@@ -65,7 +65,10 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("model", type=Path, metavar="MODEL.onnx")
     parser.add_argument("output", type=Path, nargs="?", metavar="OUTPUT")
     parser.add_argument(
-        "--device", type=natural, metavar="N", help="for the chip that ais_bench opens by N (where they differ)"
+        "--device",
+        type=non_negative_int,
+        metavar="N",
+        help="for the chip that ais_bench opens by N (where they differ)",
     )
     parser.add_argument("--keep_dtype", type=Path, metavar="FILE", help="nodes to keep in float32, one name per line")
     add_options(parser, cache=None)
@@ -130,10 +133,13 @@ def convert(args: Namespace, extra: Sequence[str]) -> None:
         made = sorted(scratch.glob(f"*{SUFFIX}"))  # newer versions may add the host's system to the name
         if len(made) != 1 or not made[0].stat().st_size:
             raise DekrError(f"{target}: not made, though atc reported success; see its messages above")
-        with replacing(target) as temporary:
+        with atomic_write(target) as temporary:
             shutil.copyfile(made[0], temporary)
     size = target.stat().st_size
-    print(f"{target}: {size:,} bytes for {chip}, gears {default_gears(model)}, in {time.monotonic() - started:.1f} s")
+    print(
+        f"{target}: {size:,} bytes for {chip}, input sizes {default_input_sizes(model)}, "
+        f"in {time.monotonic() - started:.1f} s"
+    )
 
 
 def _place(target: Path) -> Path:
@@ -189,15 +195,15 @@ def output_path(model: Path, output: Path | None) -> Path:
 
 def atc_command(args: Namespace, model: ModelProto, output: Path, chip: str, extra: Sequence[str]) -> list[str]:
     """The published command for this file; `output` has no suffix."""
-    gears = default_gears(model)
+    input_sizes = default_input_sizes(model)
     return [
         "atc",
         "--framework=5",
         f"--model={args.model}",
         f"--output={output}",
-        f"--input_format={'ND' if gears else 'NCHW'}",
+        f"--input_format={'ND' if input_sizes else 'NCHW'}",
         f"--input_shape={default_input_shape(model)}",
-        *([f"--dynamic_dims={gears}"] if gears else []),
+        *([f"--dynamic_dims={input_sizes}"] if input_sizes else []),
         f"--soc_version={chip}",
         *([f"--precision_mode={args.precision_mode}"] if args.precision_mode else []),
         *([f"--keep_dtype={args.keep_dtype}"] if args.keep_dtype else []),

@@ -28,23 +28,24 @@ from typing import Any
 import numpy as np
 
 import dekr_infer
-from dekr_infer import tensors
-from dekr_infer.ascend import atc, ranking
-from dekr_infer.ascend.bench import PUBLISHED, Job, gears_of, run_pass
-from dekr_infer.ascend.chip import chip_name
-from dekr_infer.ascend.frontend import Frontend, find_frontend
-from dekr_infer.ascend.ranking import Outcome, shares_of
-from dekr_infer.ascend.stages import Stages
-from dekr_infer.ascend.tool import run_tool
-from dekr_infer.command import Arguments, Parser, add_config, config_of, cores, count, natural, run
-from dekr_infer.dump import output_names
+from dekr_infer.ascend import atc
+from dekr_infer.ascend import tuning_report as ranking
+from dekr_infer.ascend.ais_bench import PUBLISHED, Job, input_sizes_of, run_pass
+from dekr_infer.ascend.ais_bench_cli import Frontend, find_frontend
+from dekr_infer.ascend.soc_version import chip_name
+from dekr_infer.ascend.step_cache import Stages
+from dekr_infer.ascend.subprocess_runner import run_tool
+from dekr_infer.ascend.tuning_report import Outcome, shares_of
+from dekr_infer.backends.folder_runner import output_names
+from dekr_infer.backends.onnxruntime import open_network
+from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, cores, count, non_negative_int, run
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.export.difference import SEED, Difference, difference_of, test_picture
-from dekr_infer.export.variant_names import SEPARATE, VARIANTS
-from dekr_infer.files import scratch_folder, sha256, write_json
-from dekr_infer.geometry import GEARS, Size
-from dekr_infer.preprocess import normalise
-from dekr_infer.runtime import open_network
+from dekr_infer.export.variants.names import SEPARATE, VARIANTS
+from dekr_infer.geometry import PUBLISHED_SIZES, Size
+from dekr_infer.pose.preprocess import normalise
+from dekr_infer.storage import npy as tensors
+from dekr_infer.storage.atomic import scratch_folder, sha256, write_json
 
 EXPORT = Path(__file__).resolve().parents[2] / "DEKR_pth2onnx.py"
 LOOP = 50  # timed passes per size
@@ -65,7 +66,9 @@ def main(argv: Arguments = None) -> int:
         "--work", type=Path, default=Path("models/tune"), help="for what it makes (default: models/tune)"
     )
     parser.add_argument("--root", type=Path, help="weight the sizes as in this data set (default: a sample of COCO)")
-    parser.add_argument("--device", type=natural, metavar="N", help="NPU to convert for and run on (default: 0)")
+    parser.add_argument(
+        "--device", type=non_negative_int, metavar="N", help="NPU to convert for and run on (default: 0)"
+    )
     parser.add_argument("--loop", type=count, default=LOOP, metavar="N", help=f"passes per size (default: {LOOP})")
     for name, share in (("heat", HEAT_SHARE), ("offset", OFFSET_SHARE)):
         told = f"difference from the CPU, as a share of the largest value (default: {share})"
@@ -163,33 +166,33 @@ class Trial:
         atc.convert(Namespace(**vars(self.args) | own), self.extra)
 
     def time(self) -> dict[str, Any]:
-        """Milliseconds and differences of every gear, as JSON holds them."""
+        """Milliseconds and differences of every input size, as JSON holds them."""
         rng = np.random.default_rng(SEED)
         network = open_network(self.graph, cores())
         found = {}
-        for gear in GEARS:
-            image = normalise(test_picture(rng, gear))
-            milliseconds, outputs = self._timed(gear, image)
-            difference = difference_of(gear, network.run(image)[:2], outputs)
-            found[str(gear)] = {"milliseconds": milliseconds, "difference": difference[1:]}
+        for input_size in PUBLISHED_SIZES:
+            image = normalise(test_picture(rng, input_size))
+            milliseconds, outputs = self._timed(input_size, image)
+            difference = difference_of(input_size, network.run(image)[:2], outputs)
+            found[str(input_size)] = {"milliseconds": milliseconds, "difference": difference[1:]}
         return found
 
-    def _timed(self, gear: Size, image: np.ndarray) -> tuple[float, list[np.ndarray]]:
-        """The median time of one pass, and the outputs; one run of ais_bench per gear, so that each is warmed up."""
-        source = self.scratch / f"in_{self.variant}_{gear}"
+    def _timed(self, input_size: Size, image: np.ndarray) -> tuple[float, list[np.ndarray]]:
+        """The median time of one pass, and the outputs; one run of ais_bench per input size."""
+        source = self.scratch / f"in_{self.variant}_{input_size}"
         source.mkdir(mode=0o750)
         np.save(source / PICTURE, image)
-        folder = self.scratch / f"out_{self.variant}_{gear}"
-        job = Job(self.model, self.args.device, source, folder, gears_of(source))
+        folder = self.scratch / f"out_{self.variant}_{input_size}"
+        job = Job(self.model, self.args.device, source, folder, input_sizes_of(source))
         job.check(self.frontend)
         summary = run_pass(self.frontend, job, ["--loop", str(self.args.loop)])
         times = summary.get("npu_compute_time_list", [])
         if len(times) != self.args.loop:
-            raise DekrError(f"ais_bench tells of {len(times)} passes at {gear}, not of {self.args.loop}")
+            raise DekrError(f"ais_bench tells of {len(times)} passes at {input_size}, not of {self.args.loop}")
         outputs = [np.array(tensors.open_map(folder / name)) for name in output_names(Path(PICTURE))]
         if not all(np.isfinite(values).all() for values in outputs):
             raise DekrError(
-                f"NaN or infinite outputs at {gear}: float16 does not suffice; try another --precision_mode"
+                f"NaN or infinite outputs at {input_size}: float16 does not suffice; try another --precision_mode"
             )
         return statistics.median(times), outputs
 
@@ -208,10 +211,10 @@ def _try(trial: Trial, origin: dict[str, str]) -> Outcome:
         raise
     except DekrError as error:
         return Outcome(name, {}, problem=" ".join(str(error).split()))
-    times = {gear: found[str(gear)]["milliseconds"] for gear in GEARS}
-    differences = [Difference(gear, *found[str(gear)]["difference"]) for gear in GEARS]
+    times = {input_size: found[str(input_size)]["milliseconds"] for input_size in PUBLISHED_SIZES}
+    differences = [Difference(input_size, *found[str(input_size)]["difference"]) for input_size in PUBLISHED_SIZES]
     wrong = [d for d in differences if not _agrees(d, args)]
-    problem = f"its outputs differ from the CPU's at {', '.join(str(d.gear) for d in wrong)}" if wrong else ""
+    problem = f"its outputs differ from the CPU's at {', '.join(str(d.input_size) for d in wrong)}" if wrong else ""
     return Outcome(name, times, differences, problem)
 
 
@@ -229,7 +232,7 @@ def _report(order: Sequence[Outcome], shares: ranking.Shares, args: Namespace) -
     print(f"heatmap, offset: largest differences from ONNX Runtime on the CPU; published: {PUBLISHED} passes/s (310P3)")
     record = args.work / "tune.json"
     allowed = {"heat": args.heat_tolerance, "offset": args.offset_tolerance}
-    counted = {"source": shares.source, "counts": {str(gear): n for gear, n in shares.counts.items()}}
+    counted = {"source": shares.source, "counts": {str(input_size): n for input_size, n in shares.counts.items()}}
     told = {"chip": args.chip, "loop": args.loop, "allowed_shares": allowed, "sizes": counted}
     write_json(record, told | {"variants": ranking.as_json(order, shares)}, indent=1)
     print(f"all figures: {record}")

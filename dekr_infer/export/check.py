@@ -1,22 +1,22 @@
-"""Proof of an export: the written file against torch, at every gear, on seeded inputs."""
+"""Proof of an export: the written file against torch, at every input size, on seeded inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
+from dekr_infer.backends.onnxruntime import open_network
 from dekr_infer.export.difference import SEED, Difference, difference_of, test_picture
 from dekr_infer.geometry import Size
-from dekr_infer.preprocess import normalise
-from dekr_infer.runtime import open_network
+from dekr_infer.pose.preprocess import normalise
 
 
-def compare(network: nn.Module, path: Path, gears: Sequence[Size], threads: int) -> Iterator[Difference]:
-    """Run torch's network and the written file on one picture per gear.
+def compare(network: nn.Module, path: Path, input_sizes: Iterable[Size], threads: int) -> Iterator[Difference]:
+    """Run torch's network and the written file on one picture per input size.
 
     Args:
         network: as it was before folding, in evaluation mode.
@@ -26,8 +26,8 @@ def compare(network: nn.Module, path: Path, gears: Sequence[Size], threads: int)
     """
     graph = open_network(path, threads, as_written=True)
     rng = np.random.default_rng(SEED)
-    for gear in gears:
-        image = normalise(test_picture(rng, gear))
+    for input_size in input_sizes:
+        image = normalise(test_picture(rng, input_size))
         with torch.inference_mode():
             wanted = [output.numpy() for output in network(torch.from_numpy(image))]
-        yield difference_of(gear, wanted, graph.run(image)[:2])
+        yield difference_of(input_size, wanted, graph.run(image)[:2])

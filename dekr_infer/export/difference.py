@@ -17,9 +17,9 @@ SEED = 0
 
 
 class Difference(NamedTuple):
-    """The largest absolute differences at a gear, and the largest values they stand against."""
+    """The largest absolute differences at a input size, and the largest values they stand against."""
 
-    gear: Size
+    input_size: Size
     heat: float
     offset: float
     largest_heat: float
@@ -47,14 +47,14 @@ def _share(difference: float, largest: float) -> float:
     return difference / largest if largest else math.inf
 
 
-def difference_of(gear: Size, wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> Difference:
+def difference_of(input_size: Size, wanted: Sequence[np.ndarray], found: Sequence[np.ndarray]) -> Difference:
     """Of heatmap and offset, as they should be and as they are."""
     heat, offset = (float(np.abs(a - b).max()) for a, b in zip(wanted, found, strict=True))
-    return Difference(gear, heat, offset, *(float(np.abs(output).max()) for output in wanted))
+    return Difference(input_size, heat, offset, *(float(np.abs(output).max()) for output in wanted))
 
 
-def test_picture(rng: np.random.Generator, gear: Size) -> np.ndarray:
+def test_picture(rng: np.random.Generator, input_size: Size) -> np.ndarray:
     """Coloured patches and noise: (h, w, 3) uint8."""
-    patches = rng.integers(0, 200, (gear.h // PATCH, gear.w // PATCH, 3), np.uint8)
+    patches = rng.integers(0, 200, (input_size.h // PATCH, input_size.w // PATCH, 3), np.uint8)
     coarse = patches.repeat(PATCH, 0).repeat(PATCH, 1)
     return coarse + rng.integers(0, 56, coarse.shape, np.uint8)

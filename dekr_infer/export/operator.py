@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dekr_infer.export.operator_names import OPERATOR
 from dekr_infer.model.deform import deform_conv2d
+from dekr_infer.onnx_graph.operator_names import OPERATOR
 
 TRACE_DOMAIN = "dekr"  # torch wants a domain of ours while tracing; the finished graph has it in the default domain
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dekr_infer.errors import DekrError
-from dekr_infer.files import replacing
+from dekr_infer.storage.atomic import atomic_write
 
 PREFIX = "module."  # what a data-parallel training run puts before every key
 PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64)
@@ -27,7 +27,7 @@ def save(value: Any, path: Path) -> None:
     """
     data = io.BytesIO()
     torch.save(value, data)
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data.getbuffer())
 
 

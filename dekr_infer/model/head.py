@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from dekr_infer.errors import ConfigError
-from dekr_infer.geometry import HEATMAP_CHANNELS, OFFSET_CHANNELS
 from dekr_infer.model.blocks import AdaptBlock, BasicBlock, conv_bn
-from dekr_infer.model.hrnet import Trunk
+from dekr_infer.model.hrnet import HighResolutionNet
+from dekr_infer.skeleton import COCO_17
 
-JOINTS = OFFSET_CHANNELS // 2
+JOINTS = COCO_17.offset_channels // 2
 
 
-class DekrNet(Trunk):
+class DekrNet(HighResolutionNet):
     """DEKR: `image` (N, 3, H, W) -> `heatmap` (N, 18, H/4, W/4), `offset` (N, 34, H/4, W/4).
 
     The heatmap holds 17 joints, then the person centre; the offset x then y of each joint, in cells, so that
@@ -33,7 +33,7 @@ class DekrNet(Trunk):
         self.transition_offset = conv_bn(self.channels, JOINTS * self.per_joint, 1, relu=True)
         heat_blocks = (BasicBlock(heat.NUM_CHANNELS, heat.DILATION_RATE) for _ in range(heat.NUM_BLOCKS))
         self.head_heatmap = nn.ModuleList(
-            [nn.Sequential(*heat_blocks), _final(heat.NUM_CHANNELS, HEATMAP_CHANNELS, spec.FINAL_CONV_KERNEL)]
+            [nn.Sequential(*heat_blocks), _final(heat.NUM_CHANNELS, COCO_17.heatmap_channels, spec.FINAL_CONV_KERNEL)]
         )
         self.offset_feature_layers = nn.ModuleList(
             nn.Sequential(*(AdaptBlock(self.per_joint, offset.DILATION_RATE) for _ in range(offset.NUM_BLOCKS)))

@@ -66,7 +66,7 @@ def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
     return nn.ModuleList(layers)
 
 
-class Trunk(nn.Module):
+class HighResolutionNet(nn.Module):
     """Stem, first layer and the multi-resolution stages.
 
     Args:

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from dekr_infer.backends.onnxruntime import Network, open_network
 from dekr_infer.export.check import test_picture
 from dekr_infer.geometry import Size
 from dekr_infer.model.blocks import DeformConv
 from dekr_infer.model.checkpoint import load_network
 from dekr_infer.model.head import build_network
-from dekr_infer.preprocess import normalise
-from dekr_infer.runtime import Network, open_network
+from dekr_infer.pose.preprocess import normalise
 from scripts.bench.limits import gemm_rate
 from scripts.bench.measure import LIMIT, OURS, REFERENCE, UPSTREAM, Row, alternate
 from scripts.bench.upstream import Upstream
 
-GEARS = (Size(512, 512), Size(512, 768))
+PUBLISHED_SIZES = (Size(512, 512), Size(512, 768))
 MOST_OF_LIMIT = 1.35  # times the matrix products' time
 LEAST_FASTER = 3.0  # than torch
 
@@ -34,20 +34,22 @@ def measure(
     threads: int,
     rounds: int,
     upstream: Upstream | None,
-    gears: Sequence[Size] = GEARS,
+    input_sizes: Sequence[Size] = PUBLISHED_SIZES,
 ) -> tuple[list[Row], dict[str, float]]:
-    """The rows of this stage, one a gear, and the rate of matrix products that the limit rests on."""
+    """The rows of this stage, one a input size, and the rate of matrix products that the limit rests on."""
     torch.set_num_threads(threads)
     network = build_network(config)
     load_network(network, checkpoint)
     theirs = upstream.network(checkpoint) if upstream is not None else None
     runner = open_network(graph, threads)
-    rows = [_row(gear, runner, network, theirs, threads, rounds) for gear in gears]
+    rows = [_row(input_size, runner, network, theirs, threads, rounds) for input_size in input_sizes]
     return rows, {"gemm_GFLOP_per_s": max(max(row.facts["gemm_flops_per_s"]) for row in rows) / 1e9}
 
 
-def _row(gear: Size, runner: Network, network: nn.Module, theirs: nn.Module | None, threads: int, rounds: int) -> Row:
-    image = normalise(test_picture(np.random.default_rng(0), gear))
+def _row(
+    input_size: Size, runner: Network, network: nn.Module, theirs: nn.Module | None, threads: int, rounds: int
+) -> Row:
+    image = normalise(test_picture(np.random.default_rng(0), input_size))
     rates: list[float] = []
     ways: dict[str, Callable[[], object]] = {
         OURS: lambda: runner.run(image),
@@ -59,11 +61,11 @@ def _row(gear: Size, runner: Network, network: nn.Module, theirs: nn.Module | No
     alternate(ways, 1)  # buffers are made in the first pass of a size
     rates.clear()
     seconds = alternate(ways, rounds)
-    amount = multiply_adds(network, gear)
+    amount = multiply_adds(network, input_size)
     seconds[LIMIT] = [2 * amount / max(rates)] * rounds
     limit = f"{amount / 1e9:.1f} G multiply-adds at {max(rates) / 1e9:.0f} GFLOP/s"
     facts = {"multiply_adds": amount, "gemm_flops_per_s": rates, "threads": threads}
-    return Row(f"forward {gear}", "per pass", seconds, limit, MOST_OF_LIMIT, LEAST_FASTER, facts)
+    return Row(f"forward {input_size}", "per pass", seconds, limit, MOST_OF_LIMIT, LEAST_FASTER, facts)
 
 
 def _in_torch(network: nn.Module, image: np.ndarray) -> None:
@@ -72,8 +74,8 @@ def _in_torch(network: nn.Module, image: np.ndarray) -> None:
         network(torch.from_numpy(image))
 
 
-def multiply_adds(network: nn.Module, gear: Size) -> int:
-    """Those of all convolutions of a network, as the checkpoint has them, for one picture of a gear.
+def multiply_adds(network: nn.Module, input_size: Size) -> int:
+    """Those of all convolutions of a network, as the checkpoint has them, for one picture of a input size.
 
     They are counted on a small picture: every convolution's number is in proportion to the area.
     """
@@ -91,4 +93,4 @@ def multiply_adds(network: nn.Module, gear: Size) -> int:
         network(torch.zeros(1, 3, *small))
     for hook in hooks:
         hook.remove()
-    return total * gear.h * gear.w // (small.h * small.w)
+    return total * input_size.h * input_size.w // (small.h * small.w)

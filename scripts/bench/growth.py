@@ -28,23 +28,18 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from dekr_infer import early
-
-early.answer_interrupts(__name__)
-
 import numpy as np
 import onnx
 
-from dekr_infer import tensors
-from dekr_infer.coco import annotation_path, load_data_set
-from dekr_infer.command import Arguments, Parser, count, run
+from dekr_infer.cli.app import Arguments, Parser, count, run
+from dekr_infer.data.coco import annotation_path, load_data_set
 from dekr_infer.errors import DekrError
-from dekr_infer.files import write_json
-from dekr_infer.geometry import Size
-from dekr_infer.runtime import format_gears
+from dekr_infer.geometry import InputSizes, Size
+from dekr_infer.pose.encode import Encoding, noisy, write_dumps
+from dekr_infer.storage import npy as tensors
+from dekr_infer.storage.atomic import write_json
 from scripts.bench.machine import sentence
 from scripts.demo.people import write_data_set
-from scripts.oracle import Encoding, noisy, write_dumps
 
 STAGES = PREPROCESS, RUNNER, POSTPROCESS = "preprocess", "runner", "postprocess"
 SIZES = (80, 800, 5000)
@@ -58,11 +53,11 @@ NARROW = (
     *("MODEL.SPEC.HEAD_OFFSET.NUM_CHANNELS_PERKPT", "2"),
     *("MODEL.SPEC.HEAD_OFFSET.NUM_BLOCKS", "1"),
 )
-GEAR = Size(128, 128)  # of the runner's tensors
+INPUT_SIZE = Size(128, 128)  # of the runner's tensors
 LOAD = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from dekr_infer.coco import load_data_set
+from dekr_infer.data.coco import load_data_set
 load_data_set(*sys.argv[2:])
 """
 SWEEP = 0.2  # seconds between removals of what was written
@@ -198,11 +193,11 @@ class Small:
             export = (ROOT / "DEKR_pth2onnx.py", "--skip_check", "--output", graph, *NARROW)
             measured([sys.executable, *export, "TEST.MODEL_FILE", weights], self.folder)
             model = onnx.load(graph)
-            onnx.helper.set_model_props(model, {"gears": format_gears((GEAR,))})
+            onnx.helper.set_model_props(model, {"input_sizes": str(InputSizes((INPUT_SIZE,)))})
             onnx.save(model, graph)
             with tensors.exclusive(source):
                 for picture in self.data.pictures:
-                    tensors.write(source, f"{picture.stem}.npy", np.ones((1, 3, *GEAR)))
+                    tensors.write(source, f"{picture.stem}.npy", np.ones((1, 3, *INPUT_SIZE)))
         self._link(source, place / "prep", size, [".npy"])
         out = ("--output", place, "--output_dirname", "out")
         words = [ROOT / "scripts/onnx_infer.py", "--model", graph, "--input", place / "prep", *out]

@@ -18,36 +18,32 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dekr_infer import early
-
-early.answer_interrupts(__name__)
-
 import cv2
 import numpy as np
 import torch
 
-import DEKR_pth2onnx
-from dekr_infer import preprocess
-from dekr_infer.coco import DataSet, PictureFiles, load_data_set, picture_source
-from dekr_infer.command import Arguments, Parser, run
-from dekr_infer.config import load_config
+from dekr_infer.backends.onnxruntime import open_network
+from dekr_infer.cli import export as export_command
+from dekr_infer.cli.app import Arguments, Parser, run
+from dekr_infer.cli.postprocess import settings_of
+from dekr_infer.config.load import load_config
+from dekr_infer.data.coco import DataSet, PictureFiles, load_data_set, picture_source
 from dekr_infer.errors import DekrError
-from dekr_infer.geometry import Size, gear_for
+from dekr_infer.evaluation.evaluate import process
+from dekr_infer.geometry import PUBLISHED_SIZES, Size
 from dekr_infer.model.checkpoint import load_network
 from dekr_infer.model.head import build_network
-from dekr_infer.postprocess import process
-from dekr_infer.runtime import open_network
-from DEKR_postprocess import settings_of
+from dekr_infer.pose import preprocess
+from dekr_infer.pose.encode import Encoding, noisy, write_dumps
 from scripts.bench import plain
 from scripts.bench.quietly import quietly
 from scripts.demo.people import write_data_set
-from scripts.oracle import Encoding, noisy, write_dumps
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = ROOT / "scripts/demo/weights"
-CONFIG = str(ROOT / "dekr_infer/configs/demo.yaml")
+CONFIG = str(ROOT / "dekr_infer/config/demo.yaml")
 PICTURES, SEED, SPLIT, ROUNDS = 4, 2017, "val2017", 5
-GEAR = Size(256, 256)
+INPUT_SIZE = Size(256, 256)
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,9 @@ def _preprocessing(data: DataSet) -> Check:
 
     def ours() -> None:
         for content, picture in encoded:
-            warped = preprocess.warp(preprocess.decode(content, picture.file_name), gear_for(picture.size))
+            warped = preprocess.warp(
+                preprocess.decode(content, picture.file_name), PUBLISHED_SIZES.place(picture.size).input
+            )
             preprocess.normalise(warped)
             preprocess.normalise(preprocess.mirror(warped))
 
@@ -121,9 +119,9 @@ def _forward(folder: Path) -> Check:
     network = build_network(config)
     load_network(network, checkpoint)
     flags = ("--skip_check", "--threads", 1, "--output", graph, "--cfg", CONFIG)
-    quietly(DEKR_pth2onnx.main, *flags, "TEST.MODEL_FILE", checkpoint)
+    quietly(export_command.main, *flags, "TEST.MODEL_FILE", checkpoint)
     runner = open_network(graph, 1)
-    image = preprocess.normalise(np.random.default_rng(0).integers(0, 256, (*GEAR, 3), np.uint8))
+    image = preprocess.normalise(np.random.default_rng(0).integers(0, 256, (*INPUT_SIZE, 3), np.uint8))
 
     def reference() -> None:
         with torch.inference_mode():

@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 import torch
 
-from dekr_infer import tensors
-from dekr_infer.coco import Picture, PictureFiles
-from dekr_infer.geometry import gear_for
-from dekr_infer.preprocess import decode
+from dekr_infer.data.coco import Picture, PictureFiles
+from dekr_infer.geometry import PUBLISHED_SIZES
+from dekr_infer.pose.preprocess import decode
+from dekr_infer.storage import npy as tensors
 
 SIDE = 2048  # of the square matrices
 PRODUCTS = 4  # in a row, so that one is not over before the clock is read
@@ -72,7 +72,7 @@ _blanks: dict[tuple[int, ...], np.ndarray] = {}
 
 
 def _blank(picture: Picture) -> np.ndarray:
-    shape = (1, 3, *gear_for(picture.size))
+    shape = (1, 3, *PUBLISHED_SIZES.place(picture.size).input)
     return _blanks.setdefault(shape, np.ones(shape, np.float32))
 
 

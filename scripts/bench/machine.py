@@ -7,7 +7,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
-from dekr_infer.command import cores
+from dekr_infer.cli.app import cores
 
 LIBRARIES = ("numpy", "opencv-python-headless", "torch", "onnxruntime", "pycocotools")
 

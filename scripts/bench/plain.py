@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dekr_infer import preprocess
-from dekr_infer.coco import Picture, PictureFiles
-from dekr_infer.decode import CENTRE, JOINTS, DecodeSettings
-from dekr_infer.geometry import FLIP_SHIFT, STRIDE, gear_for, gear_to_image, warp_points
-from dekr_infer.joints import FLIP_PARTNER
-from dekr_infer.rescore import PAIR_FROM, PAIR_TO, TORSO_PAIRS, layer_shapes
+from dekr_infer.data.coco import Picture, PictureFiles
+from dekr_infer.geometry import FLIP_SHIFT, PUBLISHED_SIZES, STRIDE, Placement
+from dekr_infer.pose import preprocess
+from dekr_infer.pose.decode import CENTRE, JOINTS, DecodeSettings
+from dekr_infer.pose.rescore import PAIR_FROM, PAIR_TO, TORSO_PAIRS, layer_shapes
+from dekr_infer.skeleton import COCO_17
 
 Folders = tuple[Path, Path]
 
@@ -37,9 +37,9 @@ def tensors_of(data: bytes, picture: Picture) -> tuple[np.ndarray, np.ndarray]:
     """Decode, warp, normalise by arithmetic, mirror the whole tensor: both (1, 3, H, W) float32."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocess.MEAN, preprocess.STD))
     image = preprocess.decode(data, picture.file_name)
-    gear = gear_for(picture.size)
-    matrix = cv2.getAffineTransform(*warp_points(picture.size, gear))
-    warped = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), matrix, (gear.w, gear.h))
+    input_size = PUBLISHED_SIZES.place(picture.size).input
+    matrix = cv2.getAffineTransform(*Placement(picture.size, input_size).warp_points)
+    warped = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), matrix, (input_size.w, input_size.h))
     tensor = torch.from_numpy(warped.transpose(2, 0, 1).copy())[None].float().div(255)
     tensor = (tensor - mean) / std
     flipped = torch.flip(tensor, [3])
@@ -62,7 +62,7 @@ def find_people(
         maps = [np.load(folder / f"{picture.stem}_{index}.npy") for folder in folders for index in (0, 1)]
         heat, poses_map = merge(*(torch.from_numpy(values) for values in maps))
         people, scores = decode(heat, poses_map, settings)
-        matrix = gear_to_image(picture.size, gear_for(picture.size))
+        matrix = Placement(picture.size, PUBLISHED_SIZES.place(picture.size).input).to_image
         for person in people:
             for joint in person:
                 joint[:2] = matrix @ np.array([joint[0], joint[1], 1.0])
@@ -74,9 +74,9 @@ def find_people(
 
 def merge(heat: Tensor, offset: Tensor, heat_flip: Tensor, offset_flip: Tensor) -> tuple[Tensor, Tensor]:
     """Both passes' maps (1, C, h, w) as one: heat (1, 18, h, w) and joint positions in cells (1, 34, h, w)."""
-    mirrored = torch.flip(heat_flip, [3])[:, [*FLIP_PARTNER, CENTRE]]
+    mirrored = torch.flip(heat_flip, [3])[:, [*COCO_17.partners, CENTRE]]
     poses = _positions(offset)
-    poses_flip = _positions(offset_flip)[:, FLIP_PARTNER]
+    poses_flip = _positions(offset_flip)[:, COCO_17.partners]
     poses_flip[:, :, 0] = offset.shape[3] - poses_flip[:, :, 0] - 1
     merged = (poses + torch.flip(poses_flip, [4])) / 2
     return (heat + mirrored) / 2, merged.flatten(1, 2)
@@ -90,7 +90,7 @@ def _positions(offset: Tensor) -> Tensor:
 
 
 def decode(heat: Tensor, poses_map: Tensor, settings: DecodeSettings) -> tuple[np.ndarray, np.ndarray]:
-    """Merged maps to poses (people, 17, 3) in gear pixels and scores (people,)."""
+    """Merged maps to poses (people, 17, 3) in input size pixels and scores (people,)."""
     h, w = heat.shape[2:]
     full = F.interpolate(heat, size=(STRIDE * h - 3, STRIDE * w - 3), mode="bilinear", align_corners=True)
     full = F.pad(full, (0, 3, 0, 3), mode="replicate")[0]

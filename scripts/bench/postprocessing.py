@@ -11,12 +11,12 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from yacs.config import CfgNode
 
-from dekr_infer import tensors
-from dekr_infer.coco import DataSet
-from dekr_infer.evaluate import coco_figures
-from dekr_infer.files import write_json
-from dekr_infer.postprocess import Outcome, process
-from DEKR_postprocess import settings_of
+from dekr_infer.cli.postprocess import settings_of
+from dekr_infer.data.coco import DataSet
+from dekr_infer.evaluation.coco_metrics import coco_figures
+from dekr_infer.evaluation.evaluate import Outcome, process
+from dekr_infer.storage import npy as tensors
+from dekr_infer.storage.atomic import write_json
 from scripts.bench import limits, plain
 from scripts.bench.measure import LIMIT, OURS, REFERENCE, UPSTREAM, Row, alternate
 from scripts.bench.upstream import Upstream

@@ -13,9 +13,10 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
-from dekr_infer import preprocess, tensors
-from dekr_infer.coco import Picture, PictureFiles
-from dekr_infer.geometry import gear_for
+from dekr_infer.data.coco import Picture, PictureFiles
+from dekr_infer.geometry import PUBLISHED_SIZES
+from dekr_infer.pose import preprocess
+from dekr_infer.storage import npy as tensors
 from scripts.bench import limits, plain
 from scripts.bench.measure import LIMIT, OURS, REFERENCE, UPSTREAM, Row, Ways, alternate
 from scripts.bench.upstream import Upstream
@@ -90,7 +91,13 @@ def workers(job: preprocess.Job) -> Iterator[Callable[..., None]]:
 
 def _limits(pictures: Sequence[Picture], files: PictureFiles, job: preprocess.Job, rounds: int) -> dict[str, float]:
     """Megabytes a second of writing and reading the same files by one process, and the decoding alone."""
-    size = sum(2 * 12 * gear_for(picture.size).h * gear_for(picture.size).w for picture in pictures) / 1e6
+    size = (
+        sum(
+            2 * 12 * PUBLISHED_SIZES.place(picture.size).input.h * PUBLISHED_SIZES.place(picture.size).input.w
+            for picture in pictures
+        )
+        / 1e6
+    )
     with ExitStack() as stack:
         for folder in job.folders:
             stack.enter_context(tensors.exclusive(folder))

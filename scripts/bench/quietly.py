@@ -6,7 +6,7 @@ import contextlib
 import io
 from collections.abc import Callable
 
-from dekr_infer.command import Arguments
+from dekr_infer.cli.app import Arguments
 from dekr_infer.errors import DekrError
 
 

@@ -19,24 +19,20 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dekr_infer import early
-
-early.answer_interrupts(__name__)
-
-import DEKR_pth2onnx
-from dekr_infer.coco import DataSet, load_data_set, picture_source
-from dekr_infer.command import Arguments, Parser, add_config, cores, count, run
-from dekr_infer.config import load_config
-from dekr_infer.files import write_json
-from dekr_infer.preprocess import Job
-from scripts import random_checkpoint
+from dekr_infer.cli import export as export_command
+from dekr_infer.cli import random_checkpoint
+from dekr_infer.cli.app import Arguments, Parser, add_config, cores, count, run
+from dekr_infer.config.load import load_config
+from dekr_infer.data.coco import DataSet, load_data_set, picture_source
+from dekr_infer.pose.encode import Encoding, noisy, write_dumps
+from dekr_infer.pose.preprocess import Job
+from dekr_infer.storage.atomic import write_json
 from scripts.bench import forward, postprocessing, preprocessing
 from scripts.bench.machine import machine, sentence
 from scripts.bench.measure import Row, table
 from scripts.bench.quietly import quietly
 from scripts.bench.upstream import Upstream
 from scripts.demo.people import write_data_set
-from scripts.oracle import Encoding, noisy, write_dumps
 
 STAGES = PREPROCESSING, FORWARD, POSTPROCESSING = "preprocessing", "forward", "postprocessing"
 PICTURES, ROUNDS, SEED = 40, 5, 2017
@@ -100,7 +96,7 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str
     if FORWARD in args.only:
         graph = folder / "network.onnx"
         weights = ("TEST.MODEL_FILE", checkpoint)
-        quietly(DEKR_pth2onnx.main, "--skip_check", "--output", graph, *_config(args), *weights)
+        quietly(export_command.main, "--skip_check", "--output", graph, *_config(args), *weights)
         found, more = forward.measure(config, checkpoint, graph, cores(), args.rounds, upstream)
         rows, limits = rows + found, limits | more
     if POSTPROCESSING in args.only:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from dekr_infer import preprocess
-from dekr_infer.coco import Picture, PictureFiles
-from dekr_infer.geometry import Size, gear_for
-from dekr_infer.upstream import module, upstream_config, use_checkout
-from scripts.upstream_stages import padded_network
+from dekr_infer.backends.upstream_comparison import padded_network
+from dekr_infer.data.coco import Picture, PictureFiles
+from dekr_infer.geometry import PUBLISHED_SIZES, Size
+from dekr_infer.model.upstream import module, upstream_config, use_checkout
+from dekr_infer.pose import preprocess
 
 Folders = tuple[Path, Path]
 
@@ -45,10 +45,10 @@ class Upstream:
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.MEAN, preprocess.STD))
         for picture in pictures:
             image = preprocess.decode(files.read(picture.file_name), picture.file_name)
-            gear = gear_for(picture.size)
-            centre, scale = _placing(picture.size, gear)
+            input_size = PUBLISHED_SIZES.place(picture.size).input
+            centre, scale = _placing(picture.size, input_size)
             warped = module("utils.transforms").crop(
-                cv2.cvtColor(image, cv2.COLOR_BGR2RGB), centre, scale, (gear.w, gear.h)
+                cv2.cvtColor(image, cv2.COLOR_BGR2RGB), centre, scale, (input_size.w, input_size.h)
             )
             tensor = ((torch.from_numpy(warped).permute(2, 0, 1).contiguous().float().div(255) - mean) / std)[None]
             seen = _Seen(None)
@@ -65,7 +65,7 @@ class Upstream:
                 tuple(torch.from_numpy(np.load(folder / f"{picture.stem}_{index}.npy")) for index in (0, 1))
                 for folder in folders
             ]
-            gear = gear_for(picture.size)
+            input_size = PUBLISHED_SIZES.place(picture.size).input
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 image = torch.zeros(1, 1, 1, 4)
@@ -74,7 +74,9 @@ class Upstream:
                 kept, scores = module("core.nms").pose_nms(self.config, total, proposals)
                 final: Any = []
                 if len(scores):
-                    final = transforms.get_final_preds(kept, *_placing(picture.size, gear), (gear.w, gear.h))
+                    final = transforms.get_final_preds(
+                        kept, *_placing(picture.size, input_size), (input_size.w, input_size.h)
+                    )
                     scores = module("utils.rescore").rescore_valid(self.config, final, scores)
             found.append((final, scores))
         return found
@@ -94,9 +96,9 @@ class _Seen:
         return self.maps[len(self.images) - 1]
 
 
-def _placing(size: Size, gear: Size) -> tuple[np.ndarray, np.ndarray]:
+def _placing(size: Size, input_size: Size) -> tuple[np.ndarray, np.ndarray]:
     """Centre and scale as upstream's warp wants them."""
     h, w = size
     centre = np.array([int(w / 2.0 + 0.5), int(h / 2.0 + 0.5)])
-    source_w = w if w < h else gear.w / gear.h * h
-    return centre, np.array([source_w, source_w * gear.h / gear.w]) / 200.0
+    source_w = w if w < h else input_size.w / input_size.h * h
+    return centre, np.array([source_w, source_w * input_size.h / input_size.w]) / 200.0

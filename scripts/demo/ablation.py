@@ -19,23 +19,19 @@ ROOT = Path(__file__).resolve().parents[2]
 if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
     sys.path.insert(0, str(ROOT))
 
-from dekr_infer import early
-
-early.answer_interrupts(__name__)
-
 import numpy as np
 
-import DEKR_postprocess
-import DEKR_preprocess
-import DEKR_pth2onnx
-from dekr_infer import tensors
-from dekr_infer.command import Arguments, Parser, cores, count, natural, parallel, run
-from dekr_infer.decode import CENTRE
+from dekr_infer.cli import export as export_command
+from dekr_infer.cli import onnx_infer
+from dekr_infer.cli import postprocess as postprocess_command
+from dekr_infer.cli import preprocess as preprocess_command
+from dekr_infer.cli.app import Arguments, Parser, cores, count, non_negative_int, run, worker_count
 from dekr_infer.errors import DekrError
-from dekr_infer.export.dialects import ASCEND, ONNX
-from dekr_infer.files import read_json
-from dekr_infer.joints import FLIP_PARTNER
-from scripts import onnx_infer
+from dekr_infer.onnx_graph.dialects import ASCEND, ONNX
+from dekr_infer.pose.decode import CENTRE
+from dekr_infer.skeleton import COCO_17
+from dekr_infer.storage import npy as tensors
+from dekr_infer.storage.atomic import read_json
 from scripts.demo import people
 
 WEIGHTS = ROOT / "scripts/demo/weights"
@@ -54,8 +50,8 @@ def main(argv: Arguments = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("--work", type=Path, default=Path("quickstart/ablation"), help="folder for everything made")
     parser.add_argument("--pictures", type=count, default=PICTURES)
-    parser.add_argument("--seed", type=natural, default=SEED)
-    parser.add_argument("--threads", type=parallel, default=cores(), help="(default: all cores)")
+    parser.add_argument("--seed", type=non_negative_int, default=SEED)
+    parser.add_argument("--threads", type=worker_count, default=cores(), help="(default: all cores)")
     args = parser.parse_args(argv)
 
     def work() -> None:
@@ -76,12 +72,12 @@ def ablation(work: Path, pictures: int, seed: int, threads: int) -> dict[str, di
     data = work / "data"
     _do(people.main, "--output", data, "--pictures", pictures, "--seed", seed)
     prepared, mirrored = work / "prep_data", work / "prep_data_flip"
-    _do(DEKR_preprocess.main, "--output", prepared, "--output_flip", mirrored, *_config(data))
+    _do(preprocess_command.main, "--output", prepared, "--output_flip", mirrored, *_config(data))
     unshifted = _derived(prepared, work / "prep_data_unshifted", lambda image: image[..., ::-1])
     for dialect in (ASCEND, ONNX):
         graph = work / f"{dialect}.onnx"
         if not graph.is_file():
-            _do(DEKR_pth2onnx.main, "--output", graph, "--dialect", dialect, "--threads", threads, *_config(data))
+            _do(export_command.main, "--output", graph, "--dialect", dialect, "--threads", threads, *_config(data))
         inputs = {"out": prepared, "out_flip": mirrored} | ({"out_unshifted": unshifted} if dialect == ASCEND else {})
         for name, folder in inputs.items():
             places = ("--input", folder, "--output", work / dialect, "--output_dirname", name)
@@ -109,13 +105,13 @@ def ablation(work: Path, pictures: int, seed: int, threads: int) -> dict[str, di
 def _config(data: Path) -> list[str]:
     weights = ("TEST.MODEL_FILE", WEIGHTS / "pose_dekr_demo.pth", "RESCORE.MODEL_FILE", WEIGHTS / "rescore_demo.pth")
     pairs = ("DATASET.ROOT", data, *weights, "TEST.MATCH_HMP", "False")
-    return ["--cfg", str(ROOT / "dekr_infer/configs/demo.yaml"), *map(str, pairs)]
+    return ["--cfg", str(ROOT / "dekr_infer/config/demo.yaml"), *map(str, pairs)]
 
 
 def _figures(work: Path, data: Path, dumps: Sequence[Path], settings: Sequence[str]) -> dict[str, float]:
     results = work / "results"
     folders = ("--dump_dir", dumps[0], "--dump_dir_flip", dumps[1], "--output", results)
-    _do(DEKR_postprocess.main, *folders, *_config(data), *settings)
+    _do(postprocess_command.main, *folders, *_config(data), *settings)
     figures: dict[str, float] = read_json(results / "metrics.json")["figures"]
     return figures
 
@@ -147,9 +143,9 @@ def _negated(values: np.ndarray) -> np.ndarray:
 def _swapped(values: np.ndarray) -> np.ndarray:
     """Left and right exchanged once more, so that the merge's own exchange undoes it."""
     if _is_heat(values):
-        return values[:, [*FLIP_PARTNER, CENTRE]]
-    by_joint = values.reshape(1, len(FLIP_PARTNER), 2, *values.shape[2:])
-    return by_joint[:, list(FLIP_PARTNER)].reshape(values.shape)
+        return values[:, [*COCO_17.partners, CENTRE]]
+    by_joint = values.reshape(1, len(COCO_17.partners), 2, *values.shape[2:])
+    return by_joint[:, list(COCO_17.partners)].reshape(values.shape)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Batches of drawn people without end: each is a function of the seed and its number alone.
 
-A scene is drawn at the size of an ordinary picture, then turned, scaled, mirrored and cut to a square as a gear
+A scene is drawn at the size of an ordinary picture, then turned, scaled, mirrored and cut to a square as a input size
 would show it. Small squares hold many small people cheaply, large ones teach the large people.
 """
 
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from dekr_infer.geometry import SHORT_SIDE, STRIDE, Size
-from dekr_infer.joints import FLIP_PARTNER
-from dekr_infer.preprocess import MEAN, STD
+from dekr_infer.geometry import PUBLISHED_SIZES, STRIDE, Size
+from dekr_infer.pose.preprocess import MEAN, STD
+from dekr_infer.skeleton import COCO_17
 from scripts.demo.scene import Scene, draw_scene
 from scripts.demo.targets import heat_targets, keep_inside, offset_targets
 
-SHORT_SIDES = (300, 521)  # pixels: what pictures are drawn at before they are brought to a gear
+SHORT_SIDES = (300, 521)  # pixels: what pictures are drawn at before they are brought to a input size
 
 
 class Cut(NamedTuple):
@@ -69,10 +69,10 @@ def normalised(image: Tensor) -> Tensor:
 def cut_affine(rng: np.random.Generator, scene: Scene, cut: Cut, upright: bool = False) -> np.ndarray:
     """(2, 3) float64: scene pixels to the pixels of a square that holds some labelled joint.
 
-    Mirroring is part of it (its determinant is then negative). `upright`: the whole scene, centred, as a gear.
+    Mirroring is part of it (its determinant is then negative). `upright`: the whole scene, centred, as a input size.
     """
     short = min(scene.image.shape[:2])
-    zoom = SHORT_SIDE / short * np.exp(rng.uniform(*np.log(cut.zoom)))
+    zoom = min(PUBLISHED_SIZES.sizes[0]) / short * np.exp(rng.uniform(*np.log(cut.zoom)))
     angle = np.deg2rad(rng.normal(0, 12) if rng.random() < 0.5 else 0.0)
     mirror = rng.choice((-1.0, 1.0))
     if upright:
@@ -93,7 +93,7 @@ def cut_affine(rng: np.random.Generator, scene: Scene, cut: Cut, upright: bool =
 def carry(joints: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Joints (people, 17, 3) through an affine; mirrored people swap their left and right."""
     moved = np.concatenate([joints[..., :2] @ affine[:, :2].T + affine[:, 2], joints[..., 2:]], -1)
-    return moved[:, list(FLIP_PARTNER)] if np.linalg.det(affine[:, :2]) < 0 else moved
+    return moved[:, list(COCO_17.partners)] if np.linalg.det(affine[:, :2]) < 0 else moved
 
 
 def make_batch(seed: tuple[int, ...], cut: Cut | None = None, upright: bool = False) -> Batch:

@@ -17,28 +17,24 @@ ROOT = Path(__file__).resolve().parents[2]
 if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
     sys.path.insert(0, str(ROOT))
 
-from dekr_infer import early
-
-early.answer_interrupts(__name__)
-
 import numpy as np
 import torch
 
-from dekr_infer.coco import DataSet, Picture, PictureFiles, load_data_set, picture_source
-from dekr_infer.command import Arguments, Parser, parallel, run
-from dekr_infer.config import load_config
-from dekr_infer.decode import DecodeSettings, Passes, decode, transform_poses
+from dekr_infer.cli.app import Arguments, Parser, run, worker_count
+from dekr_infer.config.load import load_config
+from dekr_infer.data.coco import DataSet, Picture, PictureFiles, load_data_set, picture_source
 from dekr_infer.errors import DekrError
-from dekr_infer.evaluate import coco_figures, figures_table, person_category, results_of
-from dekr_infer.geometry import gear_for, gear_to_image
+from dekr_infer.evaluation.coco_metrics import coco_figures, figures_table, person_category, results_of
+from dekr_infer.geometry import PUBLISHED_SIZES, Placement
 from dekr_infer.model.checkpoint import read_state
-from dekr_infer.preprocess import decode as decode_picture
-from dekr_infer.preprocess import mirror, normalise, warp
-from dekr_infer.rescore import RescoreNet, load_rescore_net
+from dekr_infer.pose.decode import DecodeSettings, Passes, decode, transform_poses
+from dekr_infer.pose.preprocess import decode as decode_picture
+from dekr_infer.pose.preprocess import mirror, normalise, warp
+from dekr_infer.pose.rescore import RescoreNet, load_rescore_net
 from scripts.demo.grouped import GroupedNet, grouped_state
 from scripts.demo.widen import widened
 
-DEMO = ROOT / "dekr_infer/configs/demo.yaml"
+DEMO = ROOT / "dekr_infer/config/demo.yaml"
 SPLIT = "val2017"
 
 
@@ -77,7 +73,7 @@ def load_grouped(path: Path, cfg: str | Path = DEMO, widen: bool = False) -> Gro
 
 @torch.inference_mode()
 def run_network(network: GroupedNet, warped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Heat (18, h, w) and offset (34, h, w) float32 of a picture in its gear, (H, W, 3) uint8 BGR."""
+    """Heat (18, h, w) and offset (34, h, w) float32 of a picture in its input size, (H, W, 3) uint8 BGR."""
     image = torch.from_numpy(normalise(warped)).to(memory_format=torch.channels_last)
     h, w = image.shape[2] // 4, image.shape[3] // 4
     heat, offset = network(image, torch.arange(h * w))
@@ -89,13 +85,13 @@ def detect(
 ) -> Iterator[tuple[Picture, np.ndarray, np.ndarray]]:
     """Yields each picture with its poses (people, 17, 3) in image pixels and their scores (people,)."""
     for picture in data.pictures:
-        gear = gear_for(picture.size)
-        warped = warp(decode_picture(files.read(picture.file_name), picture.file_name), gear)
+        input_size = PUBLISHED_SIZES.place(picture.size).input
+        warped = warp(decode_picture(files.read(picture.file_name), picture.file_name), input_size)
         maps = [*run_network(network, warped)]
         if flip:
             maps += run_network(network, mirror(warped))
         poses, scores = decode(Passes(*maps), settings)
-        yield picture, transform_poses(poses, gear_to_image(picture.size, gear)), scores
+        yield picture, transform_poses(poses, Placement(picture.size, input_size).to_image), scores
 
 
 def figures(network: GroupedNet, root: Path, rescore: RescoreNet | None = None, flip: bool = True) -> dict[str, float]:
@@ -117,7 +113,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--state", type=Path, default=ROOT / "models/demo_train/state.pth", help="state or checkpoint")
     parser.add_argument("--rescore", type=Path, help="rescoring checkpoint")
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="both passes (default)")
-    parser.add_argument("--threads", type=parallel, default=1, help="of torch (1)")
+    parser.add_argument("--threads", type=worker_count, default=1, help="of torch (1)")
     args = parser.parse_args(argv)
 
     def work() -> None:

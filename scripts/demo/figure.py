@@ -14,7 +14,7 @@ from scripts.demo.body import Body
 from scripts.demo.brush import CIRCLE, Brush
 from scripts.demo.face import HeadPainter, landmarks, landmarks_seen
 from scripts.demo.looks import Colour, Looks, shade
-from scripts.demo.trunk import HEM, Trunk
+from scripts.demo.trunk import HEM, HighResolutionNet
 
 PARTS_PER_PERSON = 32
 HIDDEN, SEEN = 1, 2  # COCO's visibility flags
@@ -67,7 +67,7 @@ class Figure:
     def __init__(self, body: Body, looks: Looks, origin: np.ndarray, height: float) -> None:
         self.body, self.looks, self.height = body, looks, height
         self.origin = np.array([origin[0], origin[1], 0.0])
-        self.trunk = Trunk(body, looks, self.origin, height)
+        self.trunk = HighResolutionNet(body, looks, self.origin, height)
 
     def moved(self, shift: np.ndarray) -> Figure:
         """The same person elsewhere: `shift` is (2,), x and y in pixels."""

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from dekr_infer.geometry import HEATMAP_CHANNELS
 from dekr_infer.model.blocks import REGULAR_MATRIX, BasicBlock, conv_bn
 from dekr_infer.model.head import JOINTS
-from dekr_infer.model.hrnet import Trunk
+from dekr_infer.model.hrnet import HighResolutionNet
+from dekr_infer.skeleton import COCO_17
 from scripts.demo.adaptive import adaptive_conv
 
 OFFSET_UNIT = 16.0  # cells
@@ -49,7 +49,7 @@ class GroupedBlock(nn.Module):
             return torch.relu(self.bn(out.flatten(1)).view_as(out) + skip)
 
 
-class GroupedNet(Trunk):
+class GroupedNet(HighResolutionNet):
     """DEKR with grouped branches, whose offsets are computed at chosen cells only.
 
     Args:
@@ -67,7 +67,7 @@ class GroupedNet(Trunk):
         self.transition_heatmap = conv_bn(self.channels, heat.NUM_CHANNELS, 1, relu=True)
         self.transition_offset = conv_bn(self.channels, JOINTS * channels, 1, relu=True)
         heat_blocks = (BasicBlock(heat.NUM_CHANNELS, heat.DILATION_RATE) for _ in range(heat.NUM_BLOCKS))
-        final = nn.Conv2d(heat.NUM_CHANNELS, HEATMAP_CHANNELS, 1)
+        final = nn.Conv2d(heat.NUM_CHANNELS, COCO_17.heatmap_channels, 1)
         nn.init.normal_(final.weight, std=0.01)
         self.head_heatmap = nn.ModuleList([nn.Sequential(*heat_blocks), final])
         self.adaptive = GroupedBlock(channels)

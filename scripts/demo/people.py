@@ -2,7 +2,7 @@
 
     python3 scripts/demo/people.py --output data/demo --pictures 40 --seed 1
 
-writes data/demo/annotations/person_keypoints_val2017.json and data/demo/images/val2017.zip. All five gears occur once
+writes data/demo/annotations/person_keypoints_val2017.json and data/demo/images/val2017.zip. All input sizes occur
 there are ten pictures; one picture in twenty shows nobody. The same seed gives the same bytes.
 """
 
@@ -18,27 +18,23 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from dekr_infer import early
-
-early.answer_interrupts(__name__)
-
 import cv2
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from dekr_infer.coco import annotation_path
-from dekr_infer.command import Arguments, Parser, count, natural, run
+from dekr_infer.cli.app import Arguments, Parser, count, non_negative_int, run
+from dekr_infer.data.coco import annotation_path
 from dekr_infer.errors import DekrError
-from dekr_infer.files import read_json, replacing, sha256, write_json
-from dekr_infer.geometry import Size, gear_for
-from dekr_infer.joints import JOINT_NAMES, SKELETON
+from dekr_infer.geometry import PUBLISHED_SIZES, Size
+from dekr_infer.skeleton import COCO_17
+from dekr_infer.storage.atomic import atomic_write, read_json, sha256, write_json
 from scripts.demo.scene import Person, draw_scene
 
 DRAWING = 1  # raise it when the same seed draws something else
 JPEG_QUALITY = 92
 EMPTY_EVERY = 20  # pictures; the one at EMPTY_AT of each such run shows nobody
 EMPTY_AT = 7
-GEAR_ROUND = tuple(Size(h, w) for h, w in ((512, 768), (768, 512), (512, 1024), (512, 512), (512, 768), (1024, 512),
+SIZE_ROUND = tuple(Size(h, w) for h, w in ((512, 768), (768, 512), (512, 1024), (512, 512), (512, 768), (1024, 512),
                    (512, 768), (768, 512), (512, 768), (512, 1024)))  # fmt: skip
 SHORT_SIDES = (300, 520)  # pixels
 LONGEST = 1.95  # long side over short side
@@ -46,22 +42,22 @@ CATEGORY = {
     "supercategory": "person",
     "id": 1,
     "name": "person",
-    "keypoints": list(JOINT_NAMES),
-    "skeleton": [[a + 1, b + 1] for a, b in SKELETON],
+    "keypoints": list(COCO_17.joints),
+    "skeleton": [[a + 1, b + 1] for a, b in COCO_17.limbs],
 }
 
 
 def picture_sizes(rng: np.random.Generator, pictures: int) -> list[Size]:
-    """As many sizes, no two alike while there are others; their gears go round GEAR_ROUND."""
+    """As many sizes, no two alike while there are others; their input sizes go round SIZE_ROUND."""
     sizes: list[Size] = []
     used: set[Size] = set()
     for index in range(pictures):
-        gear = GEAR_ROUND[index % len(GEAR_ROUND)]
+        input_size = SIZE_ROUND[index % len(SIZE_ROUND)]
         for attempt in range(10_000):
             short = int(rng.integers(SHORT_SIDES[0], SHORT_SIDES[1] + 1))
             long = int(short * rng.uniform(1, LONGEST))
-            size = Size(long, short) if gear.h > gear.w else Size(short, long)
-            if gear_for(size) == gear and (size not in used or attempt > 1000):
+            size = Size(long, short) if input_size.h > input_size.w else Size(short, long)
+            if PUBLISHED_SIZES.place(size).input == input_size and (size not in used or attempt > 1000):
                 break
         used.add(size)
         sizes.append(size)
@@ -114,7 +110,7 @@ def write_data_set(output: Path, split: str, pictures: int, seed: int, overwrite
         if archive.is_file() and found.get("images_sha256") == sha256(archive):
             return f"nothing to do: these pictures are in {output} already"
     dataset: dict = {"info": {}, "licenses": [], "images": [], "annotations": [], "categories": [CATEGORY]}
-    with replacing(archive) as beside:
+    with atomic_write(archive) as beside:
         with zipfile.ZipFile(beside, "w", zipfile.ZIP_STORED) as members:
             drawn = tqdm(draw_pictures(seed, pictures), "drawing", pictures, leave=False, disable=None)
             for image_id, image, people in drawn:
@@ -148,9 +144,9 @@ def _add(
 def _summary(dataset: dict, output: Path) -> str:
     images, people = dataset["images"], dataset["annotations"]
     empty = len(images) - len({person["image_id"] for person in people})
-    gears = Counter(gear_for(Size(image["height"], image["width"])) for image in images)
-    histogram = ", ".join(f"{gear}: {number}" for gear, number in gears.most_common())
-    return f"{len(images)} pictures ({empty} with nobody), {len(people)} people, gears {histogram} -> {output}"
+    input_sizes = Counter(PUBLISHED_SIZES.place(Size(image["height"], image["width"])).input for image in images)
+    histogram = ", ".join(f"{input_size}: {number}" for input_size, number in input_sizes.most_common())
+    return f"{len(images)} pictures ({empty} with nobody), {len(people)} people, input sizes {histogram} -> {output}"
 
 
 def _read_info(labels: Path) -> dict:
@@ -173,7 +169,9 @@ def main(argv: Arguments = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the data set (DATASET.ROOT)")
     parser.add_argument("--pictures", type=count, default=40, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=natural, default=1, help="the same seed draws the same (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=non_negative_int, default=1, help="the same seed draws the same (default: %(default)s)"
+    )
     parser.add_argument("--split", type=_name, default="val2017", help="name in the files (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set made with other settings")
     args = parser.parse_args(argv)

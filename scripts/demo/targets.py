@@ -1,6 +1,6 @@
 """What the network is to answer for a picture: heatmaps, and offsets around every person's centre.
 
-Numpy only. Joints are in cells (gear pixels / 4), (people, 17, 3): x, y, and v > 0 where labelled.
+Numpy only. Joints are in cells (input size pixels / 4), (people, 17, 3): x, y, and v > 0 where labelled.
 Source: Geng et al., Bottom-Up Human Pose Estimation Via Disentangled Keypoint Regression, 2021, section 3.
 """
 

@@ -18,14 +18,10 @@ ROOT = Path(__file__).resolve().parents[2]
 if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
     sys.path.insert(0, str(ROOT))
 
-from dekr_infer import early
-
-early.answer_interrupts(__name__)
-
 import torch
 
-from dekr_infer.command import Arguments, Parser, count, natural, parallel, run
-from dekr_infer.evaluate import figures_table
+from dekr_infer.cli.app import Arguments, Parser, count, non_negative_int, run, worker_count
+from dekr_infer.evaluation.coco_metrics import figures_table
 from dekr_infer.model.checkpoint import save
 from scripts.demo.detect import SPLIT, figures, load_grouped, read_training_file
 from scripts.demo.grouped import checkpoint_state
@@ -39,15 +35,15 @@ WEIGHTS = "pose_dekr_demo.pth"
 def main(argv: Arguments = None) -> int:
     """The command; returns its exit code."""
     parser = Parser(__doc__)
-    parser.add_argument("--cfg", default=str(ROOT / "dekr_infer/configs/demo.yaml"), help="the network (demo.yaml)")
+    parser.add_argument("--cfg", default=str(ROOT / "dekr_infer/config/demo.yaml"), help="the network (demo.yaml)")
     parser.add_argument("--output", type=Path, default=ROOT / "models/demo_train", help="folder for state and weights")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, help="training time; the learning rate falls towards its end (80)")
     length.add_argument("--steps", type=count, help="instead: steps, so that the run can be repeated to the bit")
-    parser.add_argument("--seed", type=natural, default=1, help="of weights and pictures (1)")
+    parser.add_argument("--seed", type=non_negative_int, default=1, help="of weights and pictures (1)")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate (0.002)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
-    parser.add_argument("--processes", type=parallel, help="that share the work (CPU: 2, GPU: 1)")
+    parser.add_argument("--processes", type=worker_count, help="that share the work (CPU: 2, GPU: 1)")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="of the convolutions (bf16)")
     parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="continue (default)")
     parser.add_argument(

@@ -16,21 +16,17 @@ ROOT = Path(__file__).resolve().parents[2]
 if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
     sys.path.insert(0, str(ROOT))
 
-from dekr_infer import early
-
-early.answer_interrupts(__name__)
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from dekr_infer.coco import PictureFiles, load_data_set, picture_source
-from dekr_infer.command import Arguments, Parser, count, natural, parallel, run
-from dekr_infer.decode import DecodeSettings
-from dekr_infer.joints import FLIP_PARTNER
+from dekr_infer.cli.app import Arguments, Parser, count, non_negative_int, run, worker_count
+from dekr_infer.data.coco import PictureFiles, load_data_set, picture_source
 from dekr_infer.model.checkpoint import save
-from dekr_infer.rescore import features, layer_shapes
+from dekr_infer.pose.decode import DecodeSettings
+from dekr_infer.pose.rescore import features, layer_shapes
+from dekr_infer.skeleton import COCO_17
 from scripts.demo.detect import SPLIT, detect, load_grouped
 from scripts.demo.people import write_data_set
 
@@ -75,7 +71,7 @@ def collect(weights: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
 
 def mirrored(poses: np.ndarray) -> np.ndarray:
     """The poses of the same people in a mirror."""
-    result = poses[:, list(FLIP_PARTNER)].copy()
+    result = poses[:, list(COCO_17.partners)].copy()
     result[..., 0] *= -1
     return result
 
@@ -126,8 +122,8 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "models/demo_train/rescore_demo.pth", help="to write")
     parser.add_argument("--pictures", type=count, default=300, help="to draw (300)")
     parser.add_argument("--epochs", type=count, default=40, help="over the poses (40)")
-    parser.add_argument("--seed", type=natural, default=2001, help="of pictures and weights (2001)")
-    parser.add_argument("--threads", type=parallel, default=2, help="of torch (2)")
+    parser.add_argument("--seed", type=non_negative_int, default=2001, help="of pictures and weights (2001)")
+    parser.add_argument("--threads", type=worker_count, default=2, help="of torch (2)")
     args = parser.parse_args(argv)
 
     def work() -> None:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from dekr_infer.config import load_config
+from dekr_infer.config.load import load_config
 from dekr_infer.model.checkpoint import save
 from scripts.demo.batches import VALIDATION_CUT, Batch, Cut, Drawn, make_batch, normalised
 from scripts.demo.detect import load_grouped

@@ -12,7 +12,7 @@ HEM = 4  # index of the ring where the shirt ends
 BANDS = 9  # of a striped shirt
 
 
-class Trunk:
+class HighResolutionNet:
     """Cross sections in pixels.
 
     Attributes:

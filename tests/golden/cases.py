@@ -12,7 +12,7 @@ import numpy as np
 
 from dekr_infer.geometry import Size
 
-# (h, w): every gear, odd sides, a fraction under a pixel above a multiple of 64 (333 x 500), ends cut (100 x 250).
+# (h, w): every input size, odd sides, just above a multiple of 64 (333 x 500), ends cut (100 x 250).
 PICTURE_SIZES = tuple(
     Size(*size)
     for size in ((427, 640), (480, 480), (641, 425), (333, 500), (301, 599), (640, 320), (100, 250), (257, 255))
@@ -26,7 +26,7 @@ TINY = (
 )
 NETWORK_INPUT = Size(64, 96)  # pixels
 MAP = Size(24, 40)  # cells
-IMAGE = Size(90, 151)  # pixels: the picture that the maps are of, in a gear of MAP * 4
+IMAGE = Size(90, 151)  # pixels: the picture that the maps are of, in a input size of MAP * 4
 SWAPPED = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
 
 

@@ -19,11 +19,13 @@ import cv2
 import numpy as np
 import torch
 
+from dekr_infer.geometry import PUBLISHED_SIZES
+
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from dekr_infer.geometry import Size, gear_for
-from dekr_infer.upstream import module, upstream_config, upstream_network, use_checkout
+from dekr_infer.geometry import Size
+from dekr_infer.model.upstream import module, upstream_config, upstream_network, use_checkout
 from tests.golden import cases
 
 MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -54,33 +56,37 @@ def save_rescore(path: Path) -> None:
     torch.save({key: torch.from_numpy(value) for key, value in cases.weights(names).items()}, path)
 
 
-def affine(size: Size, gear: Size) -> tuple[np.ndarray, np.ndarray]:
-    """Upstream's centre and scale for a picture in a gear."""
+def affine(size: Size, input_size: Size) -> tuple[np.ndarray, np.ndarray]:
+    """Upstream's centre and scale for a picture in a input size."""
     centre = np.array([int(size.w / 2.0 + 0.5), int(size.h / 2.0 + 0.5)])
-    source_w = size.w if size.w < size.h else gear.w / gear.h * size.h
-    return centre, np.array([source_w, source_w * gear.h / gear.w]) / 200.0
+    source_w = size.w if size.w < size.h else input_size.w / input_size.h * size.h
+    return centre, np.array([source_w, source_w * input_size.h / input_size.w]) / 200.0
 
 
 def pictures() -> dict[str, np.ndarray]:
-    """For every picture size: gear, and the SHA-256 of tensor and flipped tensor."""
+    """For every picture size: input size, and the SHA-256 of tensor and flipped tensor."""
     recorded = {}
     transforms, inference = module("utils.transforms"), module("core.inference")
     for size in cases.PICTURE_SIZES:
-        gear = gear_of(size)
-        centre, scale = affine(size, gear)
-        matrix = transforms.get_affine_transform(centre, scale, 0, (gear.w, gear.h))
+        input_size = input_size_of(size)
+        centre, scale = affine(size, input_size)
+        matrix = transforms.get_affine_transform(centre, scale, 0, (input_size.w, input_size.h))
         rgb = cv2.cvtColor(cases.picture(size), cv2.COLOR_BGR2RGB)
-        warped = cv2.warpAffine(rgb, matrix, (gear.w, gear.h))
+        warped = cv2.warpAffine(rgb, matrix, (input_size.w, input_size.h))
         tensor = ((torch.from_numpy(warped).permute(2, 0, 1).float().div(255) - MEAN) / STD)[None]
         seen = []
 
-        def watch(image: torch.Tensor, seen: list[Any] = seen, gear: Size = gear) -> tuple[torch.Tensor, torch.Tensor]:
+        def watch(
+            image: torch.Tensor, seen: list[Any] = seen, input_size: Size = input_size
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             seen.append(image.numpy().copy())
-            return torch.zeros(1, 18, gear.h // 4, gear.w // 4), torch.zeros(1, 34, gear.h // 4, gear.w // 4)
+            return torch.zeros(1, 18, input_size.h // 4, input_size.w // 4), torch.zeros(
+                1, 34, input_size.h // 4, input_size.w // 4
+            )
 
         inference.get_multi_stage_outputs(FLIPPING, watch, tensor, True)
         digests = [hashlib.sha256(np.ascontiguousarray(image).tobytes()).hexdigest() for image in seen]
-        recorded[f"{size.h}x{size.w}"] = np.array([f"{gear.h}x{gear.w}", *digests])
+        recorded[f"{size.h}x{size.w}"] = np.array([f"{input_size.h}x{input_size.w}", *digests])
     return recorded
 
 
@@ -91,13 +97,13 @@ class FLIPPING:
         DATASET = "coco"
 
 
-def gear_of(size: Size) -> Size:
-    """The smallest gear that holds upstream's own size."""
+def input_size_of(size: Size) -> Size:
+    """The smallest input size that holds upstream's own size."""
     (w, h), _, _ = module("utils.transforms").get_multi_scale_size(np.zeros((*size, 1)), 512, 1.0, 1.0)
     long_side = next((side for side in (512, 768, 1024) if side >= max(w, h)), 1024)
-    gear = Size(long_side, 512) if size.w < size.h else Size(512, long_side)
-    assert gear == gear_for(size)
-    return gear
+    input_size = Size(long_side, 512) if size.w < size.h else Size(512, long_side)
+    assert input_size == PUBLISHED_SIZES.place(size).input
+    return input_size
 
 
 def network(config: Any) -> dict[str, np.ndarray]:
@@ -114,8 +120,8 @@ def decoding(config: Any) -> dict[str, np.ndarray]:
     """For every case, with flip and without: kept poses, scores, final poses, rescored scores, matched poses."""
     recorded = {}
     inference, transforms = module("core.inference"), module("utils.transforms")
-    gear = Size(cases.MAP.h * 4, cases.MAP.w * 4)
-    centre, scale = affine(cases.IMAGE, gear)
+    input_size = Size(cases.MAP.h * 4, cases.MAP.w * 4)
+    centre, scale = affine(cases.IMAGE, input_size)
     for name, maps in map_cases_in_order():
         for flip in (True, False):
             turns = iter(((maps.heat, maps.offset), (maps.heat_flip, maps.offset_flip)))
@@ -130,7 +136,7 @@ def decoding(config: Any) -> dict[str, np.ndarray]:
             if not len(scores):
                 recorded |= {f"{key}/kept": np.zeros((0, 17, 3), np.float32), f"{key}/scores": np.zeros(0)}
                 continue
-            final = np.array(transforms.get_final_preds(kept, centre, scale, (gear.w, gear.h)))
+            final = np.array(transforms.get_final_preds(kept, centre, scale, (input_size.w, input_size.h)))
             recorded |= {f"{key}/kept": kept[0], f"{key}/scores": np.array(scores), f"{key}/final": final}
             recorded[f"{key}/rescored"] = np.array(module("utils.rescore").rescore_valid(config, final, scores))
             if name == "hills":

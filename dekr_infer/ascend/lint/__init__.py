@@ -1,0 +1,1 @@
+"""A linter for ONNX files that atc is to compile."""

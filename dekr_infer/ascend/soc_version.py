@@ -1,0 +1,149 @@
+"""Print the name of this host's Ascend chip as atc's --soc_version wants it, e.g. Ascend310P3.
+
+Asks `npu-smi info`, unless --chip or the variable CHIP_NAME names the chip.
+
+  bash scripts/chip_name.sh
+  bash scripts/chip_name.sh --chip 310P3
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from typing import NamedTuple
+
+from dekr_infer.cli.app import Arguments, Parser, non_negative_int, run
+from dekr_infer.errors import ConfigError, DekrError
+
+PREFIX = "Ascend"
+OVERRIDE = "name the chip with --chip, or set CHIP_NAME, e.g. --chip Ascend310P3"
+TIMEOUT = 60  # seconds; npu-smi hangs when the driver does
+_DEVICE = re.compile(r"(\d+)\s+(\S+)")
+_HEALTH = re.compile(r"[A-Za-z]+")
+_CHIP = re.compile(r"\d+(?:\s+(\d+))?")
+
+
+class Device(NamedTuple):
+    """One chip as `npu-smi info` lists it: its card's number, and the one that programs open it by (`--device`)."""
+
+    npu: int
+    device: int
+    name: str
+    health: str
+
+
+def main(argv: Arguments = None) -> int:
+    """The command; returns its exit code."""
+    parser = Parser(__doc__)
+    parser.add_argument("--chip", metavar="NAME", help="the chip's name (default: CHIP_NAME, or what npu-smi says)")
+    parser.add_argument(
+        "--device",
+        type=non_negative_int,
+        metavar="N",
+        help="the chip that ais_bench opens by N (default: all must be alike)",
+    )
+    args = parser.parse_args(argv)
+    return run(lambda: print(chip_name(args.chip, args.device)))
+
+
+def chip_name(chip: str | None, device: int | None) -> str:
+    """The SoC name: as given, else from CHIP_NAME, else from npu-smi.
+
+    Args:
+        chip: a name with or without its prefix.
+        device: the number that ais_bench opens the chip by; None when all are to be alike.
+    Raises:
+        DekrError: npu-smi is missing, fails, or shows no chip or several different ones.
+        ConfigError: the name given is none.
+    """
+    given = chip if chip is not None else os.environ.get("CHIP_NAME") or None
+    if given is not None:
+        if not re.fullmatch(r"[A-Za-z0-9_]+", given):
+            raise ConfigError(f"chip name {given!r}: letters, digits and _ only, e.g. {PREFIX}310P3")
+        return _prefixed(given)
+    chosen = choose(devices(ask("info")), device)
+    if chosen.health != "OK":
+        print(f"warning: npu-smi shows NPU {chosen.npu} with health {chosen.health}", file=sys.stderr)
+    return board_name(chosen) if chosen.name.startswith(PREFIX) else _prefixed(chosen.name)
+
+
+def devices(text: str) -> list[Device]:
+    """The chips in what `npu-smi info` prints, in any of its layouts: a row of the NPU, then one of its chip.
+
+    An NPU's row has a number and a name in its first cell and a health word in its second; `310` is a name, too, and
+    the rows of chips and processes hold digits or `NA` there. A chip's row has its number on the card and, where a card
+    can have several, its number on the host (Device, Phy-ID); otherwise that is the NPU's.
+    """
+    found: list[Device] = []
+    awaited = False  # the chip's row
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split("|")]
+        if len(cells) < 3:
+            continue
+        match = _DEVICE.fullmatch(cells[1])
+        if match and _HEALTH.fullmatch(cells[2]) and cells[2] != "NA":
+            found.append(Device(int(match[1]), int(match[1]), match[2], cells[2]))
+            awaited = True
+        elif awaited and (chip := _CHIP.fullmatch(cells[1])):
+            found[-1] = found[-1]._replace(device=int(chip[1] or found[-1].npu))
+            awaited = False
+    return found
+
+
+def choose(found: list[Device], number: int | None) -> Device:
+    """The chip meant: the one of this device number, or the first healthy one when all are alike.
+
+    Raises:
+        DekrError: there is none, or they differ and the number is not among theirs, or none was given.
+    """
+    if not found:
+        raise DekrError(f"npu-smi info: shows no NPU; check the driver, or {OVERRIDE}")
+    chosen = next((device for device in found if device.device == number), None)
+    if chosen is not None:
+        return chosen
+    if len({device.name for device in found}) > 1:
+        listed = ", ".join(f"{device.device}: {device.name}" for device in found)
+        if number is not None:
+            raise DekrError(f"npu-smi info: shows no device {number} (there are {listed}); choose one of these")
+        raise DekrError(f"npu-smi info: shows different chips ({listed}); choose one with --device, or {OVERRIDE}")
+    return next((device for device in found if device.health == "OK"), found[0])
+
+
+def board_name(device: Device) -> str:
+    """The full name of a chip whose row in `npu-smi info` names only the family (A3 and later)."""
+    for words in ((), ("-c", "0")):
+        text = ask("info", "-t", "board", "-i", str(device.npu), *words)
+        pairs = dict(re.findall(r"^\s*(\w[\w ]*?)\s*:\s*(\S+)\s*$", text, re.MULTILINE))
+        if "Chip Name" in pairs and "NPU Name" in pairs:
+            return _prefixed(f"{pairs['Chip Name']}_{pairs['NPU Name']}")
+    raise DekrError(
+        f"npu-smi info: calls NPU {device.npu} {device.name}, which is a family of chips; read Chip Name and "
+        f"NPU Name in 'npu-smi info -t board -i {device.npu} -c 0', join them by _ and {OVERRIDE}"
+    )
+
+
+def ask(*words: str) -> str:
+    """What npu-smi prints.
+
+    Raises:
+        DekrError: it is not there, fails, or does not answer.
+    """
+    command = " ".join(("npu-smi", *words))
+    tool = shutil.which("npu-smi")
+    if tool is None:
+        raise DekrError(f"npu-smi: not found; install the NPU's driver, or {OVERRIDE}")
+    try:
+        done = subprocess.run([tool, *words], capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
+    except subprocess.TimeoutExpired:
+        raise DekrError(f"{command}: no answer in {TIMEOUT} s; restart the driver, or {OVERRIDE}") from None
+    if done.returncode:
+        reason = (done.stdout + done.stderr).strip().splitlines() or ["no message"]
+        raise DekrError(f"{command}: failed ({reason[-1].strip()[:200]}); check the driver, or {OVERRIDE}")
+    return done.stdout
+
+
+def _prefixed(name: str) -> str:
+    return name if name.startswith(PREFIX) else PREFIX + name

@@ -1,0 +1,1 @@
+"""What turns tensors into heatmaps and offsets."""

@@ -1,0 +1,153 @@
+"""Run an exported graph on ONNX Runtime: loading, either dialect, input sizes, one forward pass."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+from google.protobuf.message import DecodeError
+from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+from dekr_infer.errors import DekrError
+from dekr_infer.geometry import InputSizes, Size, cells
+from dekr_infer.onnx_graph.cpu_optimize import optimize_for_cpu
+from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
+from dekr_infer.skeleton import COCO_17
+from dekr_infer.storage.atomic import read_regular
+
+INPUT = "image"
+OUTPUTS = {"heatmap": COCO_17.heatmap_channels, "offset": COCO_17.offset_channels}
+EXPORT_AGAIN = "export it again with DEKR_pth2onnx.py"
+MALFORMED = (  # what the rewrites stumble over in nodes that lack something, or hold it in another type
+    *(LookupError, ValueError, TypeError, AttributeError, ArithmeticError, StopIteration, RuntimeError),
+)
+RUNTIME_ERRORS = (
+    *(state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented),
+    *(state.NoSuchFile, state.RuntimeException, RuntimeError),
+)
+
+
+@dataclass
+class Network:
+    """A loaded graph, ready to run; `sha256` is that of the file, the other that of the checkpoint it says it holds."""
+
+    path: Path
+    input_sizes: InputSizes
+    sha256: str
+    checkpoint_sha256: str | None
+    session: onnxruntime.InferenceSession = field(repr=False)
+
+    def run(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """One forward pass.
+
+        Args:
+            image: (1, 3, H, W) float32, H x W a input size.
+        Returns:
+            heatmap (1, 18, H/4, W/4), offset (1, 34, H/4, W/4), both float32, and the milliseconds it took.
+        """
+        started = time.perf_counter()
+        try:
+            heatmap, offset = self.session.run(list(OUTPUTS), {INPUT: image})
+        except RUNTIME_ERRORS as error:
+            raise DekrError(f"{self.path}: cannot be run: {_first_line(error)}; {EXPORT_AGAIN}") from None
+        milliseconds = (time.perf_counter() - started) * 1000
+        small = cells(Size(*image.shape[2:]))
+        for (name, channels), values in zip(OUTPUTS.items(), (heatmap, offset), strict=True):
+            if values.shape != (1, channels, *small):
+                raise DekrError(
+                    f"{self.path}: {name} has shape {values.shape}, not {(1, channels, *small)}; {EXPORT_AGAIN}"
+                )
+        return heatmap, offset, milliseconds
+
+
+def load_graph(path: Path) -> tuple[onnx.ModelProto, str]:
+    """An ONNX file and its SHA-256.
+
+    Raises:
+        DekrError: missing, damaged, or not a graph of this project's form.
+    """
+    try:
+        data = read_regular(path)
+    except OSError as error:
+        raise DekrError(f"{path}: cannot be read ({error.strerror}); export it with DEKR_pth2onnx.py") from None
+    try:
+        model = onnx.load_from_string(data)
+    except DecodeError:
+        model = onnx.ModelProto()
+    if not model.graph.node:
+        raise DekrError(f"{path}: not an ONNX file, or cut short; export it again with DEKR_pth2onnx.py")
+    inputs, outputs = ([str(entry.name) for entry in ends] for ends in (model.graph.input, model.graph.output))
+    if inputs != [INPUT] or outputs != list(OUTPUTS):
+        raise DekrError(
+            f"{path}: goes from {', '.join(inputs)} to {', '.join(outputs)}, not from {INPUT} to "
+            f"{', '.join(OUTPUTS)}; export it with DEKR_pth2onnx.py"
+        )
+    return model, hashlib.sha256(data).hexdigest()
+
+
+def open_network(path: Path, threads: int, as_written: bool = False) -> Network:
+    """Load a graph in either dialect for running on the CPU.
+
+    Args:
+        threads: how many ONNX Runtime may use for one pass.
+        as_written: run the file's own nodes; otherwise the same sums in the order that suits a CPU (`spare`).
+    Raises:
+        DekrError: the file is not one of ours, or ONNX Runtime refuses it.
+    """
+    model, digest = load_graph(path)
+    said = {entry.key: entry.value for entry in model.metadata_props if isinstance(entry.value, str)}  # else: damaged
+    input_sizes = InputSizes.parse(said.get("input_sizes", ""))
+    if not input_sizes:
+        raise DekrError(f"{path}: its metadata names no input sizes; export it with DEKR_pth2onnx.py")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 4
+    standard = _standard(model, path, as_written)
+    try:
+        session = onnxruntime.InferenceSession(
+            standard.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except RUNTIME_ERRORS as error:
+        raise DekrError(
+            f"{path}: ONNX Runtime {onnxruntime.__version__}: {_first_line(error)}; {EXPORT_AGAIN}"
+        ) from None
+    return Network(path, input_sizes, digest, said.get("checkpoint_sha256"), session)
+
+
+def _standard(model: onnx.ModelProto, path: Path, as_written: bool) -> onnx.ModelProto:
+    """A graph in the dialect that ONNX Runtime takes, and unless `as_written` in the form that suits a CPU."""
+    try:
+        _check_order(model)
+        standard = to_dialect(model, ONNX)
+        if not as_written:
+            optimize_for_cpu(standard)
+    except DekrError as error:
+        raise DekrError(f"{path}: {error}; {EXPORT_AGAIN}") from None
+    except MALFORMED as error:
+        raise DekrError(f"{path}: its nodes are not of the form of ours ({error!r:.80}); {EXPORT_AGAIN}") from None
+    return standard
+
+
+def _check_order(model: onnx.ModelProto) -> None:
+    """Whatever follows a graph from node to node comes to an end when each only reads what was made before it.
+
+    Raises:
+        DekrError: a node reads a tensor that nothing before it makes.
+    """
+    made = {"", *(tensor.name for tensor in model.graph.initializer), *(entry.name for entry in model.graph.input)}
+    for node in model.graph.node:
+        unknown = next((name for name in node.input if name not in made), None)
+        if unknown is not None:
+            raise DekrError(f"node {node.name or node.op_type} reads {unknown}, which no node before it makes")
+        if not made.isdisjoint(filter(None, node.output)):
+            raise DekrError(f"node {node.name or node.op_type} makes a tensor that is there already")
+        made.update(node.output)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__

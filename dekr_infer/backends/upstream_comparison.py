@@ -1,0 +1,268 @@
+"""The stages of the chain, computed by upstream's code and by ours from the same inputs."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from dekr_infer.backends.onnxruntime import Network, open_network
+from dekr_infer.cli.postprocess import settings_of
+from dekr_infer.data.coco import DataSet, Picture, PictureFiles, picture_source
+from dekr_infer.evaluation.coco_metrics import coco_figures, person_category, results_of
+from dekr_infer.export.trace import build_graph
+from dekr_infer.geometry import PUBLISHED_SIZES, STRIDE, Placement, Size, cells
+from dekr_infer.model.checkpoint import load_network, read_state
+from dekr_infer.model.head import build_network
+from dekr_infer.model.upstream import module, upstream_network
+from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
+from dekr_infer.pose import decode, preprocess
+from dekr_infer.pose.encode import Encoding, noisy, outputs_of
+from dekr_infer.pose.refine import match_to_heatmap, merged_joints
+
+# Largest difference allowed at each stage, in the unit of what is compared.
+TOLERANCES = {
+    "tensor": 0.0,
+    "flipped tensor": 0.0,
+    "heatmap": 1e-4,
+    "offset (cells)": 5e-3,
+    "merged heatmap": 1e-6,
+    "merged poses (pixels)": 1e-4,
+    "candidates": 1e-6,
+    "kept poses (pixels)": 1e-3,
+    "joint scores": 1e-5,
+    "final poses (pixels)": 1e-3,
+    "rescored scores": 1e-5,
+    "result file": 1e-3,
+    "ten figures": 1e-6,
+}
+
+
+class Differences:
+    """The largest absolute difference seen at each stage, and what it was seen against."""
+
+    def __init__(self) -> None:
+        self.largest: dict[str, float] = {}
+        self.scale: dict[str, float] = {}
+
+    def note(self, stage: str, upstream: Any, ours: Any) -> None:
+        """Take in a pair of arrays; other shapes count as an infinite difference."""
+        a, b = np.asarray(upstream, np.float64), np.asarray(ours, np.float64)
+        same = a.shape == b.shape
+        difference = float(np.abs(a - b).max(initial=0.0)) if same else float("inf")
+        self.largest[stage] = max(self.largest.get(stage, 0.0), difference)
+        self.scale[stage] = max(self.scale.get(stage, 0.0), float(np.abs(a).max(initial=0.0)))
+
+    def holds(self, stage: str) -> bool:
+        """Whether a stage is within its tolerance."""
+        return self.largest[stage] <= TOLERANCES[stage]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One entry a stage, ready for JSON, which knows no infinity: `None` stands for it."""
+        return [
+            {
+                "stage": stage,
+                "difference": value if np.isfinite(value) else None,
+                "tolerance": TOLERANCES[stage],
+                "holds": self.holds(stage),
+            }
+            for stage, value in self.largest.items()
+        ]
+
+    def table(self) -> str:
+        """The stages as lines."""
+        return "\n".join(
+            f"  {stage:<22} {value:9.2e} of {self.scale[stage]:<9.4g} allowed {TOLERANCES[stage]:g}  "
+            f"{'ok' if self.holds(stage) else 'EXCEEDED'}"
+            for stage, value in self.largest.items()
+        )
+
+
+class _Recorder:
+    """Stands in for the network in upstream's two-pass function: hands out maps, keeps what it was given."""
+
+    def __init__(self, outputs: list[tuple[np.ndarray, np.ndarray]] | nn.Module) -> None:
+        self.source = outputs
+        self.images: list[np.ndarray] = []
+        self.maps: list[tuple[np.ndarray, np.ndarray]] = []
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        self.images.append(image.numpy().copy())
+        if isinstance(self.source, nn.Module):
+            heat, offset = self.source(image)
+        else:
+            heat, offset = (torch.from_numpy(m.copy()) for m in self.source[len(self.maps)])
+        self.maps.append((heat.numpy().copy(), offset.numpy().copy()))
+        return heat, offset
+
+
+class Comparison:
+    """Both implementations, set up alike; collects the people that each finds.
+
+    Args:
+        config: ours. upstream: the checkout's own tree, with the same values.
+        checkpoint: the network to compare; `None` for maps drawn from the annotations.
+    """
+
+    def __init__(self, config: CfgNode, upstream: CfgNode, checkpoint: Path | None, threads: int) -> None:
+        self.config = config
+        self.upstream = self._aligned(upstream)
+        self.settings = settings_of(config)
+        self.rng = np.random.default_rng(0)
+        self.found: list[tuple[Picture, np.ndarray, np.ndarray]] = []
+        self.found_upstream: list[tuple[list[np.ndarray], list[float]]] = []
+        self.network: nn.Module | None = None
+        self.graph: Network | None = None
+        self.files = PictureFiles(picture_source(config.DATASET.ROOT, config.DATASET.TEST), config.DATASET.TEST)
+        torch.set_num_threads(threads)
+        if checkpoint is not None:
+            self.network = padded_network(self.upstream, checkpoint)
+            self.graph = _exported(config, checkpoint, threads)
+
+    def _aligned(self, upstream: CfgNode) -> CfgNode:
+        tree = upstream.clone()
+        tree.defrost()
+        source = picture_source(self.config.DATASET.ROOT, self.config.DATASET.TEST)
+        tree.DATASET.DATA_FORMAT = "zip" if source.suffix == ".zip" else "jpg"
+        tree.MODEL.SPEC = self.config.MODEL.SPEC.clone()
+        for key in set(tree.TEST) & set(self.config.TEST):
+            tree.TEST[key] = self.config.TEST[key]
+        tree.freeze()
+        return tree
+
+    def compare(self, picture: Picture, data: DataSet, differences: Differences) -> None:
+        """All stages of one picture."""
+        input_size = PUBLISHED_SIZES.place(picture.size).input
+        image = preprocess.decode(self.files.read(picture.file_name), picture.file_name)
+        warped = preprocess.warp(image, input_size)
+        ours, ours_flipped = preprocess.normalise(warped), preprocess.normalise(preprocess.mirror(warped))
+        centre, scale, tensor = self._upstream_tensor(image, input_size)
+        differences.note("tensor", tensor, ours)
+        recorder = _Recorder(self.network or self._drawn_maps(picture, data))
+        inference, transforms = module("core.inference"), module("utils.transforms")
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            heat, poses_map = inference.get_multi_stage_outputs(self.upstream, recorder, tensor, True)
+            total, proposals = inference.aggregate_results(self.upstream, 0, [], heat, poses_map, 1.0)
+            kept, scores = module("core.nms").pose_nms(self.upstream, total, proposals)
+            if len(scores) and self.upstream.TEST.MATCH_HMP:
+                kept = module("core.match").match_pose_to_heatmap(self.upstream, kept, total)
+            final = transforms.get_final_preds(kept, centre, scale, (input_size.w, input_size.h)) if len(scores) else []
+            if len(final) and self.upstream.RESCORE.VALID:
+                rescored = module("utils.rescore").rescore_valid(self.upstream, final, scores)
+            else:
+                rescored = [float(score) for score in scores]
+        differences.note("flipped tensor", recorder.images[1], ours_flipped)
+        if self.graph is not None:
+            for image_in, maps in zip((ours, ours_flipped), recorder.maps, strict=True):
+                found = self.graph.run(image_in)
+                differences.note("heatmap", maps[0], found[0])
+                differences.note("offset (cells)", maps[1], found[1])
+        passes = decode.Passes(*(values[0] for maps in recorder.maps for values in maps))
+        self._compare_decoding(passes, input_size, heat, poses_map, differences)
+        people, people_scores = decode.decode(passes, self.settings.decode)
+        if self.settings.match is not None and len(people):
+            people = match_to_heatmap(people, passes, self.settings.match)
+        kept_poses = np.asarray(kept[0]) if len(scores) else np.zeros((0, 17, 3))
+        differences.note("kept poses (pixels)", kept_poses[:, :, :2], people[:, :, :2])
+        differences.note("joint scores", kept_poses[:, :, 2], people[:, :, 2])
+        people = decode.transform_poses(people, Placement(picture.size, input_size).to_image)
+        differences.note("final poses (pixels)", np.asarray(final).reshape(-1, 17, 3)[:, :, :2], people[:, :, :2])
+        if self.settings.rescore is not None:
+            people_scores = self.settings.rescore(people) * people_scores
+            differences.note("rescored scores", rescored, people_scores)
+        self.found.append((picture, people, people_scores))
+        self.found_upstream.append((final, rescored))
+
+    def _upstream_tensor(self, image: np.ndarray, input_size: Size) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """Upstream's warp at our input size, and its normalisation: centre, scale, tensor (1, 3, H, W)."""
+        h, w = image.shape[:2]
+        centre = np.array([int(w / 2.0 + 0.5), int(h / 2.0 + 0.5)])
+        source_w = w if w < h else input_size.w / input_size.h * h
+        scale = np.array([source_w, source_w * input_size.h / input_size.w]) / 200.0
+        matrix = module("utils.transforms").get_affine_transform(centre, scale, 0, (input_size.w, input_size.h))
+        warped = cv2.warpAffine(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), matrix, (input_size.w, input_size.h))
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.MEAN, preprocess.STD))
+        return centre, scale, ((torch.from_numpy(warped).permute(2, 0, 1).float().div(255) - mean) / std)[None]
+
+    def _drawn_maps(self, picture: Picture, data: DataSet) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [
+            (heat[None], offset[None]) for heat, offset in outputs_of(data, picture, Encoding(distort=noisy), self.rng)
+        ]
+
+    def _compare_decoding(
+        self, passes: decode.Passes, input_size: Size, heat: Tensor, poses_map: Tensor, differences: Differences
+    ) -> None:
+        merged = np.concatenate((merged_joints(passes), decode.merged_centre(passes)[None]))
+        differences.note("merged heatmap", heat[0].numpy(), merged)
+        size = cells(input_size)
+        everywhere = np.indices(size).reshape(2, -1).T
+        joints = decode.joints_at(passes, everywhere)
+        wanted_joints = STRIDE * poses_map[0].numpy().reshape(34, -1).T
+        differences.note("merged poses (pixels)", wanted_joints, joints.reshape(-1, 34))
+        index, scores = module("core.inference").get_maximum_from_heatmap(self.upstream, heat[0, -1:])
+        found, found_scores = decode.find_centres(decode.merged_centre(passes), self.settings.decode)
+        wanted = np.column_stack((index.numpy(), scores.numpy()))
+        ours = np.column_stack((found[:, 0] * size.w + found[:, 1], found_scores))
+        differences.note("candidates", wanted[np.lexsort(wanted.T[::-1])], ours[np.lexsort(ours.T[::-1])])
+
+    def compare_results(self, data: DataSet, differences: Differences) -> None:
+        """The result file and the ten figures, upstream's as its data set class writes and evaluates them."""
+        category = person_category(data)
+        ours = [entry for p, poses, scores in self.found for entry in results_of(p.id, category, poses, scores)]
+        logging.disable(logging.INFO)
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+            judge = module("dataset.COCODataset").CocoDataset(self.upstream, self.upstream.DATASET.TEST)
+            judge.ids = [picture.id for picture in data.pictures]
+            written = Path(folder) / "results" / f"keypoints_{self.upstream.DATASET.TEST}check_results.json"
+            poses, scores = (list(column) for column in zip(*self.found_upstream, strict=True))
+            figures, _ = judge.evaluate(self.upstream, poses, scores, folder, "check")
+            theirs = json.loads(written.read_text(encoding="utf-8"))
+        logging.disable(logging.NOTSET)
+        differences.note("result file", [_numbers(entry) for entry in theirs], [_numbers(entry) for entry in ours])
+        every = [int(entry["id"]) for entry in data.content["images"]]  # upstream always evaluates on all pictures
+        differences.note("ten figures", list(figures.values()), list(coco_figures(data, ours, every).values()))
+
+
+def _numbers(entry: dict[str, Any]) -> list[float]:
+    return [entry["image_id"], entry["category_id"], entry["score"], *entry["keypoints"], *entry["bbox"]]
+
+
+def padded_network(config: CfgNode, checkpoint: Path) -> nn.Module:
+    """Upstream's network with a checkpoint's weights; a narrower stem than its 64 is filled up with zeros.
+
+    Channels of zeros stay zero through convolution, batch norm and ReLU, so the outputs are the same.
+    """
+    network = upstream_network(config)
+    state = read_state(checkpoint)
+    for key, wanted in network.state_dict().items():
+        narrow = key in state and state[key].shape != wanted.shape
+        if narrow and key.startswith(("conv", "bn", "layer1", "transition1")):
+            filled = torch.full_like(wanted, float(key.endswith("running_var")))
+            filled[tuple(slice(side) for side in state[key].shape)] = state[key]
+            state[key] = filled
+    network.load_state_dict(state, strict=True)
+    return network
+
+
+def _exported(config: CfgNode, checkpoint: Path, threads: int) -> Network:
+    network = build_network(config)
+    load_network(network, checkpoint)
+    model = build_graph(network)
+    onnx.helper.set_model_props(model, {"input_sizes": str(PUBLISHED_SIZES)})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        path.write_bytes(to_dialect(model, ONNX).SerializeToString())
+        return open_network(path, threads)

@@ -1,0 +1,197 @@
+"""What all commands share: the form of the command line, and errors as one line with an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+from yacs.config import CfgNode
+
+from dekr_infer.config.load import load_config
+from dekr_infer.errors import DekrError, one_line
+from dekr_infer.launch import INTERRUPTED, SIGNAL_CODE
+
+MOST_PARALLEL = 1024  # threads or processes: more than any machine has for this, fewer than it breaks down under
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints look like every other error: one `error:` line, exit code 2."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def add_config(parser: Parser) -> None:
+    """Add `--cfg` and the KEY VALUE pairs after the flags."""
+    parser.add_argument("--cfg", metavar="FILE", help="YAML file in upstream's form (default: HRNet-W32 on COCO)")
+    parser.add_argument(
+        "pairs", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings, e.g. DATASET.ROOT data/coco"
+    )
+
+
+def config_of(args: argparse.Namespace) -> CfgNode:
+    """The frozen configuration that `--cfg` and the pairs ask for."""
+    return load_config(args.cfg, args.pairs)
+
+
+def count(text: str) -> int:
+    """An argument type: a whole number from 1 on, of at most 31 bits."""
+    return _within(text, 1, 2**31 - 1)
+
+
+def worker_count(text: str) -> int:
+    """An argument type: how many threads or processes."""
+    return _within(text, 1, MOST_PARALLEL)
+
+
+def non_negative_int(text: str) -> int:
+    """An argument type: a whole number from 0 on, of at most 32 bits."""
+    return _within(text, 0, 2**32 - 1)
+
+
+def _within(text: str, least: int, most: int) -> int:
+    value = int(text)
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from {least} to {most}")
+    return value
+
+
+def switch(text: str) -> bool:
+    """An argument type: on or off in any of the spellings that ais_bench takes."""
+    word = text.lower()
+    if word in ("yes", "true", "t", "y", "1"):
+        return True
+    if word in ("no", "false", "f", "n", "0"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text} is neither yes nor no")
+
+
+def cores() -> int:
+    """The processors this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was told to end by a signal other than Ctrl-C's."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """Within it, SIGTERM and SIGHUP raise `Stopped`, to clean up as Ctrl-C does; ignored ones (nohup) stay ignored."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        raise Stopped(number)
+
+    replaced = []
+    if threading.current_thread() is threading.main_thread():  # Python allows it there only
+        replaced = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
+    try:
+        for number in replaced:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def defer_signals() -> Iterator[None]:
+    """Within it, a signal to stop is kept, and heard at its end: nothing that was just started goes astray."""
+    kept: list[int] = []
+    handlers: dict[signal.Signals, Callable[[int, FrameType | None], Any]] = {}
+    if threading.current_thread() is threading.main_thread():  # Python allows it there only
+        for number in STOPPING:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                handlers[number] = handler
+                signal.signal(number, lambda told, _frame: kept.append(told))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for told in kept:
+            handlers[signal.Signals(told)](told, None)
+
+
+def run(work: Callable[[], None]) -> int:
+    """Do a command's work; its expected failures become one line on stderr.
+
+    Returns:
+        The exit code: 0 done, 1 failed, 2 the configuration is wrong, 130 interrupted, 143 terminated, 129 hung up.
+    """
+    _open_streams()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text
+    try:
+        with stoppable():
+            work()
+            _flush_stdout()
+    except DekrError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt as stop:
+        number = stop.number if isinstance(stop, Stopped) else int(signal.SIGINT)
+        return _fail(INTERRUPTED, SIGNAL_CODE + number)
+    except BrokenPipeError:
+        _drop_stdout()
+        return 1
+    except MemoryError:
+        return _fail("not enough memory; free some, or use a machine that has more", 1)
+    except OSError as error:
+        _drop_stdout()
+        place = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{place}{error.strerror or error}; correct this and try again", 1)
+    return 0
+
+
+def _open_streams() -> None:
+    """What was closed before the start (`>&-`) leads nowhere; or else the next file opened would be written to."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", errors="backslashreplace"))  # noqa: SIM115  # stays open
+
+
+def _flush_stdout() -> None:
+    """Print what waits to be printed, while its failure can still be told."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        error.filename = "standard output"
+        raise
+
+
+def _drop_stdout() -> None:
+    """Let what could not be printed go, so that the interpreter does not try again when it ends."""
+    with contextlib.suppress(OSError, ValueError):  # a caller's buffer has no descriptor
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"error: {one_line(message)}", file=sys.stderr)
+    return code
+
+
+Arguments = Sequence[str] | None

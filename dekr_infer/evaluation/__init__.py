@@ -1,0 +1,1 @@
+"""COCO metrics, their plausibility, and the record of a run."""

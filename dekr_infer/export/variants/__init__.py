@@ -1,0 +1,1 @@
+"""The forms of the deformable convolutions that --deform offers."""

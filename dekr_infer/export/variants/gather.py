@@ -1,0 +1,161 @@
+"""--deform gather: the adaptive blocks of all joints in plain operators, without a deformable convolution.
+
+Each map becomes a table with one row per cell, holding the four cells whose upper left that one is; so one Gather
+fetches all corners of a sample. A corner beyond the map counts as 0: there is a border of zeros, and positions are
+clamped to it. What a sample's corners are worth and the kernel's weights then make one matrix product.
+
+No size stands in the graph and none is computed from a shape: a cell learns where it is by counting ones. Distances
+are split into whole and fraction before they meet the cell's position, because accelerators compute in float16, which
+has no room for a fraction beside a position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dekr_infer.export.fold import TAPS, FoldedAdaptBlock
+from dekr_infer.export.plain import convolve_backwards, reshape
+from dekr_infer.export.variants.branches import Branches, biases, branches_of, join_finals, replace_branches
+from dekr_infer.model.blocks import REGULAR_MATRIX
+
+CORNERS = 4  # upper left, upper right, lower left, lower right
+BORDER = 2  # cells of zeros around a map: a sample that touches no cell of it has both its rows, or columns, there
+COUNT = 16  # ones that a convolution counts; two of them reach COUNT ** 2 = 256 cells, the longest input size's side
+
+
+def gather_branches(network: nn.Module) -> None:
+    """Replace the branches of a network whose adaptive blocks are folded, in place.
+
+    Raises:
+        DekrError: it has no such branches.
+    """
+    replace_branches(network, GatherBranches(branches_of(network)))
+
+
+class Places(NamedTuple):
+    """Where each cell stands in the map with its border, and where the last upper left corner does."""
+
+    columns: Tensor  # (1, H, W, 1), as floats
+    rows: Tensor  # (1, H, W, 1)
+    last_column: Tensor  # ()
+    last_row: Tensor  # ()
+
+
+class GatherBranches(nn.Module):
+    """(1, joints * C, H, W) -> (1, 2 * joints, H, W), in joint order; maps up to 256 cells a side."""
+
+    def __init__(self, branches: Branches) -> None:
+        super().__init__()
+        self.count = CellCounter(branches.joints * branches.width)
+        self.levels = nn.ModuleList(SampledBlocks(level) for level in branches.levels)
+        self.final = join_finals(branches)
+
+    def forward(self, x: Tensor) -> Tensor:
+        places = self.count(x)
+        for level in self.levels:
+            x = level(x, places)
+        return self.final(x)  # type: ignore[no-any-return]
+
+
+class CellCounter(nn.Module):
+    """Any (1, C, H, W) -> the places of its cells: counting is a convolution of ones that looks back."""
+
+    across: Tensor
+    down: Tensor
+    nothing: Tensor
+    start: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.ones = nn.Conv2d(channels, 1, 1)  # whatever the map holds: 1
+        nn.init.zeros_(self.ones.weight)
+        self.ones.bias = nn.Parameter(torch.ones(1))
+        self.register_buffer("across", torch.ones(1, 1, 1, COUNT))
+        self.register_buffer("down", torch.ones(1, 1, COUNT, 1))
+        self.register_buffer("nothing", torch.zeros(1))
+        self.register_buffer("start", torch.tensor([BORDER - 1.0]))  # a cell counts itself
+
+    def forward(self, x: Tensor) -> Places:
+        ones = self.ones(x)
+        columns, rows = self._counted(ones, self.across), self._counted(ones, self.down)
+        return Places(columns, rows, columns.max() + 1, rows.max() + 1)
+
+    def _counted(self, ones: Tensor, kernel: Tensor) -> Tensor:
+        few = convolve_backwards(ones, kernel, self.nothing, 1)
+        return convolve_backwards(few, kernel, self.start, COUNT).permute(0, 2, 3, 1)
+
+
+class SampledBlocks(nn.Module):
+    """One adaptive block of each joint: (1, joints * C, H, W) in and out.
+
+    `offsets` yields 18 channels per joint: how far right each tap lies from the cell, then how far down.
+    """
+
+    corners: Tensor
+
+    def __init__(self, blocks: Sequence[FoldedAdaptBlock]) -> None:
+        super().__init__()
+        self.joints, self.width = len(blocks), len(blocks[0].weight)
+        channels, moves = self.joints * self.width, 2 * TAPS
+        dy, dx = torch.tensor(REGULAR_MATRIX, dtype=torch.float64) * blocks[0].dilation
+        taps = torch.cat((dx, dy))
+        self.offsets = nn.Conv2d(channels, self.joints * moves, 3, 1, 1, groups=self.joints)
+        weights = [block.offsets.weight.detach()[:moves] for block in blocks]
+        shifts = [(biases(block.offsets).detach()[:moves].double() + taps).float() for block in blocks]
+        self.offsets.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
+        self.offsets.bias = nn.Parameter(torch.cat(shifts), requires_grad=False)
+        corners = torch.zeros(CORNERS, self.width, self.width, 2, 2)
+        for channel in range(self.width):
+            for corner in range(CORNERS):
+                corners[corner, channel, channel, corner // 2, corner % 2] = 1
+        self.register_buffer("corners", corners.flatten(0, 1))
+        self.weights = nn.ParameterList(nn.Parameter(_by_corner(block.weight), False) for block in blocks)
+        bias = torch.cat([block.bias.detach() for block in blocks])
+        self.bias = nn.Parameter(bias.view(1, -1, 1, 1), requires_grad=False)
+
+    def forward(self, x: Tensor, places: Places) -> Tensor:
+        rows, shares = self._samples(x, places)
+        tables = reshape(self._tables(x), self.joints, -1, CORNERS * self.width).split(1)
+        parts = zip(tables, rows.split(1), shares.split(1), self.weights, strict=True)
+        out = torch.cat([self._convolved(*part) for part in parts], 3).permute(0, 3, 1, 2)
+        return torch.relu(out + self.bias + x)
+
+    def _samples(self, x: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+        """The table row of each sample, (joints, H, W, 9) int32, and its corners' shares, (joints, H, W, 9 * 4, 1)."""
+        moves = reshape(self.offsets(x), self.joints, 2 * TAPS, 0, 0).permute(0, 2, 3, 1)
+        right, down = moves.split(TAPS, 3)
+        whole_right, whole_down = right.floor(), down.floor()
+        column = _clamped(whole_right + places.columns, places.last_column)
+        row = _clamped(whole_down + places.rows, places.last_row)
+        length = (places.last_column + 1).int()
+        across, along = right - whole_right, down - whole_down
+        by_corner = ((1 - along) * (1 - across), (1 - along) * across, along * (1 - across), along * across)
+        shares = torch.cat([reshape(share, 0, 0, 0, TAPS, 1) for share in by_corner], 4)
+        return row.int() * length + column.int(), reshape(shares, 0, 0, 0, TAPS * CORNERS, 1)
+
+    def _tables(self, x: Tensor) -> Tensor:
+        """Every cell with its right, lower and lower right neighbour: (joints, H + 3, W + 3, 4 * C)."""
+        by_joint = reshape(x, self.joints, self.width, 0, 0)
+        return F.conv2d(by_joint, self.corners, padding=BORDER).permute(0, 2, 3, 1)
+
+    def _convolved(self, table: Tensor, row: Tensor, share: Tensor, weight: Tensor) -> Tensor:
+        """One joint's table (1, cells, 4 * C), rows (1, H, W, 9) and shares -> (1, H, W, C)."""
+        cells = F.embedding(row, reshape(table, -1, CORNERS * self.width))
+        worth = reshape(cells, 0, 0, 0, TAPS * CORNERS, self.width) * share
+        return reshape(worth, 0, 0, 0, TAPS * CORNERS * self.width) @ weight
+
+
+def _by_corner(weight: Tensor) -> Tensor:
+    """A kernel (O, C, 3, 3) as a matrix (9 * 4 * C, O): each tap's part once for every corner."""
+    by_tap = weight.detach().flatten(2).permute(2, 1, 0)
+    return by_tap.unsqueeze(1).expand(-1, CORNERS, -1, -1).flatten(0, 2)
+
+
+def _clamped(values: Tensor, last: Tensor) -> Tensor:
+    """To 0 ... last, by the one operator that needs no constant bound."""
+    return last - torch.relu(last - torch.relu(values))

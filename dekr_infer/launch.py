@@ -1,0 +1,104 @@
+"""Start a command by its name: `python3 DEKR_preprocess.py`, `python3 scripts/predict.py` and `dekr NAME` end up here.
+
+Runs on Python 3.7 and newer without any package, so that an old Python or a missing package is reported in one line.
+Ctrl-C ends the process with one line, too, while the command still imports its packages, which takes seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+
+OLDEST, NEWEST = (3, 11), (3, 14)
+INTERRUPTED = "interrupted; finished results are kept, run the same command again to resume"
+SIGNAL_CODE = 128  # a shell reports a signal as this plus its number, for example 130 for Ctrl-C
+SET_UP = "'source .venv/bin/activate', or 'bash scripts/setup_venv.sh requirements.txt' if there is no .venv"
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "PyYAML", "google": "protobuf"}
+
+# Name -> module of dekr_infer that holds `main(argv)`, and the line in `dekr --help`.
+COMMANDS = {
+    "preprocess": ("cli.preprocess", "COCO images to network tensors, original and flipped"),
+    "export": ("cli.export", "a trained checkpoint to ONNX, proven against torch"),
+    "onnx_infer": ("cli.onnx_infer", "an ONNX file over folders of tensors on the CPU, as ais_bench does"),
+    "postprocess": ("cli.postprocess", "network outputs to people and COCO metrics"),
+    "draw_results": ("cli.draw_results", "the people of a COCO result file over their images"),
+    "check_upstream": ("cli.check_upstream", "upstream's code and ours side by side, stage by stage"),
+    "random_checkpoint": ("cli.random_checkpoint", "checkpoints with random weights, to rehearse every command"),
+    "doctor": ("cli.doctor", "what this host has and what it lacks, with remedies"),
+    "check_atc": ("cli.check_atc", "what atc would refuse in an ONNX file"),
+    "chip_name": ("ascend.soc_version", "this host's chip as atc names it"),
+    "atc": ("ascend.atc", "an ONNX file to a model for an Ascend chip"),
+    "ais_bench": ("ascend.ais_bench", "a converted model over both folders of tensors on the NPU"),
+    "tune_npu": ("ascend.tune", "which form of the graph is the fastest on this NPU (experimental)"),
+}
+
+
+def main_of(name: str) -> Callable[..., int]:
+    """Return the `main(argv=None) -> exit code` of a command; nothing is imported until it is called."""
+
+    def main(argv: Sequence[str] | None = None) -> int:
+        return launch(name, argv)
+
+    return main
+
+
+def launch(name: str, argv: Sequence[str] | None = None) -> int:
+    """Import a command and run it; return its exit code.
+
+    Args:
+        name: a key of `COMMANDS`.
+        argv: the words after the command's name; `None` takes them from the process.
+    """
+    if not OLDEST <= sys.version_info[:2] <= NEWEST:
+        found = ".".join(map(str, sys.version_info[:2]))
+        needed = "{}.{} to {}.{}".format(*(OLDEST + NEWEST))
+        return _fail(f"{sys.executable}: is Python {found}; {needed} is needed: {SET_UP}")
+    own = argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if own:
+        signal.signal(signal.SIGINT, _end)
+    try:
+        command = importlib.import_module("dekr_infer." + COMMANDS[name][0])
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package in ("", "dekr_infer"):
+            raise
+        lacking = DISTRIBUTIONS.get(package, package)
+        return _fail(f"{sys.executable}: has no package {lacking}; activate the environment: {SET_UP}")
+    finally:
+        if own:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+    code: int = command.main(argv)
+    return code
+
+
+def dekr(argv: Sequence[str] | None = None) -> int:
+    """Run `dekr NAME ...`, the installed entry point; return the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0] in COMMANDS:
+        sys.argv = ["dekr " + words[0]] + words[1:]
+        return launch(words[0])
+    lines = ["usage: dekr COMMAND ...", ""]
+    lines += [f"  {name:<18} {line}" for name, (_, line) in COMMANDS.items()]
+    lines += ["", "dekr COMMAND --help explains a command."]
+    if words and words[0] not in ("-h", "--help"):
+        return _fail(f"unknown command {words[0]}; see dekr --help", 2)
+    print("\n".join(lines))
+    return 0 if words else 2
+
+
+def _fail(message: str, code: int = 1) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return code
+
+
+def _end(number: int, _frame: FrameType | None) -> None:
+    """End the process at once: an exception could be caught or disguised in the middle of an import."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):  # standard error may be closed
+        sys.stderr.write(f"error: {INTERRUPTED}\n")
+        sys.stderr.flush()
+    os._exit(SIGNAL_CODE + number)

@@ -1,0 +1,1 @@
+"""ONNX graph tools that both export and backends use."""

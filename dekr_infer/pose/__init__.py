@@ -1,0 +1,1 @@
+"""Images to input tensors, and network outputs to scored poses."""

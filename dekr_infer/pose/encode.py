@@ -1,0 +1,187 @@
+"""Ground truth written as the network's outputs: what a perfect network would dump for a data set.
+
+Positions are in cells of the maps (input pixels / 4). The flipped pass is built as the flipped tensor shows it: what
+stands at cell x of the first pass stands at cell w - 1 - x, and left joints are the flipped person's right ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dekr_infer.data.coco import DataSet, Picture
+from dekr_infer.geometry import PUBLISHED_SIZES, Placement, Size, cells
+
+# Written once more, so that a mistake in the project's own constants shows.
+STRIDE = 4  # input size pixels per cell
+SHIFT = 3  # pixels that the flipped tensor is moved by
+SWAPPED = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
+JOINT_SIGMA, CENTRE_SIGMA = 2.0, 4.0  # cells
+OFFSET_REACH = 4  # cells around a centre that carry its offsets
+HEAT_NOISE, OFFSET_NOISE = 0.02, 0.7  # standard deviations; the latter in cells
+CENTRE_GAP = 2  # cells between two centres at least: nearer ones would not both be maxima
+
+Distort = Callable[[np.ndarray, np.ndarray, np.random.Generator], None]
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How the outputs are made; all but the defaults are mistakes or noise.
+
+    Args:
+        flip_shift: pixels by which the flipped tensor was moved.
+        swap_joints: whether the flipped pass has left and right joints exchanged.
+        offset_sign: -1 writes joint - cell instead of cell - joint.
+        distort: changes heatmap (18, h, w) and offset (34, h, w) in place.
+    """
+
+    flip_shift: int = SHIFT
+    swap_joints: bool = True
+    offset_sign: int = 1
+    distort: Distort | None = None
+
+
+@dataclass(frozen=True)
+class People:
+    """People of one picture, in cells: joints (n, 17, 2), which of them are labelled (n, 17), and centres (n, 2)."""
+
+    joints: np.ndarray
+    labelled: np.ndarray
+    centres: np.ndarray
+
+
+def people_of(data: DataSet, picture: Picture) -> People:
+    """A picture's people: centres are cells of their own at the mean of the labelled joints; the others stand there."""
+    input_size = PUBLISHED_SIZES.place(picture.size).input
+    matrix = Placement(picture.size, input_size).to_input
+    joints, labelled = [], []
+    centres: list[np.ndarray] = []
+    for entry in data.content["annotations"]:
+        if entry["image_id"] != picture.id or entry["iscrowd"] or not entry["num_keypoints"]:
+            continue
+        keypoints = np.array(entry["keypoints"], float).reshape(17, 3)
+        there = keypoints[:, 2] > 0
+        places = (keypoints[:, :2] @ matrix[:, :2].T + matrix[:, 2]) / STRIDE
+        middle = places[there].mean(0)
+        places[~there] = middle
+        joints.append(places)
+        labelled.append(there)
+        centres.append(_free_cell(middle, centres, cells(input_size)))
+    count = len(joints)
+    return People(
+        np.array(joints).reshape(count, 17, 2), np.array(labelled, bool).reshape(count, 17),
+        np.array(centres, float).reshape(count, 2),
+    )  # fmt: skip
+
+
+def _free_cell(wanted: np.ndarray, taken: list[np.ndarray], size: Size) -> np.ndarray:
+    """The cell (x, y) of the map that is nearest to a place and not next to another centre."""
+    y, x = np.mgrid[: size.h, : size.w]
+    distance = (x - wanted[0]) ** 2 + (y - wanted[1]) ** 2
+    for other in taken:
+        distance[np.maximum(np.abs(x - other[0]), np.abs(y - other[1])) < CENTRE_GAP] = np.inf
+    row, column = np.unravel_index(distance.argmin(), distance.shape)
+    return np.array([column, row], float)
+
+
+def flipped(people: People, width: int, encoding: Encoding) -> People:
+    """The people as the flipped tensor shows them, in a map of `width` cells."""
+    order = SWAPPED if encoding.swap_joints else list(range(17))
+    last = (STRIDE * width - 1 - encoding.flip_shift) / STRIDE  # where the first column went
+    joints, centres = people.joints[:, order].copy(), people.centres.copy()
+    joints[:, :, 0] = last - joints[:, :, 0]
+    centres[:, 0] = last - centres[:, 0]
+    return People(joints, people.labelled[:, order], centres)
+
+
+def outputs(people: People, size: Size, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
+    """Heatmap (18, h, w) and offset (34, h, w), float32, of a map of `size` cells."""
+    heat = np.zeros((18, *size), np.float32)
+    offset = np.zeros((17, 2, *size), np.float32)
+    nearest = np.full(size, np.inf)
+    for joints, labelled, centre in zip(people.joints, people.labelled, people.centres, strict=True):
+        for channel, place in enumerate(joints):
+            if labelled[channel]:
+                _add_hill(heat[channel], place, JOINT_SIGMA)
+        _add_hill(heat[17], centre, CENTRE_SIGMA)
+        rows, columns = _window(centre, OFFSET_REACH, size)
+        y, x = np.mgrid[rows, columns]
+        distance = (x - centre[0]) ** 2 + (y - centre[1]) ** 2
+        own = distance < nearest[rows, columns]
+        nearest[rows, columns][own] = distance[own]
+        for axis, cell in enumerate((x, y)):
+            moved = encoding.offset_sign * (cell - joints[:, axis, None, None])
+            offset[:, axis, rows, columns][:, own] = moved[:, own]
+    return heat, offset.reshape(34, *size)
+
+
+def _window(place: np.ndarray, reach: float, size: Size) -> tuple[slice, slice]:
+    """Rows and columns of the cells within reach of a place (x, y); none where it is far outside."""
+    first = np.clip(np.ceil(place - reach), 0, size[::-1]).astype(int)
+    end = np.clip(np.floor(place + reach) + 1, 0, size[::-1]).astype(int)
+    return slice(first[1], end[1]), slice(first[0], end[0])
+
+
+def _add_hill(channel: np.ndarray, place: np.ndarray, sigma: float) -> None:
+    """The higher of what is there and a Gaussian of height 1, cut at three sigma."""
+    rows, columns = _window(place, 3 * sigma, Size(*channel.shape))
+    y, x = np.ogrid[rows, columns]
+    part = channel[rows, columns]
+    hill = np.exp(-((x - place[0]) ** 2 + (y - place[1]) ** 2) / (2 * sigma**2))
+    np.maximum(part, hill, out=part, casting="same_kind")
+
+
+def outputs_of(
+    data: DataSet, picture: Picture, encoding: Encoding, rng: np.random.Generator
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """What the network gives for a picture and for its flipped twin: heat (18, h, w) and offset (34, h, w) of each."""
+    size = cells(PUBLISHED_SIZES.place(picture.size).input)
+    people = people_of(data, picture)
+    passes = []
+    for seen in (people, flipped(people, size.w, encoding)):
+        heat, offset = outputs(seen, size, encoding)
+        if encoding.distort is not None:
+            encoding.distort(heat, offset, rng)
+        passes.append((heat, offset))
+    return passes
+
+
+def noisy(heat: np.ndarray, offset: np.ndarray, rng: np.random.Generator) -> None:
+    """A network that is not perfect: noise on every cell, in place."""
+    heat += HEAT_NOISE * rng.standard_normal(heat.shape, dtype=np.float32)
+    offset += OFFSET_NOISE * rng.standard_normal(offset.shape, dtype=np.float32)
+
+
+def write_dumps(
+    data: DataSet,
+    folder: Path,
+    encoding: Encoding = Encoding(),
+    seed: int = 0,
+) -> tuple[Path, Path]:
+    """Write both passes' dumps for every picture into `out` and `out_flip` below a folder; returns the two."""
+    rng = np.random.default_rng(seed)
+    folders = folder / "out", folder / "out_flip"
+    for place in folders:
+        place.mkdir(parents=True)
+    for picture in data.pictures:
+        for place, (heat, offset) in zip(folders, outputs_of(data, picture, encoding, rng), strict=True):
+            write_sparse(place / f"{picture.stem}_0.npy", heat[None])
+            write_sparse(place / f"{picture.stem}_1.npy", offset[None])
+    return folders
+
+
+def write_sparse(path: Path, array: np.ndarray) -> None:
+    """`np.save` that leaves holes where the array is 0, so that mostly empty maps take hardly any disk."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        start = file.tell()
+        values = array.reshape(-1)
+        for position in range(0, len(values), 4096):
+            block = values[position : position + 4096]
+            if block.any():
+                file.seek(start + block.itemsize * position)
+                file.write(block.tobytes())
+        file.truncate(start + array.nbytes)

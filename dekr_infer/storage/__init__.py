@@ -1,0 +1,1 @@
+"""Files: .npy tensors, atomic writes and locks."""

@@ -1,0 +1,137 @@
+"""The values that the parts of the chain hand to each other: frames, network outputs, people.
+
+Names, channels and file suffixes of the network's input and outputs are here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dekr_infer.errors import DekrError
+from dekr_infer.geometry import Placement, Size
+from dekr_infer.skeleton import Skeleton
+
+INPUT_NAME = "image"
+OUTPUT_NAMES = ("heatmap", "offset")  # in the graph's order
+
+
+def output_shapes(skeleton: Skeleton, cells: Size) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of both outputs for one input: (1, channels, h, w) in `OUTPUT_NAMES`' order."""
+    return tuple((1, channels, *cells) for channels in (skeleton.heatmap_channels, skeleton.offset_channels))
+
+
+def output_files(stem: str, suffix: str = ".npy") -> tuple[str, ...]:
+    """Return the file names of the outputs of a tensor, in `OUTPUT_NAMES`' order.
+
+    >>> output_files("000000000139")
+    ('000000000139_0.npy', '000000000139_1.npy')
+    """
+    return tuple(f"{stem}_{index}{suffix}" for index in range(len(OUTPUT_NAMES)))
+
+
+class Maps(NamedTuple):
+    """The network's outputs for one input, in cells.
+
+    Args:
+        heatmap: (J + 1, h, w) float32: the joints, then the person centre.
+        offset: (2 J, h, w) float32: x then y of each joint; joint = cell - offset.
+        sources: the places of heatmap and offset, for error messages: files, or the model.
+
+    The arrays may be memory-mapped files, so values are checked where they are read.
+    """
+
+    heatmap: np.ndarray
+    offset: np.ndarray
+    sources: tuple[str, str] = ("the network's heatmap", "the network's offset")
+
+    @property
+    def cells(self) -> Size:
+        """The size of the maps."""
+        return Size(*self.heatmap.shape[1:])
+
+    def heat_at(self, channel: Any, y: Any, x: Any) -> np.ndarray:
+        """Return finite values of the heatmap; the arguments are numpy indices.
+
+        Raises:
+            DekrError: a value is NaN or infinite.
+        """
+        return _finite(np.asarray(self.heatmap[channel, y, x]), self.sources[0])
+
+    def offset_at(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """Return finite offsets at cells y, x (n,): (n, J, 2) float32, x and y in cells.
+
+        Raises:
+            DekrError: a value is NaN or infinite.
+        """
+        return _finite(np.asarray(self.offset[:, y, x]), self.sources[1]).T.reshape(len(y), -1, 2)
+
+
+def _finite(values: np.ndarray, source: str) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise DekrError(f"{source}: holds NaN or infinite values; run the network on this image again")
+    return values
+
+
+class Passes(NamedTuple):
+    """The maps of an image and, if the network ran on it, of its flipped twin, as the network returned them."""
+
+    original: Maps
+    flipped: Maps | None = None
+
+
+@dataclass(frozen=True)
+class People:
+    """The people of one image.
+
+    Args:
+        poses: (n, J, 3) float32: x, y in image pixels, joint score.
+        scores: (n,) float32.
+    """
+
+    poses: np.ndarray
+    scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.poses)
+
+    def to_coco(self, image_id: int, category_id: int) -> list[dict[str, Any]]:
+        """Return the entries of COCO's result file, one a person.
+
+        Returns:
+            image_id, category_id, keypoints [x, y, score] * J, score, and the joints' box as bbox [x, y, w, h].
+        """
+        entries = []
+        values = self.poses.astype(np.float64)
+        lows, highs = values[:, :, :2].min(1), values[:, :, :2].max(1)
+        for pose, score, low, high in zip(values, self.scores.tolist(), lows, highs, strict=True):
+            entries.append(
+                {
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "keypoints": pose.ravel().tolist(),
+                    "score": score,
+                    "bbox": [*low.tolist(), *(high - low).tolist()],
+                }
+            )
+        return entries
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One image on its way through the chain.
+
+    Args:
+        key: names the image in files and records; unique in a run.
+        placement: the image's place in the network's input.
+        read: decodes the image: (h, w, 3) uint8 BGR. Backends that read outputs from files never call it.
+        image_id: the id in the annotation file, where there is one.
+    """
+
+    key: str
+    placement: Placement
+    read: Callable[[], np.ndarray] = field(repr=False)
+    image_id: int | None = None

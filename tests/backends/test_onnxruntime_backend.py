@@ -1,0 +1,216 @@
+"""Loading and running graphs: what is refused and why, input sizes in the metadata, outputs as promised."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import AttributeProto, ModelProto, NodeProto, helper, numpy_helper
+
+from dekr_infer.backends.onnxruntime import load_graph, open_network
+from dekr_infer.errors import DekrError
+from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
+from dekr_infer.onnx_graph import cpu_optimize as spare
+from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
+from tests.support.tiny_models import SMALL_INPUT_SIZES, linked_model, toy_model, toy_outputs
+
+pytest_plugins = ["tests.support.tiny_fixtures"]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "net.onnx"
+
+
+def whole_picture(input_size: Size, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-9, 10, (1, 3, *input_size)).astype(np.float32)
+
+
+def refused(path: Path) -> str:
+    with pytest.raises(DekrError) as caught:
+        open_network(path, 1)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message
+    return message
+
+
+def saved(model: ModelProto, path: Path) -> Path:
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("input_size", SMALL_INPUT_SIZES)
+def test_heatmap_then_offset_then_milliseconds(file, input_size):
+    network = open_network(saved(toy_model(), file), 1)
+    image = whole_picture(input_size)
+    heatmap, offset, milliseconds = network.run(image)
+    wanted = toy_outputs(image)
+    np.testing.assert_array_equal(heatmap, wanted[0])
+    np.testing.assert_array_equal(offset, wanted[1])
+    assert heatmap.dtype == offset.dtype == np.float32
+    assert 0 < milliseconds < 10_000
+
+
+def test_input_size_and_hash_are_those_of_the_file(file):
+    network = open_network(saved(toy_model(), file), 1)
+    assert network.input_sizes == SMALL_INPUT_SIZES
+    assert network.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert network.path == file
+
+
+def test_either_dialect_is_taken(tiny, file):
+    standard = open_network(saved(to_dialect(tiny.model(), ONNX), file), 1)
+    lowered = open_network(tiny.graph, 1)
+    image = whole_picture(Size(64, 96))
+    for a, b in zip(standard.run(image)[:2], lowered.run(image)[:2], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_missing_file_is_named(file):
+    assert "DEKR_pth2onnx.py" in refused(file)
+
+
+def test_a_folder_is_no_graph(tmp_path):
+    assert "cannot be read" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 1000, -1])
+def test_a_file_cut_short_is_named(file, keep):
+    data = toy_model().SerializeToString()
+    file.write_bytes(data[:keep])
+    assert "not an ONNX file, or cut short" in refused(file)
+
+
+def test_a_file_that_is_not_onnx_is_named(file):
+    file.write_text("<html>404 not found</html>")
+    assert "not an ONNX file" in refused(file)
+
+
+def test_outputs_in_another_order_are_refused(file):
+    model = toy_model()
+    outputs = [model.graph.output[1], model.graph.output[0]]
+    swapped = ModelProto.FromString(model.SerializeToString())
+    del swapped.graph.output[:]
+    swapped.graph.output.extend(outputs)
+    assert "from image to offset, heatmap, not from image to heatmap, offset" in refused(saved(swapped, file))
+
+
+def test_an_input_of_another_name_is_refused(file):
+    model = toy_model()
+    model.graph.input[0].name = "input.1"
+    assert "from input.1 to heatmap, offset" in refused(saved(model, file))
+
+
+@pytest.mark.parametrize("input_sizes", [None, "", "512x768", "1,2;3", "512,768;"])
+def test_metadata_without_input_size_is_refused(file, input_sizes):
+    model = toy_model()
+    del model.metadata_props[:]
+    if input_sizes is not None:
+        helper.set_model_props(model, {"input_sizes": input_sizes})
+    assert "names no input sizes" in refused(saved(model, file))
+
+
+def test_a_graph_that_onnx_runtime_does_not_know_is_refused(file):
+    model = toy_model()
+    model.graph.node[0].op_type = "Cnov"
+    assert "ONNX Runtime" in refused(saved(model, file))
+
+
+@pytest.mark.parametrize(("weight", "says"), [("heat", "heatmap has shape"), ("off", "offset has shape")])
+def test_outputs_of_another_shape_are_refused(file, weight, says):
+    model = toy_model()
+    for tensor in model.graph.initializer:
+        if tensor.name == weight:
+            values = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array(np.concatenate((values, values[:1])), weight))
+    for entry in model.graph.output:
+        entry.type.tensor_type.shape.dim[1].dim_param = "channels"
+    network = open_network(saved(model, file), 1)
+    with pytest.raises(DekrError, match=says) as caught:
+        network.run(whole_picture(SMALL_INPUT_SIZES[0]))
+    assert str(file) in str(caught.value)
+
+
+def test_a_picture_of_another_rank_is_one_clear_error(file):
+    network = open_network(saved(toy_model(), file), 1)
+    with pytest.raises(DekrError, match="cannot be run"):
+        network.run(whole_picture(SMALL_INPUT_SIZES[0])[0])
+
+
+def test_a_failure_inside_onnx_runtime_is_one_clear_error(tiny, file):
+    """A picture whose sides are no multiples of 32 makes branches that do not fit together."""
+    network = open_network(tiny.graph, 1)
+    with pytest.raises(DekrError, match="cannot be run"):
+        network.run(whole_picture(Size(40, 72)))
+
+
+def test_a_foreign_deformable_graph_is_refused_with_its_name(tiny, file):
+    model = tiny.model()
+    next(node for node in model.graph.node if node.op_type == "DeformableConv2D").input[2] = "image"
+    assert "do not come from a convolution" in refused(saved(model, file))
+
+
+def test_the_graph_with_everything_that_is_rewritten_runs_and_is_rewritten(file):
+    saved(linked_model(), file)
+    image = whole_picture(SMALL_INPUT_SIZES[0])
+    spared, written = (open_network(file, 1, as_written=wanted).run(image)[:2] for wanted in (False, True))
+    for a, b in zip(spared, written, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
+    before = to_dialect(linked_model(), ONNX)
+    for rule in (spare.convolve_before_enlarging, spare.add_before_enlarging, spare.mix_offsets):
+        model = ModelProto.FromString(before.SerializeToString())
+        graph = spare.Graph(model)
+        rule(graph)
+        graph.finish()
+        assert model.graph.node != before.graph.node, rule
+
+
+def make_a_ring(nodes: Sequence[NodeProto]) -> None:
+    nodes[5].input[0] = "near"
+
+
+def rename(nodes: Sequence[NodeProto]) -> None:
+    nodes[2].output[0] = "a"
+
+
+def shorten(nodes: Sequence[NodeProto]) -> None:
+    del nodes[13].input[2:]
+
+
+def strip(nodes: Sequence[NodeProto]) -> None:
+    del nodes[13].attribute[:]
+
+
+def retype(nodes: Sequence[NodeProto]) -> None:
+    nodes[13].attribute[0].type = AttributeProto.UNDEFINED
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (make_a_ring, "node Add reads near, which no node before it makes"),
+        (rename, "node Conv makes a tensor that is there already"),
+        (shorten, "its nodes are not of the form of ours"),
+        (strip, "its nodes are not of the form of ours"),
+        (retype, "its nodes are not of the form of ours"),
+    ],
+)
+def test_odd_nodes_are_refused_at_once(file, change, says):
+    model = linked_model()
+    change(model.graph.node)
+    assert says in refused(saved(model, file))
+
+
+def test_input_size_are_written_as_the_compiler_reads_them_and_read_back():
+    text = str(PUBLISHED_SIZES)
+    assert text == "512,768;512,512;768,512;512,1024;1024,512"
+    assert InputSizes.parse(text) == PUBLISHED_SIZES
+    assert all(isinstance(input_size, Size) for input_size in InputSizes.parse(text))
+
+
+def test_load_graph_changes_nothing(tiny):
+    model, digest = load_graph(tiny.graph)
+    assert model.SerializeToString(deterministic=True) == tiny.model().SerializeToString(deterministic=True)
+    assert digest == hashlib.sha256(tiny.graph.read_bytes()).hexdigest()

@@ -1,0 +1,184 @@
+"""scripts/doctor.sh: what is good, what is bad and what to do, on hosts with and without the tools."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dekr_infer.cli import doctor
+from dekr_infer.cli.doctor import needed_bytes
+from dekr_infer.errors import DekrError
+from dekr_infer.geometry import Size, cells
+from dekr_infer.storage import npy as tensors
+from tests.support.ascend_host import DOUBLES, Host, refused
+
+
+def lines(text: str) -> dict[str, str]:
+    """The last line of each name: its word, then what was found."""
+    return {line[4:16].strip(): line[:4].strip() + " " + line[17:] for line in text.splitlines()}
+
+
+def fill(host: Host) -> None:
+    """Annotation, pictures and weights where they are looked for."""
+    images = [{"id": 1, "file_name": "a.jpg", "height": 400, "width": 600}]
+    for file, text in (
+        ("data/coco/annotations/person_keypoints_val2017.json", json.dumps({"images": images})),
+        ("data/coco/images/val2017.zip", "zip"),
+        ("models/pose_dekr_hrnetw32_coco.pth", "weights"),
+        ("models/final_rescore_coco_kpt.pth", "weights"),
+    ):
+        path = host.folder / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    host = Host(tmp_path, "npu-smi")
+    toolkit = host.install_toolkit()
+    (toolkit / "ascend_toolkit_install.info").write_text("package_name=Ascend-cann-toolkit\nversion=6.0.RC1\n")
+    for package in ("ais_bench", "aclruntime"):
+        made = host.home / "wheels" / f"{package}-0.0.2.dist-info"
+        made.mkdir(parents=True)
+        (made / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.0.2\n")
+    (host.home / "wheels" / "aclruntime.py").touch()
+    host.env["PYTHONPATH"] = f"{DOUBLES}:{host.home / 'wheels'}"
+    fill(host)
+    return host
+
+
+def test_a_host_with_all_it_needs(host):
+    done = host.run("doctor.sh")
+    found = lines(done.stdout)
+    assert found["driver"] == "ok 22.0.4" and found["chip"] == "ok Ascend310P3"
+    assert found["CANN"].endswith("opp 6.0.RC1") or found["CANN"].endswith("ascend-toolkit 6.0.RC1")
+    assert found["atc"].startswith("ok /") and found["atc"].endswith("bin/atc, of CANN 6.0.RC1")
+    assert found["pictures"].endswith(f"val2017.zip: sha256 {hashlib.sha256(b'zip').hexdigest()[:16]}")
+    assert "wheels" not in found and found["ais_bench"] == found["aclruntime"] == "ok 0.0.2 for python3"
+    assert found["packages"] == "ok all there" and "1 pictures, sha256 " in found["annotation"]
+    assert found["disk"].startswith("ok ") and found["weights"].startswith("ok models/final")
+    assert found["model"] == "- models/dekr_bs1.om: not made yet"
+    bad = [name for name, text in found.items() if text.startswith("BAD")]
+    assert bad in ([], ["memory"])  # memory is the machine's own
+    assert done.returncode == len(bad)
+
+
+def test_a_host_with_nothing(tmp_path):
+    done = Host(tmp_path).run("doctor.sh")
+    refused(done, 1, "marked BAD")
+    found = lines(done.stdout)
+    remedies = {
+        "driver": "install or restart",
+        "chip": "npu-smi: not found",
+        "CANN": "ASCEND_TOOLKIT_HOME",
+        "atc": "CANN toolkit",
+        "ais_bench": "install its wheel",
+        "aclruntime": "AIS_BENCH_PYTHON",
+        "annotation": "README.md",
+        "weights": "README.md",
+    }
+    for name, part in remedies.items():
+        assert found[name].startswith("BAD ") and part in found[name], found[name]
+
+
+@pytest.mark.parametrize("script", ["exit 3", "return 1", "if ("])
+def test_a_toolkit_that_does_not_load(host, script):
+    path = host.home / "Ascend/ascend-toolkit/set_env.sh"
+    path.write_text(f"{script}\n")
+    done = host.run("doctor.sh")
+    refused(done, 1, "marked BAD")
+    found = lines(done.stdout)
+    assert found["atc"] == f"BAD not found after loading {path}; repair this toolkit"
+    assert found["CANN"].startswith(f"BAD {path}: sets nothing; ")
+
+
+def test_without_an_npu_its_tools_are_not_asked_for(tmp_path):
+    host = Host(tmp_path)
+    fill(host)
+    found = lines(host.run("doctor.sh", "--backend", "onnx").stdout)
+    assert not {"driver", "chip", "CANN", "atc", "ais_bench"} & set(found) and found["pictures"].startswith("ok")
+
+
+def test_the_disk_space_is_what_the_files_take(tmp_path):
+    """One picture of each orientation, written as the chain writes them."""
+    written = 0
+    with tensors.exclusive(tmp_path / "made"):
+        for input_size in (Size(512, 768), Size(1024, 512)):
+            for channels, size in ((3, input_size), (18, cells(input_size)), (34, cells(input_size))):
+                written += 2 * tensors.write(tmp_path / "made", "x.npy", np.zeros((1, channels, *size), np.float32))
+    assert needed_bytes([(400, 600), (640, 340)]) == written
+
+
+def test_too_little_disk(host):
+    annotation = host.folder / "data/coco/annotations/person_keypoints_val2017.json"
+    annotation.write_text(json.dumps({"images": [{"height": 400, "width": 600}] * 200_000}))  # 2 TB
+    assert lines(host.run("doctor.sh").stdout)["disk"].startswith("BAD ")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"images": [',
+        '{"images": []}',
+        '{"images": 5}',
+        "[" * 100_000,
+        *(
+            f'{{"images": [{{"height": {side}, "width": 600}}]}}'
+            for side in ("0", "-5", "1e999", "NaN", "1" + "0" * 400)
+        ),
+    ],
+)
+def test_a_damaged_annotation(tmp_path, text):
+    host = Host(tmp_path)
+    fill(host)
+    (host.folder / "data/coco/annotations/person_keypoints_val2017.json").write_text(text)
+    done = host.run("doctor.sh", "--backend", "onnx")
+    refused(done, 1, "marked BAD")
+    assert lines(done.stdout)["annotation"].startswith("BAD ") and "README.md" in lines(done.stdout)["annotation"]
+
+
+def test_pictures_in_a_folder(tmp_path):
+    host = Host(tmp_path)
+    fill(host)
+    (host.folder / "data/coco/images/val2017.zip").rename(host.folder / "data/coco/images/val2017")
+    doctor = ("doctor.sh", "--backend", "onnx")
+    assert lines(host.run(*doctor).stdout)["pictures"].startswith("BAD data/coco/images/val2017.zip: missing")
+    (host.folder / "data/coco/images/val2017").unlink()
+    (host.folder / "data/coco/images/val2017").mkdir()
+    assert lines(host.run(*doctor).stdout)["pictures"] == "ok data/coco/images/val2017"
+
+
+def test_a_wheel_that_cannot_be_imported(host):
+    (host.home / "wheels" / "aclruntime.py").write_text("raise ImportError('libascendcl.so: cannot open')")
+    found = lines(host.run("doctor.sh").stdout)
+    wanted = "BAD cannot be imported by python3: ImportError: libascendcl.so: cannot open; "
+    assert found["aclruntime"].startswith(wanted) and "AIS_BENCH_PYTHON" in found["aclruntime"]
+    assert found["ais_bench"] == "ok 0.0.2 for python3"
+
+
+def test_wheels_of_two_versions_are_a_warning(host):
+    metadata = host.home / "wheels" / "aclruntime-0.0.2.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("0.0.2", "0.0.1"))
+    found = lines(host.run("doctor.sh").stdout)
+    assert found["aclruntime"] == "ok 0.0.1 for python3"
+    assert found["wheels"].startswith("- warning: ais_bench 0.0.2 beside aclruntime 0.0.1; ")
+
+
+def test_the_version_of_newer_toolkits_and_of_none(host):
+    toolkit = host.home / "Ascend/ascend-toolkit"
+    (toolkit / "x86_64-linux").mkdir()
+    (toolkit / "ascend_toolkit_install.info").rename(toolkit / "x86_64-linux" / "ascend_toolkit_install.info")
+    assert lines(host.run("doctor.sh").stdout)["atc"].endswith(", of CANN 6.0.RC1")
+    (toolkit / "x86_64-linux" / "ascend_toolkit_install.info").unlink()
+    assert lines(host.run("doctor.sh").stdout)["atc"].endswith(", of CANN (version unknown)")
+
+
+def test_weights_that_cannot_be_read_are_told_where_their_hash_would_stand(tmp_path, monkeypatch):
+    def refuse(path: Path) -> str:
+        raise DekrError(f"{path}: cannot be read (Permission denied)")
+
+    monkeypatch.setattr(doctor, "sha256", refuse)
+    (tmp_path / "final_rescore_coco_kpt.pth").touch()
+    assert any("Permission denied" in check.found for check in doctor.models(tmp_path))

@@ -1,0 +1,138 @@
+"""The overlays command: one picture each and a sheet, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from dekr_infer.cli import draw_results
+from dekr_infer.data.coco import annotation_path
+from dekr_infer.geometry import Size
+from tests.support.helpers import (
+    Ran,
+    assert_refused,
+    colourful,
+    encode,
+    person,
+    run_command,
+    write_annotation,
+    write_pictures,
+)
+
+SIZES = {"sheet.png": Size(60, 80), "b.png": Size(50, 70), "c.png": Size(40, 40)}
+KEYPOINTS = [float(value) for joint in range(17) for value in (3 * joint, 2 * joint + 5, 0.9)]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A data set with a person in each of the first two pictures, and results that hold the same."""
+    joints = np.reshape(KEYPOINTS, (17, 3)).round()
+    write_annotation(tmp_path / "coco", SIZES, [person(1, 1000, joints), person(2, 999, joints)])
+    write_pictures(tmp_path / "coco", {name: encode(colourful(size)) for name, size in SIZES.items()})
+    write_results(tmp_path, [result(), result(image_id=999)])
+    return tmp_path
+
+
+def result(**changes: object) -> dict[str, object]:
+    entry = {"image_id": 1000, "category_id": 1, "keypoints": KEYPOINTS, "score": 0.8, "bbox": [0, 0, 1, 1]}
+    return entry | changes
+
+
+def write_results(place: Path, entries: object) -> None:
+    (place / "r.json").write_text(json.dumps(entries))
+
+
+def draw(place: Path, *flags: object) -> Ran:
+    words = ("--results", place / "r.json", "--output", place / "drawn", *flags, "DATASET.ROOT", place / "coco")
+    return run_command(draw_results.main, *words)
+
+
+def test_a_picture_called_sheet_and_the_sheet_both_stand(place):
+    ran = draw(place)
+    assert ran.code == 0 and ran.err == ""
+    assert {path.name for path in (place / "drawn").iterdir()} == {"sheet.png", "b.png", "_sheet.png"}
+    assert f"beside the annotated people: {place}/drawn/_sheet.png" in ran.out
+    assert cv2.imread(str(place / "drawn" / "sheet.png")).shape == (60, 80, 3)
+    assert (cv2.imread(str(place / "drawn" / "b.png")) != colourful(SIZES["b.png"])).any(), "somebody is drawn"
+
+
+def test_a_picture_of_another_size_than_annotated_is_refused(place):
+    write_pictures(place / "coco", {name: encode(colourful(Size(61, 80))) for name in SIZES})
+    assert_refused(draw(place), 1, "sheet.png", "is 61x80 pixels, the annotation says 60x80")
+
+
+def test_otherwise_the_sheet_has_its_usual_name(place):
+    write_results(place, [result(image_id=999)])
+    assert draw(place).code == 0
+    assert {path.name for path in (place / "drawn").iterdir()} == {"b.png", "sheet.png"}
+
+
+def test_results_with_nobody_show_the_first_pictures_annotated_or_not(place):
+    write_results(place, [])
+    path = annotation_path(place / "coco", "val2017")
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key == "images"}))
+    assert draw(place, "--pictures", 1).code == 0
+
+
+def test_results_of_another_data_set_are_refused(place):
+    write_results(place, [result(image_id=7)])
+    assert_refused(draw(place), 1, "r.json: holds image 7, which", "set DATASET.ROOT to the data set of these results")
+    assert not (place / "drawn").exists()
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        [1000],
+        "text",
+        {key: value for key, value in result().items() if key != "image_id"},
+        result(image_id="1000"),
+        result(image_id=[1000]),
+        result(keypoints=KEYPOINTS[:-1]),
+        result(keypoints=["1"] * 51),
+        result(keypoints=[float("nan")] * 51),
+        result(keypoints=[10**400] * 51),
+        result(score=None),
+        result(score="0.8"),
+        result(score=float("nan")),
+        result(score=10**400),
+    ],
+)
+def test_an_entry_that_is_no_result_is_one_line(place, entry):
+    write_results(place, [result(), entry])
+    assert_refused(draw(place), 1, "r.json: not a keypoint result", "make it with DEKR_postprocess.py")
+
+
+def test_entries_nested_without_end_are_one_line(place):
+    for depth in (900, 100_000):  # the first can be read
+        (place / "r.json").write_text("[" * depth + "]" * depth)
+        assert_refused(draw(place), 1, "r.json: not a", "make it")
+
+
+def test_a_file_that_is_no_list_is_one_line(place):
+    write_results(place, {"keypoints": []})
+    assert_refused(draw(place), 1, "r.json: not a COCO keypoint result file", "make it with")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "part"),
+    [
+        (lambda content: content.update(annotations=None), "holds no annotations"),
+        (lambda content: content["annotations"].append(7), "(no object)"),
+        (lambda content: content["annotations"][1].pop("image_id"), "(image_id)"),
+        (lambda content: content["annotations"][1].update(keypoints=["1"] * 51), "(keypoints)"),
+        (lambda content: content.pop("categories"), "lists no category"),
+    ],
+)
+def test_spoilt_annotations_are_one_line(place, spoil: Callable[[dict[str, Any]], object], part):
+    path = annotation_path(place / "coco", "val2017")
+    content = json.loads(path.read_text())
+    spoil(content)
+    path.write_text(json.dumps(content))
+    assert_refused(draw(place), 1, path.name, part, "; ")

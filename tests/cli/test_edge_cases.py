@@ -1,0 +1,209 @@
+"""Odd, but no fault: strange pictures, sets without people, crowds, output that cannot be printed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from dekr_infer.data.coco import PictureFiles, is_cut_short, jpeg_size, picture_size
+from dekr_infer.errors import DekrError
+from dekr_infer.geometry import PUBLISHED_SIZES, Size, cells
+from dekr_infer.pose.preprocess import decode, mirror, normalise, warp
+from tests.support.helpers import colourful, encode, with_thumbnail, write_annotation, write_dump, write_pictures
+from tests.support.workspace import POSTPROCESS, PREPROCESS, Place, make_inputs, run_through
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    """A set without pictures yet."""
+    (tmp_path / "source" / "coco").mkdir(parents=True)
+    return Place(tmp_path, PREPROCESS, tmp_path / "source")
+
+
+def cmyk_jpeg(size: Size, level: int) -> bytes:
+    """A JPEG of four components, as printers use, each of them flat; its Huffman tables are those of a grey one."""
+    grey = encode(np.full((8, 8), 128, np.uint8), ".jpg")
+    tables = b""
+    position = 2
+    while grey[position + 1] != 0xDA:
+        length = int.from_bytes(grey[position + 2 : position + 4], "big")
+        if grey[position + 1] in (0xDB, 0xC4):
+            tables += grey[position : position + 2 + length]
+        position += 2 + length
+    flat = flat_codes(grey, level)
+    blocks = -(-size.h // 8) * -(-size.w // 8)
+    bits = "".join(flat[0] * 4 if block == 0 else flat[1] * 4 for block in range(blocks))
+    bits += "1" * (-len(bits) % 8)
+    data = int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\x00")
+    frame = bytes(
+        [8, *size.h.to_bytes(2, "big"), *size.w.to_bytes(2, "big"), 4, *(v for n in range(1, 5) for v in (n, 0x11, 0))]
+    )
+    scan = bytes([4, *(v for n in range(1, 5) for v in (n, 0)), 0, 63, 0])
+    adobe = b"Adobe\x00\x64\x00\x00\x00\x00\x00"
+    parts = [segment(0xEE, adobe), tables, segment(0xC0, frame), segment(0xDA, scan), data]
+    return b"\xff\xd8" + b"".join(parts) + b"\xff\xd9"
+
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
+
+
+def flat_codes(jpeg: bytes, level: int) -> tuple[str, str]:
+    """The bits of a flat block, after nothing and after an equal one; `level` is its DC value in quantised steps."""
+    codes = {}
+    start = jpeg.index(b"\xff\xc4")
+    while jpeg[start + 1] == 0xC4:
+        length = int.from_bytes(jpeg[start + 2 : start + 4], "big")
+        body = jpeg[start + 4 : start + 2 + length]
+        while body:
+            kind, counts = body[0], body[1:17]
+            code, at = 0, 17
+            for bits, count in enumerate(counts, 1):
+                for _ in range(count):
+                    codes.setdefault((kind, body[at]), f"{code:0{bits}b}")
+                    code, at = code + 1, at + 1
+                code <<= 1
+            body = body[at:]
+        start += 2 + length
+    size = abs(level).bit_length()
+    value = f"{level if level > 0 else level + (1 << size) - 1:0{size}b}" if size else ""
+    end = codes[0x10, 0]
+    return codes[0, size] + value + end, codes[0, 0] + end
+
+
+PROGRESSIVE = [cv2.IMWRITE_JPEG_PROGRESSIVE, 1]
+PICTURES = {
+    "grey.jpg": (Size(40, 60), lambda size: encode(colourful(size)[:, :, 0], ".jpg")),
+    "cmyk.jpg": (Size(40, 60), lambda size: cmyk_jpeg(size, 30)),
+    "progressive.jpg": (Size(40, 60), lambda size: cv2.imencode(".jpg", colourful(size), PROGRESSIVE)[1].tobytes()),
+    "thumbnail.jpg": (Size(40, 60), lambda size: with_thumbnail(encode(colourful(size), ".jpg"))),
+    "one.jpg": (Size(1, 1), lambda size: encode(colourful(size), ".jpg")),
+    "line.jpg": (Size(20, 20000), lambda size: encode(colourful(size), ".jpg")),
+    "post.jpg": (Size(20000, 20), lambda size: encode(colourful(size), ".jpg")),
+    "sub/folder.png": (Size(30, 30), lambda size: encode(colourful(size))),
+}  # fmt: skip
+
+
+def test_strange_pictures_become_tensors_like_any_other(place):
+    coco = place.inputs / "coco"
+    encoded = {name: make(size) for name, (size, make) in PICTURES.items()}
+    write_annotation(coco, {name: size for name, (size, _) in PICTURES.items()})
+    source = write_pictures(coco, encoded)
+    ran = place.run()
+    assert ran.code == 0 and ran.err == ""
+    for name, (size, _) in PICTURES.items():
+        image = decode(PictureFiles(source, "val2017").read(name), name)
+        assert image.shape == (*size, 3)
+        warped = warp(image, PUBLISHED_SIZES.place(size).input)
+        for folder, pixels in (("prep_data", warped), ("prep_data_flip", mirror(warped))):
+            tensor = np.load(place.outputs / folder / f"{Path(name).stem}.npy")
+            np.testing.assert_array_equal(tensor, normalise(pixels))
+
+
+def test_four_colours_are_mixed_and_one_is_copied_to_three():
+    printed = decode(cmyk_jpeg(Size(16, 24), 30), "cmyk.jpg")
+    assert printed.min() == printed.max() > 0, "a flat grey"
+    darker = decode(cmyk_jpeg(Size(16, 24), -20), "cmyk.jpg")
+    assert darker.max() < printed.min()
+    grey = decode(encode(colourful(Size(9, 7))[:, :, 0], ".jpg"), "grey.jpg")
+    assert (grey[:, :, 0] == grey[:, :, 1]).all() and (grey[:, :, 0] == grey[:, :, 2]).all() and np.ptp(grey) > 50
+
+
+@pytest.mark.parametrize("name", [name for name in PICTURES if name.endswith(".jpg")])
+def test_the_header_tells_the_size_of_every_jpeg(name):
+    size, make = PICTURES[name]
+    data = make(size)
+    assert jpeg_size(data) == size and not is_cut_short(data)
+    assert jpeg_size(data[:15]) is None and jpeg_size(b"") is None and jpeg_size(encode(colourful(size))) is None
+
+
+def test_the_header_tells_the_size_of_a_png_and_of_nothing_but_these_two():
+    size = Size(3, 70)
+    png = encode(colourful(size))
+    assert picture_size(png) == size == picture_size(encode(colourful(size), ".jpg"))
+    assert picture_size(png[:8] + png[33:]) is None and picture_size(png[:12]) is None and picture_size(b"") is None
+    for suffix in (".bmp", ".webp", ".tiff", ".ppm", ".jp2"):
+        other = encode(colourful(Size(40, 60)), suffix)
+        assert picture_size(other) is None
+        with pytest.raises(DekrError, match=r"a\.jpg: not a picture, or damaged, or neither JPEG nor PNG"):
+            decode(other, "a.jpg")
+
+
+@pytest.fixture
+def evaluated(tmp_path: Path) -> Place:
+    """A crowd of 45 in the first picture, nobody in the second; nobody is annotated anywhere."""
+    source = tmp_path / "source"
+    sizes = {"crowd.jpg": Size(60, 60), "empty.jpg": Size(60, 60)}
+    write_annotation(source / "coco", sizes)
+    h, w = cells(PUBLISHED_SIZES.place(Size(60, 60)).input)
+    rng = np.random.default_rng(0)
+    for name, count in (("crowd", 45), ("empty", 0)):
+        heat, offset = np.zeros((18, h, w), np.float32), np.zeros((34, h, w), np.float32)
+        heat[:17] = 0.5
+        offset[:] = rng.normal(0, 3, (34, 1, 1))
+        for person in range(count):
+            heat[17, 10 + 12 * (person // 9), 10 + 12 * (person % 9)] = 0.3 + person / 100
+        write_dump(source / "out", name, heat, offset)
+        write_dump(source / "out_flip", name, heat[:, :, ::-1], 0.9 * offset)
+    for name in ("rescore.pth", "model.pth"):
+        (source / name).touch()
+    return Place(tmp_path, POSTPROCESS, source)
+
+
+def test_of_a_crowd_the_thirty_best_are_kept_and_a_set_without_people_has_no_figures(evaluated):
+    ran = evaluated.run(pairs=("RESCORE.VALID", "False", "DATASET.MAX_NUM_PEOPLE", "30"))
+    assert ran.code == 0 and ran.err == "" and "2 pictures, 30 people, nobody in 1 pictures" in ran.out
+    metrics = json.loads((evaluated.outputs / "results" / "metrics.json").read_text())
+    assert set(metrics["figures"].values()) == {-1.0}, "COCO's word for nobody annotated"
+    assert metrics["warnings"] == {}
+    results = json.loads((evaluated.outputs / "results" / "keypoints_val2017_results.json").read_text())
+    assert min(entry["score"] for entry in results) == pytest.approx(0.5 * 0.45)
+
+
+def test_what_cannot_be_printed_is_an_error_too(evaluated):
+    command = evaluated.command(pairs=("RESCORE.VALID", "False"))
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, cwd=evaluated.inputs, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+    assert done.returncode == 1
+    assert done.stderr == "error: standard output: No space left on device; correct this and try again\n"
+
+
+def test_a_folder_whose_name_is_no_text_is_written_and_named(evaluated):
+    strange = os.fsencode(str(evaluated.outputs / "r")) + b"\xff"
+    command = [os.fsencode(word) for word in evaluated.command("--output", "x", pairs=("RESCORE.VALID", "False"))]
+    command[command.index(b"x")] = strange
+    done = subprocess.run(command, cwd=evaluated.inputs, capture_output=True)
+    assert done.returncode == 0, done
+    assert rb"/r\udcff/keypoints_val2017_results.json" in done.stdout
+    assert sorted(os.listdir(strange)) == [b"keypoints_val2017_results.json", b"metrics.json"]
+
+
+def test_tensors_made_anew_are_run_anew_though_they_look_older(tmp_path):
+    """Tensors of the other pass under the same names, with an older date, are not taken for those that were run."""
+    make_inputs(tmp_path)
+    (tmp_path / "in" / "model.pth").touch()
+    run_through(tmp_path, (PREPROCESS, "infer"))
+    place = Place.__new__(Place)
+    place.folder, place.stage, place.inputs, place.outputs = tmp_path, "infer", tmp_path / "in", tmp_path / "w"
+    before = place.written()
+    for name in ("prep_data", "prep_data_flip"):
+        (place.inputs / name).rename(place.inputs / f"{name}_")
+    shutil.copytree(place.inputs / "prep_data_flip_", place.inputs / "prep_data")
+    shutil.copytree(place.inputs / "prep_data_", place.inputs / "prep_data_flip")
+    for path in place.inputs.glob("prep_data*/*.npy"):
+        os.utime(path, ns=(1, 1))
+    assert place.run().code == 0
+    after = place.written()
+    for name in before:
+        if name.startswith("out/"):
+            assert after[name] == before[name.replace("out/", "out_flip/")]

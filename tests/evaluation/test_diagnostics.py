@@ -1,0 +1,286 @@
+"""The guards: silent on runs that are right, speaking on the same runs bent; real commands on oracle outputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dekr_infer.cli import postprocess as postprocess_command
+from dekr_infer.cli import preprocess as preprocess_command
+from dekr_infer.data.coco import load_data_set
+from dekr_infer.evaluation import diagnostics as sanity
+from dekr_infer.evaluation import provenance as origin
+from dekr_infer.evaluation.diagnostics import Measures, judge
+from dekr_infer.evaluation.provenance import Making
+from dekr_infer.pose import preprocess
+from dekr_infer.pose.encode import Encoding, noisy, write_dumps
+from dekr_infer.skeleton import COCO_17
+from dekr_infer.storage.atomic import write_json
+from scripts.demo import people
+from tests.support.helpers import COCO_MINI, Ran, run_command
+
+FIGURES = {"AP": 0.7, "AR": 0.75, "AR .5": 0.9}
+FINE = {"annotated": 100, "found": 90, "pairs": 400, "crossed": 20, "joints": 1700, "outside": 50, "compared": 60}
+REAL = pytest.param("real", marks=pytest.mark.skipif(not COCO_MINI.is_dir(), reason="no shared/coco-mini here"))
+ENCODING = {"drawn": Encoding(distort=noisy), "real": Encoding()}
+BOTH = pytest.mark.parametrize("which", ["drawn", REAL])
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("drawn")
+    people.write_data_set(root, "val2017", pictures=10, seed=3)
+    return root
+
+
+@pytest.fixture(scope="module")
+def dumps(tmp_path_factory: pytest.TempPathFactory, drawn: Path) -> dict[str, tuple[Path, Path]]:
+    """Oracle outputs by data set; noisy ones of drawn people, so that there are scores to rank."""
+    roots = {"drawn": drawn} | ({"real": COCO_MINI} if COCO_MINI.is_dir() else {})
+    return {
+        which: write_dumps(load_data_set(root, "val2017"), tmp_path_factory.mktemp(which), ENCODING[which])
+        for which, root in roots.items()
+    }
+
+
+@pytest.fixture
+def root(which: str, drawn: Path) -> Path:
+    return drawn if which == "drawn" else COCO_MINI
+
+
+def evaluate(root: Path, folders: Sequence[Path], output: Path, *words: object) -> tuple[Ran, dict[str, Any]]:
+    """The command's run and the metrics it wrote."""
+    flags = ("--dump_dir", folders[0], "--dump_dir_flip", folders[1], "--output", output)
+    ran = run_command(postprocess_command.main, *flags, *words, "DATASET.ROOT", root, "RESCORE.VALID", "False")
+    assert ran.code == 0, ran
+    return ran, json.loads((output / "metrics.json").read_text())
+
+
+def bend_results(monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray, Any], tuple[np.ndarray, Any]]) -> None:
+    """Change every picture's poses and scores before they are evaluated."""
+    real = postprocess_command.process.__globals__["results_of"]
+
+    def bent(image: int, category: int, poses: np.ndarray, scores: np.ndarray) -> Any:
+        return real(image, category, *change(poses, scores))
+
+    monkeypatch.setattr("dekr_infer.evaluation.evaluate.results_of", bent)
+
+
+# --- whole runs
+
+
+@BOTH
+def test_all_guards_are_silent_on_a_right_run(which, root, dumps, tmp_path):
+    ran, metrics = evaluate(root, dumps[which], tmp_path / "results")
+    assert ran.err == "" and metrics["warnings"] == {}
+    counted = metrics["sanity"]
+    assert counted["found"] >= 0.9 * counted["annotated"] >= 0.9 * sanity.FEWEST
+    assert counted["pairs"] >= sanity.FEWEST and counted["compared"] >= sanity.FEWEST, "there is something to judge"
+
+
+@pytest.mark.parametrize(
+    ("guard", "change"),
+    [
+        ("ranking", lambda poses, scores: (poses, -scores)),
+        ("ranking", lambda poses, scores: (poses, np.ones_like(scores))),
+        ("left_right", lambda poses, scores: (poses[:, list(COCO_17.partners)], scores)),
+        ("outside", lambda poses, scores: (poses * np.float32((2, 2, 1)), scores)),
+    ],
+    ids=["scores turned round", "scores all alike", "labels exchanged", "twice the scale"],
+)
+@BOTH
+def test_a_bent_result_makes_its_guard_speak(which, root, dumps, tmp_path, monkeypatch, guard, change):
+    if guard == "ranking" and which == "real":
+        pytest.skip("without noise nobody is found who is not there")
+    bend_results(monkeypatch, change)
+    ran, metrics = evaluate(root, dumps[which], tmp_path / "results")
+    assert set(metrics["warnings"]) == {guard}
+    assert ran.err == f"warning: {metrics['warnings'][guard]}\n"
+
+
+@BOTH
+def test_exchanged_folders_and_a_folder_that_is_not_flipped_are_noticed(which, root, dumps, tmp_path):
+    plain, flipped = dumps[which]
+    _, metrics = evaluate(root, (flipped, plain), tmp_path / "a")
+    assert set(metrics["warnings"]) == {"mirrored"}
+    (tmp_path / "copy").mkdir()
+    for path in plain.iterdir():
+        (tmp_path / "copy" / path.name).hardlink_to(path)
+    _, metrics = evaluate(root, (plain, tmp_path / "copy"), tmp_path / "b")
+    assert set(metrics["warnings"]) == {"same_passes"}
+
+
+@BOTH
+def test_a_flipped_pass_whose_left_is_called_left_is_noticed(which, root, tmp_path):
+    bent = replace(ENCODING[which], swap_joints=False)
+    _, metrics = evaluate(root, write_dumps(load_data_set(root, "val2017"), tmp_path, bent), tmp_path / "results")
+    speaking = {"drawn": "left_right", "real": "left_right_flipped"}[which]  # noise blurs one, few pairs the other
+    assert speaking in metrics["warnings"]
+    assert set(metrics["warnings"]) <= {"left_right_flipped", "left_right"}
+
+
+@BOTH
+def test_offsets_of_the_other_pass_are_noticed(which, root, dumps, tmp_path):
+    folders = [tmp_path / "out", tmp_path / "out_flip"]
+    for folder, heats, offsets in zip(folders, dumps[which], dumps[which][::-1], strict=True):
+        folder.mkdir()
+        for path in [*heats.glob("*_0.npy"), *offsets.glob("*_1.npy")]:
+            (folder / path.name).hardlink_to(path)
+    ran, metrics = evaluate(root, folders, tmp_path / "results")
+    assert metrics["figures"]["AP"] < 0.05
+    assert set(metrics["warnings"]) == {"nobody_found"} and "are found: check" in ran.err, metrics["sanity"]
+
+
+def test_missing_pictures_are_a_warning_too(drawn, dumps, tmp_path):
+    plain = tmp_path / "out"
+    plain.mkdir()
+    for path in sorted(dumps["drawn"][0].iterdir())[2:]:
+        (plain / path.name).hardlink_to(path)
+    ran, metrics = evaluate(drawn, (plain, dumps["drawn"][1]), tmp_path / "results", "--allow_missing")
+    assert set(metrics["warnings"]) == {"coverage"} and "only 9 of 10 pictures" in ran.err
+
+
+def test_with_nobody_found_there_is_nothing_to_say():
+    assert judge(Measures(annotated=500), dict.fromkeys(FIGURES, 0.0), 5, 5).warnings == {}
+
+
+# --- thresholds
+
+
+@pytest.mark.parametrize(
+    ("guard", "counted", "figures"),
+    [
+        ("ranking", {}, {"AP": 0.44}),
+        ("ranking", {}, {"AR .5": 0.5}),
+        ("left_right", {"crossed": 121}, {}),
+        ("left_right_flipped", {"exchanged": 31}, {}),
+        ("outside", {"outside": 681}, {}),
+        ("mirrored", {"found": 30, "found_mirrored": 61}, {}),
+        ("same_passes", {"same": 31}, {}),
+    ],
+)
+def test_each_threshold_has_two_sides(guard, counted, figures):
+    assert judge(Measures(**FINE), FIGURES, 5, 5).warnings == {}
+    speaking = judge(Measures(**FINE | counted), FIGURES | figures, 5, 5)
+    assert guard in speaking.warnings and set(speaking.warnings) <= {guard, "ranking"}
+    less = {name: value - 1 for name, value in counted.items() if name != "found"}
+    more = {name: value + 0.02 for name, value in figures.items()}
+    assert guard not in judge(Measures(**FINE | counted | less), FIGURES | more, 5, 5).warnings or "AR .5" in figures
+
+
+NOBODY = {"annotated": 10, "found": 0, "joints": 170, "outside": 0}
+
+
+def test_as_many_people_as_annotated_and_none_of_them_right_is_noticed():
+    nothing = dict.fromkeys(FIGURES, 0.0)
+    assert set(judge(Measures(**NOBODY), nothing, 5, 5).warnings) == {"nobody_found"}
+    assert set(judge(Measures(**NOBODY), nothing, 4, 5).warnings) == {"nobody_found", "coverage"}
+    assert set(judge(Measures(**NOBODY | {"outside": 100}), nothing, 5, 5).warnings) == {"outside"}, "that tells more"
+    assert (
+        "nobody_found"
+        in judge(Measures(**NOBODY | {"annotated": 41, "found": 2, "joints": 697}), nothing, 5, 5).warnings
+    )
+    for counted in ({"found": 1}, {"annotated": 9, "joints": 153}, {"joints": 153}):
+        assert judge(Measures(**NOBODY | counted), nothing, 5, 5).warnings == {}
+
+
+def test_coverage_speaks_from_one_picture_on():
+    assert set(judge(Measures(**FINE), FIGURES, 4, 5).warnings) == {"coverage"}
+
+
+def test_at_most_so_many_pictures_are_looked_at_and_they_are_spread():
+    numbers = list(range(5000))
+    chosen = sanity._spread(numbers, 500)  # type: ignore[arg-type]
+    assert len(chosen) == 500 and chosen[0] == 0 and chosen[-1] == 4990
+    assert sanity._spread(numbers[:7], 500) == numbers[:7]  # type: ignore[arg-type]
+
+
+# --- where dumps come from
+
+
+@pytest.fixture
+def traced(tmp_path: Path) -> list[Path]:
+    """Two dump folders with summaries that name tensor folders, and these with records."""
+    dumps = [tmp_path / "out", tmp_path / "out_flip"]
+    prepared = [tmp_path / "prep_data", tmp_path / "prep_data_flip"]
+    for dump, source in zip(dumps, prepared, strict=True):
+        files = {"0": {"infiles": [str(source / "a.npy")], "outfiles": []}}
+        write_json(origin._summary_of(dump), {"filesinfo": files, "model_sha256": "g", "versions": {}})
+    origin.write_records(prepared, Making("annotations", "4.12.0", moved=False), {"a": "9-aa"}, kept=())
+    return dumps
+
+
+def warned(folders: Sequence[Path], annotations: str = "annotations") -> dict[str, str]:
+    return origin.origin_warnings(origin.origins(folders), annotations)
+
+
+def test_dumps_whose_origin_is_right_or_unknown_raise_no_doubt(traced, tmp_path):
+    assert warned(traced) == {}
+    assert warned([tmp_path / "x", tmp_path / "y"]) == {}
+    known = origin.origins(traced)
+    assert [entry["record"]["pass"] for entry in known] == ["original", "flipped"]
+    assert [entry["record"]["opencv"] for entry in known] == [["4.12.0"]] * 2
+
+
+def test_what_the_records_say_against_the_figures_is_said(traced, tmp_path):
+    assert set(warned(traced[::-1])) == {"exchanged"}
+    assert set(warned([traced[0], traced[0]])) == {"exchanged", "same_tensors"}
+    assert set(warned(traced, "others")) == {"annotations"}
+    write_json(origin._summary_of(traced[1]), {"model_sha256": "other"})
+    assert set(warned(traced)) == {"graphs"}
+
+
+def test_a_version_that_moves_pixels_is_remembered_until_the_tensors_are_made_anew(traced, tmp_path):
+    prepared = [tmp_path / "prep_data", tmp_path / "prep_data_flip"]
+    fine = Making("annotations", "4.12.0", moved=False)
+    origin.write_records(prepared, replace(fine, opencv="5.0.0", moved=True), {"a": "9-aa"}, kept=())
+    origin.write_records(prepared, fine, {"a": "9-aa"}, kept={"a"})
+    assert "OpenCV 4.12.0, 5.0.0 moves the pixels" in warned(traced)["opencv"]
+    origin.write_records(prepared, fine, {"a": "9-aa"}, kept=())
+    assert warned(traced) == {}
+
+
+def test_tensors_made_of_other_pictures_after_the_run_are_noticed(traced, tmp_path):
+    prepared = [tmp_path / "prep_data", tmp_path / "prep_data_flip"]
+    for dump, source in zip(traced, prepared, strict=True):
+        summary = json.loads(origin._summary_of(dump).read_text())
+        write_json(origin._summary_of(dump), summary | {"tensors": origin.read_record(source)})
+    fine = Making("annotations", "4.12.0", moved=False)
+    origin.write_records(prepared, fine, {"a": "9-aa", "b": "8-bb"}, kept=())
+    assert warned(traced) == {}, "one picture more is no other picture"
+    origin.write_records(prepared, replace(fine, annotations="others", moved=True), {"a": "9-bb"}, kept=())
+    assert set(warned(traced)) == {"stale"}, "the figures are those of the tensors that were run"
+    assert "prep_data_flip have been made of other pictures since; run" in warned(traced)["stale"]
+    for source in prepared:
+        origin.record_path(source).unlink()
+    assert warned(traced) == {} and set(warned(traced, "others")) == {"annotations"}
+
+
+@pytest.mark.parametrize("name", ["\ud800/a.npy", "x" * 5000 + "/a.npy", "a\0b/a.npy", 7, ""])
+def test_a_summary_that_names_what_no_file_can_be_called_tells_nothing(traced, name):
+    write_json(origin._summary_of(traced[0]), {"filesinfo": {"0": {"infiles": [name]}}})
+    assert warned(traced) == {}
+    assert origin.origins(traced)[0]["record"]["pictures"] == {}
+
+
+def test_a_loop_of_links_in_a_summary_tells_nothing(traced, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    write_json(origin._summary_of(traced[0]), {"filesinfo": {"0": {"infiles": [str(tmp_path / "loop" / "a.npy")]}}})
+    assert warned(traced) == {}
+
+
+def test_preprocessing_warns_of_an_opencv_that_moves_pixels(drawn, tmp_path, monkeypatch):
+    assert not preprocess.moves_pixels()
+    real = preprocess.cv2.warpAffine
+    monkeypatch.setattr(preprocess.cv2, "warpAffine", lambda *words, **more: real(*words, **more) ^ 1)
+    assert preprocess.moves_pixels()
+    flags = ("--output", tmp_path / "p", "--output_flip", tmp_path / "f", "--limit", 1, "--workers", 1)
+    ran = run_command(preprocess_command.main, *flags, "DATASET.ROOT", drawn)
+    assert ran.code == 0 and ran.err.startswith("warning: OpenCV ") and "4.10 to 4.12" in ran.err
+    assert json.loads((tmp_path / "f_record.json").read_text())["moved_pixels"] is True

@@ -1,0 +1,266 @@
+"""Dumps to people in image pixels: which dumps must be there, what is refused, and memory; [22], [24] to [26]."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dekr_infer.data.coco import load_data_set
+from dekr_infer.errors import DekrError
+from dekr_infer.evaluation.evaluate import Settings, available, find_people, process
+from dekr_infer.geometry import PUBLISHED_SIZES, Placement, Size, cells
+from dekr_infer.pose.decode import DecodeSettings, Passes, decode
+from dekr_infer.pose.refine import MatchSettings, match_to_heatmap
+from dekr_infer.pose.rescore import RescoreNet
+from tests.support.helpers import write_annotation, write_dump
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = {"000000000030.jpg": Size(333, 481), "000000000007.jpg": Size(640, 427), "c.jpg": Size(90, 171)}
+STEMS = ["000000000030", "000000000007", "c"]
+PLAIN = Settings(DecodeSettings())
+
+
+def maps(image: Size, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Heatmap (18, h, w) with three people and offsets (34, h, w) of a input size's size."""
+    rng = np.random.default_rng(seed)
+    h, w = cells(PUBLISHED_SIZES.place(image).input)
+    heat = 0.009 * rng.uniform(size=(18, h, w))
+    for _ in range(3):
+        heat[17, rng.integers(h), rng.integers(w)] = rng.uniform(0.3, 1)
+    heat[:17] += 0.3
+    return heat.astype(np.float32), (12 * rng.normal(size=(34, h, w))).astype(np.float32)
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Three pictures of three input sizes, and their dumps in out and out_flip; the second shows nobody."""
+    write_annotation(tmp_path, SIZES)
+    for seed, (stem, size) in enumerate(zip(STEMS, SIZES.values(), strict=True)):
+        for name in ("out", "out_flip"):
+            heat, offset = maps(size, 2 * seed + (name == "out_flip"))
+            if seed == 1:
+                heat[17] = 0
+            write_dump(tmp_path / name, stem, heat, offset)
+    return load_data_set(tmp_path, "val2017")
+
+
+@pytest.fixture
+def folders(data, tmp_path):
+    return [tmp_path / "out", tmp_path / "out_flip"]
+
+
+def loaded(folders, stem: str) -> Passes:
+    return Passes(*(np.load(folder / f"{stem}_{index}.npy")[0] for folder in folders for index in (0, 1)))
+
+
+# -- which dumps are there ---------------------------------------------------------------------------------------------
+
+
+def test_the_pictures_are_the_data_sets_in_its_order(data, folders):
+    assert available(data, folders, allow_missing=False) == list(data.pictures)
+
+
+def test_missing_and_left_over_dumps_are_counted_and_named_for_each_folder(data, folders):
+    (folders[0] / "c_1.npy").unlink()
+    (folders[0] / "000000000030_0.npy").unlink()
+    (folders[1] / "zebra_0.npy").touch()
+    with pytest.raises(DekrError) as caught:
+        available(data, folders, allow_missing=False)
+    message = str(caught.value)
+    assert f"{folders[0]}: 2 of 6 files are missing, the first is 000000000030_0.npy" in message
+    assert f"{folders[1]}: 1 of 7 files are not of person_keypoints_val2017.json, the first is zebra_0.npy" in message
+    assert "--allow_missing" in message
+
+
+def test_missing_dumps_may_be_allowed_and_only_whole_pictures_count(data, folders):
+    (folders[1] / "c_1.npy").unlink()
+    assert [picture.stem for picture in available(data, folders, allow_missing=True)] == STEMS[:2]
+    assert [picture.stem for picture in available(data, folders[:1], allow_missing=True)] == STEMS
+
+
+def test_foreign_dumps_are_refused_even_then_and_so_is_nothing_at_all(data, folders, tmp_path):
+    with pytest.raises(DekrError, match="no picture's outputs are complete"):
+        available(data, [folders[0], tmp_path / "none"], allow_missing=True)
+    (folders[0] / "zebra_0.npy").touch()
+    with pytest.raises(DekrError, match=r"zebra_0\.npy"):
+        available(data, folders, allow_missing=True)
+    with pytest.raises(DekrError, match="6 of 6 files are missing"):
+        available(data, [tmp_path / "none"], allow_missing=False)
+
+
+# -- people ------------------------------------------------------------------------------------------------------------
+
+
+def test_each_picture_gets_the_people_of_its_own_dumps_in_image_pixels(data, folders):
+    seen = list(find_people(data.pictures, folders, PLAIN))
+    assert [picture for picture, _, _ in seen] == list(data.pictures)
+    for picture, poses, scores in seen:
+        in_input_size, expected_scores = decode(loaded(folders, picture.stem), DecodeSettings())
+        matrix = Placement(picture.size, PUBLISHED_SIZES.place(picture.size).input).to_image
+        assert len(poses) == len(in_input_size)
+        for pose, before in zip(poses, in_input_size, strict=True):
+            for joint, (x, y, score) in zip(pose, before.tolist(), strict=True):
+                expected = matrix @ [x, y, 1.0]
+                assert joint.tolist() == [np.float32(expected[0]), np.float32(expected[1]), score]
+        np.testing.assert_array_equal(scores, expected_scores)
+    assert [len(poses) > 0 for _, poses, _ in seen] == [True, False, True]
+
+
+def test_without_flip_only_the_first_folder_is_read(data, folders):
+    for path in folders[1].iterdir():
+        path.unlink()
+    (_, poses, _), *_ = find_people(data.pictures, folders[:1], PLAIN)
+    passes = loaded(folders[:1], STEMS[0])
+    assert passes.heat_flip is None and len(poses) == len(decode(passes, DecodeSettings())[0])
+
+
+def test_matching_happens_in_input_pixels_before_the_way_back(data, folders):
+    first = DecodeSettings(max_people=1)
+    picture, poses, _ = next(find_people(data.pictures, folders, Settings(first, MatchSettings())))
+    passes = loaded(folders, picture.stem)
+    expected = match_to_heatmap(decode(passes, first)[0], passes, MatchSettings())
+    matrix = Placement(picture.size, PUBLISHED_SIZES.place(picture.size).input).to_image
+    np.testing.assert_allclose(poses[..., :2], expected[..., :2] @ matrix[:, :2].T + matrix[:, 2], rtol=1e-5, atol=1e-3)
+
+
+@pytest.fixture
+def net() -> RescoreNet:
+    rng = np.random.default_rng(0)
+    shapes = ((8, 74), (8, 8), (1, 8))
+    return RescoreNet(
+        tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes),
+        tuple(rng.normal(size=shape[0]).astype(np.float32) for shape in shapes),
+    )
+
+
+def test_a_rescored_person_has_the_nets_factor_of_the_final_pose_times_the_score(data, folders, net):
+    plain = process(data, data.pictures, folders, PLAIN).results
+    rescored = process(data, data.pictures, folders, Settings(DecodeSettings(), None, net)).results
+    assert len(rescored) == len(plain) > 3
+    for entry, before in zip(rescored, plain, strict=True):
+        pose = np.reshape(before["keypoints"], (1, 17, 3)).astype(np.float32)
+        assert entry["score"] == pytest.approx(float(net(pose)[0]) * before["score"], rel=1e-4, abs=1e-6)
+        assert entry | {"score": 0} == before | {"score": 0}
+
+
+def test_the_net_sees_people_in_blocks_and_forgets_none(data, folders, net, monkeypatch):
+    whole = process(data, data.pictures, folders, Settings(DecodeSettings(), None, net)).results
+    monkeypatch.setattr("dekr_infer.evaluation.evaluate.BLOCK", 2)
+    sizes = []
+
+    class Counting:
+        def __call__(self, poses: np.ndarray) -> np.ndarray:
+            sizes.append(len(poses))
+            return net(poses)
+
+    blocks = process(data, data.pictures, folders, Settings(DecodeSettings(), None, Counting())).results
+    assert max(sizes) == 2 and sum(sizes) == len(whole) > 3
+    assert [entry["score"] for entry in blocks] == pytest.approx([entry["score"] for entry in whole], abs=1e-6)
+
+
+def test_nobody_in_the_whole_set_is_a_valid_result_rescored_or_not(data, folders, net):
+    for path in [*folders[0].glob("*_0.npy"), *folders[1].glob("*_0.npy")]:
+        np.save(path, 0 * np.load(path))
+    for rescore in (None, net):
+        outcome = process(data, data.pictures, folders, Settings(DecodeSettings(), None, rescore))
+        assert (outcome.results, outcome.pictures, outcome.empty) == ([], 3, 3)
+
+
+def test_results_hold_no_entry_for_a_picture_with_nobody_and_count_it(data, folders):
+    steps = []
+    outcome = process(data, data.pictures, folders, PLAIN, steps.append)
+    assert (outcome.pictures, outcome.empty, outcome.people) == (3, 1, len(outcome.results))
+    assert {entry["image_id"] for entry in outcome.results} == {1000, 998}
+    assert {entry["category_id"] for entry in outcome.results} == {1}
+    assert steps == [1, 1, 1] and outcome.seconds > 0
+
+
+# -- what is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["out", "out_flip"])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_dump_of_another_shape_is_refused_and_named(data, folders, tmp_path, name, index):
+    path = tmp_path / name / f"c_{index}.npy"
+    np.save(path, np.ascontiguousarray(np.load(path).transpose(0, 1, 3, 2)))
+    with pytest.raises(DekrError, match=rf"{name}/c_{index}\.npy: has shape .* c\.jpg needs"):
+        process(data, data.pictures, folders, PLAIN)
+
+
+@pytest.mark.parametrize("name", ["out", "out_flip"])
+def test_exchanged_heatmap_and_offset_are_refused(data, folders, tmp_path, name):
+    (tmp_path / name / "c_0.npy").rename(tmp_path / "x.npy")
+    (tmp_path / name / "c_1.npy").rename(tmp_path / name / "c_0.npy")
+    (tmp_path / "x.npy").rename(tmp_path / name / "c_1.npy")
+    with pytest.raises(DekrError, match=r"c_0\.npy: has shape"):
+        process(data, data.pictures, folders, PLAIN)
+
+
+def test_a_dump_cut_short_is_named(data, folders):
+    os.truncate(folders[1] / "c_1.npy", 4000)
+    with pytest.raises(DekrError, match=r"out_flip/c_1\.npy: cut short"):
+        process(data, data.pictures, folders, PLAIN)
+
+
+@pytest.mark.parametrize("name", ["out", "out_flip"])
+@pytest.mark.parametrize("index", [0, 1])
+def test_nan_that_matters_is_refused_and_its_file_named(data, folders, tmp_path, name, index):
+    path = tmp_path / name / f"c_{index}.npy"
+    values = np.load(path)
+    values[0, :17] = np.nan  # of the heatmap: the joints, not the centre
+    np.save(path, values)
+    with pytest.raises(DekrError, match=rf"{name}/c_{index}\.npy: holds NaN or infinite values"):
+        process(data, data.pictures, folders, PLAIN)
+
+
+def test_scores_that_only_the_nets_factor_carries_beyond_all_bounds_are_refused(data, folders, net):
+    for folder in folders:
+        heat = np.load(folder / "c_0.npy")
+        heat[:, :17] = 1e-3
+        heat[:, 17][heat[:, 17] > 0.1] = 3e38
+        np.save(folder / "c_0.npy", heat)
+    large = RescoreNet(net.weights, (*net.biases[:2], np.full(1, 1e6, np.float32)))
+    assert np.isfinite(process(data, data.pictures, folders, PLAIN).results[-1]["score"])
+    with pytest.raises(DekrError, match=r"c_0\.npy.*: holds values beyond all bounds; run the network"):
+        process(data, data.pictures, folders, Settings(DecodeSettings(), None, large))
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+MEASURE = """
+import json, resource, sys
+from pathlib import Path
+from dekr_infer.cli import postprocess as postprocess_command
+code = postprocess_command.main(sys.argv[1:])
+print(json.dumps([code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
+"""
+
+
+def test_peak_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+    """80 and 800 pictures with the largest input size: every 80 of them share one set of files."""
+    size = Size(500, 900)
+    peaks = []
+    for folder, seed in (("out", 0), ("out_flip", 1)):
+        write_dump(tmp_path / "source" / folder, "p", *maps(size, seed))
+    for count in (80, 800):
+        root = tmp_path / str(count)
+        names = [f"p{number:03d}" for number in range(count)]
+        write_annotation(root, {f"{name}.jpg": size for name in names})
+        for folder in ("out", "out_flip"):
+            (root / folder).mkdir()
+            for name in names:
+                for index in (0, 1):
+                    os.link(tmp_path / "source" / folder / f"p_{index}.npy", root / folder / f"{name}_{index}.npy")
+        words = ["--dump_dir", root / "out", "--dump_dir_flip", root / "out_flip", "--output", root / "results"]
+        pairs = ["DATASET.ROOT", root, "RESCORE.VALID", "False"]
+        command = [sys.executable, "-c", MEASURE, *map(str, words + pairs)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        code, megabytes = json.loads(done.stdout.splitlines()[-1])
+        assert code == 0, done.stderr
+        assert len(json.loads((root / "results" / "keypoints_val2017_results.json").read_text())) >= 2 * count
+        peaks.append(megabytes)
+    assert peaks[1] - peaks[0] < 25, peaks

@@ -1,0 +1,344 @@
+"""The export command and the graph it writes, on a tiny network of the full structure; W32 once."""
+
+import hashlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import ModelProto, NodeProto, helper
+from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
+from torch import nn
+
+from dekr_infer.backends.onnxruntime import open_network
+from dekr_infer.cli import export as export_command
+from dekr_infer.cli.random_checkpoint import randomise
+from dekr_infer.config.load import load_config
+from dekr_infer.errors import DekrError
+from dekr_infer.export import trace as graph_module
+from dekr_infer.export.check import compare
+from dekr_infer.export.difference import Difference, test_picture
+from dekr_infer.export.fold import FoldedAdaptBlock, fold_adaptive_blocks
+from dekr_infer.export.trace import build_graph, initializers
+from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
+from dekr_infer.model.head import build_network
+from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
+from dekr_infer.pose.preprocess import normalise
+from tests.support.slow_reference import slow_bilinear
+from tests.support.tiny_models import ONE_THREAD, PAIRS, SMALL_INPUT_SIZES
+
+picture_of = test_picture
+del test_picture  # or pytest takes it for a test
+pytest_plugins = ["tests.support.tiny_fixtures"]
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+FORBIDDEN = {
+    *("Shape", "Gather", "Transpose", "MatMul", "Tile", "Expand", "ConstantOfShape", "BatchNormalization"),
+    *("Identity", "Constant", "Reshape", "DeformConv", "Einsum", "NonZero", "GridSample", "Cast"),
+}
+
+
+@pytest.fixture(scope="module")
+def model(tiny) -> ModelProto:
+    return tiny.model()
+
+
+def nodes_of(model: ModelProto, kind: str) -> list[NodeProto]:
+    return [node for node in model.graph.node if node.op_type == kind]
+
+
+def attributes(node: NodeProto) -> dict[str, object]:
+    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
+
+
+def dimensions(value: onnx.ValueInfoProto) -> list[int | str]:
+    return [size.dim_param or size.dim_value for size in value.type.tensor_type.shape.dim]
+
+
+# --- what atc will read
+
+
+def test_the_graph_is_opset_11_in_the_default_domain_only(model):
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 11)]
+    assert {node.domain for node in model.graph.node} == {""}
+    assert not model.functions
+
+
+def test_only_plain_operators_are_left(model):
+    kinds = {node.op_type for node in model.graph.node}
+    assert not kinds & FORBIDDEN
+    assert kinds == {"Conv", "Relu", "Add", "Resize", "Concat", "Split", "DeformableConv2D"}
+
+
+def test_34_deformable_convolutions_with_exactly_the_parsers_attributes(model):
+    nodes = nodes_of(model, "DeformableConv2D")
+    assert len(nodes) == 34
+    for node in nodes:
+        assert attributes(node) == {
+            "strides": [1, 1],
+            "pads": [1, 1],
+            "dilations": [1, 1],
+            "groups": 1,
+            "deformable_groups": 1,
+        }
+
+
+def test_offsets_come_from_one_convolution_of_27_channels_whose_masks_are_one(model):
+    values = initializers(model)
+    producers = {node.output[0]: node for node in model.graph.node}
+    for node in nodes_of(model, "DeformableConv2D"):
+        x, weight, offsets, bias = node.input
+        assert values[weight].shape == (3, 3, 3, 3)
+        assert values[bias].shape == (3,)
+        conv = producers[offsets]
+        assert conv.op_type == "Conv" and conv.input[0] == x
+        assert values[conv.input[1]].shape == (27, 3, 3, 3)
+        assert not values[conv.input[1]][18:].any()
+        assert values[conv.input[2]][18:].tolist() == [1] * 9
+
+
+def test_dilation_reaches_the_operator_as_dilations_and_pads(tiny):
+    network = build_network(load_config(None, [*tiny.pairs(), "MODEL.SPEC.HEAD_OFFSET.DILATION_RATE", "2"]))
+    for node in nodes_of(build_graph(network), "DeformableConv2D"):
+        assert attributes(node)["dilations"] == attributes(node)["pads"] == [2, 2]
+
+
+def test_every_resize_has_constant_scales(model):
+    values = initializers(model)
+    kinds = []
+    for node in nodes_of(model, "Resize"):
+        assert len(node.input) == 3, "no sizes"
+        one, same, down, across = values[node.input[2]].tolist()
+        assert one == same == 1 and down == across and down in (2, 4, 8)
+        entry = attributes(node)
+        kinds.append((entry["mode"], entry["coordinate_transformation_mode"]))
+        assert entry["mode"] != b"nearest" or entry["nearest_mode"] == b"floor"
+    assert kinds == [(b"nearest", b"asymmetric")] * (1 + 3 + 6) + [(b"linear", b"half_pixel")] * 3
+
+
+def test_names_order_and_open_sizes_of_inputs_and_outputs(model):
+    assert [entry.name for entry in model.graph.input] == ["image"]
+    assert [entry.name for entry in model.graph.output] == ["heatmap", "offset"]
+    one, channels, height, width = dimensions(model.graph.input[0])
+    assert (one, channels) == (1, 3)
+    assert isinstance(height, str) and isinstance(width, str) and height != width
+    for entry, count in zip(model.graph.output, (18, 34), strict=True):
+        one, channels, rows, columns = dimensions(entry)
+        assert (one, channels) == (1, count)
+        assert isinstance(rows, str) and isinstance(columns, str) and rows != columns
+    types = {entry.type.tensor_type.elem_type for entry in (*model.graph.input, *model.graph.output)}
+    assert types == {onnx.TensorProto.FLOAT}
+
+
+def test_every_initializer_is_used_and_weights_are_float32(model):
+    used = {name for node in model.graph.node for name in node.input}
+    values = initializers(model)
+    assert set(values) <= used
+    assert {value.dtype for value in values.values()} == {np.dtype(np.float32)}
+
+
+def test_provenance_is_in_the_metadata(tiny, model):
+    found = {entry.key: entry.value for entry in model.metadata_props}
+    versions = found.pop("versions")
+    assert found == {
+        "input_sizes": "512,768;512,512;768,512;512,1024;1024,512",
+        "mean": "0.485,0.456,0.406",
+        "std": "0.229,0.224,0.225",
+        "checkpoint_sha256": hashlib.sha256(tiny.checkpoint.read_bytes()).hexdigest(),
+        "dialect": "ascend",
+    }
+    assert f"torch {torch.__version__}" in versions and f"onnx {onnx.__version__}" in versions
+
+
+# --- what it computes
+
+
+class DeformableConv2D(OpRun):
+    """The accelerator's operator by its documentation: offsets planar x, y, mask; zeros beyond the border."""
+
+    op_domain = ""
+
+    def _run(self, x, weight, offsets, bias, **attributes):
+        (pad, _), (dilation, _) = attributes["pads"], attributes["dilations"]
+        _, channels, h, w = x.shape
+        out = np.zeros((1, len(weight), h, w)) + bias[:, None, None]
+        for row, column, tap in np.ndindex(h, w, 9):
+            dx, dy, mask = offsets[0, [tap, 9 + tap, 18 + tap], row, column]
+            point = row - pad + dilation * (tap // 3) + dy, column - pad + dilation * (tap % 3) + dx
+            for c in range(channels):
+                out[0, :, row, column] += weight[:, c, tap // 3, tap % 3] * mask * slow_bilinear(x[0, c], *point)
+        return (out.astype(np.float32),)
+
+
+def test_the_file_means_what_torch_computes_when_read_by_the_operators_documentation(tiny, model):
+    image = np.random.default_rng(0).normal(size=(1, 3, 32, 64)).astype(np.float32)
+    found: Any = ReferenceEvaluator(model, new_ops=[DeformableConv2D]).run(None, {"image": image})
+    with torch.inference_mode():
+        wanted = tiny.network(torch.from_numpy(image))
+    np.testing.assert_allclose(found[0], wanted[0].numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found[1], wanted[1].numpy(), rtol=0, atol=5e-3)
+
+
+def test_all_five_input_sizes_agree_with_torch(tiny):
+    differences = list(compare(tiny.network, tiny.graph, PUBLISHED_SIZES, 1))
+    assert [difference.input_size for difference in differences] == list(PUBLISHED_SIZES)
+    for difference in differences:
+        assert difference.heat <= 2e-5 and difference.offset <= 5e-3, difference
+        assert difference.largest_heat > 0.1 and difference.largest_offset > 1
+
+
+def test_both_dialects_give_the_same_bits(tiny, tmp_path):
+    standard = tmp_path / "standard.onnx"
+    onnx.save(to_dialect(tiny.model(), ONNX), standard)
+    lowered, plain = open_network(tiny.graph, 1), open_network(standard, 1)
+    for input_size in PUBLISHED_SIZES[1:3]:
+        image = normalise(picture_of(np.random.default_rng(1), input_size))
+        for a, b in zip(lowered.run(image)[:2], plain.run(image)[:2], strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_w32_exports_and_agrees_with_torch(tmp_path):
+    torch.manual_seed(0)
+    network = randomise(build_network(load_config()), 0)
+    model, input_size = build_graph(network), Size(128, 192)
+    assert len(nodes_of(model, "DeformableConv2D")) == 34
+    assert not {node.op_type for node in model.graph.node} & FORBIDDEN
+    helper.set_model_props(model, {"input_sizes": str(InputSizes((input_size,)))})
+    onnx.save(model, tmp_path / "w32.onnx")
+    (difference,) = compare(network, tmp_path / "w32.onnx", [input_size], 1)
+    assert difference.holds, difference
+
+
+# --- the command
+
+
+def export(output: Path, tiny, *flags: str) -> int:
+    return export_command.main(["--output", str(output), *ONE_THREAD, *flags, *tiny.pairs()])
+
+
+@pytest.fixture
+def small_input_size(monkeypatch) -> None:
+    monkeypatch.setattr(export_command, "PUBLISHED_SIZES", SMALL_INPUT_SIZES)
+
+
+@pytest.fixture
+def traced(monkeypatch, tiny) -> None:
+    """Spare the tracing: the graph is there."""
+    monkeypatch.setattr(export_command, "build_graph", lambda *_: tiny.model())
+
+
+@pytest.mark.usefixtures("traced", "small_input_size")
+def test_the_command_proves_every_input_size_and_says_so(tiny, tmp_path, capsys):
+    assert export(tmp_path / "new" / "net.onnx", tiny) == 0
+    out = capsys.readouterr().out
+    lines = [line.split() for line in out.splitlines() if line.endswith("ok")]
+    assert [line[0] for line in lines] == ["64x96", "96x64", "64x160"]
+    assert "dialect ascend" in out and "34 deformable" in out
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["net.onnx"]
+
+
+@pytest.mark.usefixtures("traced", "small_input_size")
+def test_dialect_onnx_is_written_on_request(tiny, tmp_path):
+    assert export(tmp_path / "net.onnx", tiny, "--dialect", "onnx") == 0
+    written = onnx.load(tmp_path / "net.onnx")
+    assert len(nodes_of(written, "DeformConv")) == 34 and not nodes_of(written, "DeformableConv2D")
+    assert written.opset_import[0].version >= 19
+    assert {entry.key: entry.value for entry in written.metadata_props}["dialect"] == "onnx"
+    onnx.checker.check_model(written, full_check=True)
+
+
+@pytest.mark.usefixtures("traced")
+def test_skip_check_runs_nothing(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export_command, "compare", lambda *_: pytest.fail("the check ran"))
+    assert export(tmp_path / "net.onnx", tiny, "--skip_check") == 0
+    assert "differences" not in capsys.readouterr().out
+    assert (tmp_path / "net.onnx").is_file()
+
+
+def swapped_fold(network: nn.Module) -> int:
+    """The folding with dx and dy the wrong way round."""
+    count = fold_adaptive_blocks(network)
+    for module in network.modules():
+        if isinstance(module, FoldedAdaptBlock):
+            order = [*range(9, 18), *range(9), *range(18, 27)]
+            module.offsets.weight.data = module.offsets.weight.data[order]
+            assert module.offsets.bias is not None
+            module.offsets.bias.data = module.offsets.bias.data[order]
+    return count
+
+
+@pytest.mark.usefixtures("small_input_size")
+def test_a_wrong_fold_fails_the_command_and_leaves_no_file(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(graph_module, "fold_adaptive_blocks", swapped_fold)
+    assert export(tmp_path / "net.onnx", tiny) == 1
+    out, err = capsys.readouterr()
+    assert "TOO LARGE" in out
+    assert err.startswith("error: the exported graph differs from torch") and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("traced", "small_input_size")
+def test_a_failed_check_leaves_the_file_of_an_earlier_export(tiny, tmp_path, monkeypatch):
+    (tmp_path / "net.onnx").write_bytes(b"earlier")
+    nothing = float("nan")
+    wrong = [Difference(SMALL_INPUT_SIZES[0], nothing, 0.0, 1.0, 1.0)]
+    monkeypatch.setattr(export_command, "compare", lambda *_: wrong)
+    assert export(tmp_path / "net.onnx", tiny) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+    assert (tmp_path / "net.onnx").read_bytes() == b"earlier"
+
+
+@pytest.mark.parametrize(
+    ("heat", "offset", "holds"),
+    [(1e-4, 5e-3, True), (1.01e-4, 0, False), (0, 5.1e-3, False), (float("nan"), 0, False), (0, float("nan"), False)],
+)
+def test_the_allowed_differences(heat, offset, holds):
+    assert Difference(PUBLISHED_SIZES[0], heat, offset, 1.0, 1.0).holds is holds
+
+
+def test_a_checkpoint_of_another_network_is_refused(tiny, tmp_path, capsys):
+    pairs = [*tiny.pairs(), "MODEL.SPEC.HEAD_HEATMAP.NUM_CHANNELS", "6"]
+    assert export_command.main(["--output", str(tmp_path / "net.onnx"), *ONE_THREAD, *pairs]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith(f"error: {tiny.checkpoint}: not a checkpoint of this network") and err.count("\n") == 1
+    assert not (tmp_path / "net.onnx").exists()
+
+
+@pytest.mark.parametrize("link", [None, Path.symlink_to, Path.hardlink_to])
+def test_the_checkpoint_is_never_overwritten(tiny, tmp_path, capsys, link):
+    checkpoint, output = tmp_path / "net.pth", tmp_path / "link.onnx"
+    shutil.copyfile(tiny.checkpoint, checkpoint)
+    if link:
+        link(output, checkpoint)
+    pairs = (*PAIRS, "TEST.MODEL_FILE", str(checkpoint))
+    assert export_command.main(["--output", str(output if link else checkpoint), *ONE_THREAD, *pairs]) == 2
+    assert "is the checkpoint itself; name another file" in capsys.readouterr().err
+    assert checkpoint.read_bytes() == tiny.checkpoint.read_bytes()
+
+
+def test_a_missing_checkpoint_is_named(tiny, tmp_path, capsys):
+    pairs = [*tiny.pairs(), "TEST.MODEL_FILE", str(tmp_path / "none.pth")]
+    assert export_command.main(["--output", str(tmp_path / "net.onnx"), *pairs]) == 1
+    assert f"{tmp_path / 'none.pth'}: no such checkpoint" in capsys.readouterr().err
+
+
+class Unfoldable(nn.Module):
+    """Ends in a matrix product, and has a batch norm that follows no convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, 4)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        heatmap = self.conv(self.norm(image))
+        return heatmap, heatmap.matmul(heatmap.transpose(2, 3))
+
+
+def test_a_network_that_does_not_fold_is_refused():
+    with pytest.raises(DekrError, match="does not fold: BatchNormalization, MatMul, Transpose nodes are left"):
+        build_graph(Unfoldable())

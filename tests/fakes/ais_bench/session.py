@@ -1,0 +1,123 @@
+"""Run a folder of tensors: its order, its names, its input sizes, its summary."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from ais_bench.options import DIALECT, check, stop
+from dekr_infer.backends.onnxruntime import Network, open_network
+
+TROUBLE, _, CONCERNS = os.environ.get("AIS_BENCH_TROUBLE", "").partition("@")
+PERCENTILE = "P99" if DIALECT == "T26" else "percentile(99%)"
+
+
+def list_files(text: str) -> list[Path]:
+    path = Path(text)
+    if not path.is_dir():
+        stop(2 if DIALECT == "T25" else 1, f"{text} is not a file or folder")
+    kept = [entry for entry in os.listdir(path) if entry.endswith((".npy", ".NPY", ".bin", ".BIN"))]
+    if not kept:
+        raise RuntimeError(f"no input files in {text}")
+    return [path / name for name in sorted(kept, key=non_negative_int)]
+
+
+def non_negative_int(name: str) -> list[tuple[int, int | str]]:
+    return [(0, int(part)) if part.isdigit() else (1, part.lower()) for part in re.split(r"(\d+)", name)]
+
+
+def load_model(text: str) -> tuple[Network, set[tuple[int, ...]]]:
+    """The stand-in's graph, and the input sizes it was compiled for."""
+    if not Path(text).is_file():
+        stop(2 if DIALECT == "T25" else 1, "[1][ACL: invalid parameter]")
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(text) as stand_in:
+        stand_in.extract("model.onnx", folder)
+        input_sizes = {
+            tuple(map(int, input_size.split(",")))
+            for input_size in stand_in.read("input_sizes").decode().split(";")
+            if input_size
+        }
+        return open_network(Path(folder) / "model.onnx", 1), input_sizes
+
+
+def as_sent(file: Path, input_sizes: set[tuple[int, ...]]) -> np.ndarray:
+    """What the device sees: memory as it lies, taken for float32; only byte counts are compared."""
+    values = np.load(file)
+    if values.ndim != 4 or values.shape[:2] != (1, 3) or values.shape[2:] not in input_sizes:
+        print("[ERROR] set_dynamic_dims failed", flush=True)
+        raise RuntimeError("[-1][ACL: general failure]")
+    sent = values.tobytes(order="A")
+    if len(sent) != values.size * 4:
+        raise RuntimeError(f"tensorsize {values.size * 4} filesize {len(sent)} not match")
+    return np.frombuffer(sent, np.float32).reshape(values.shape)
+
+
+def statistics(times: list[float]) -> dict[str, float]:
+    figures = {key: float(getattr(np, key)(times)) for key in ("min", "max", "mean", "median")}
+    return figures | {PERCENTILE: float(np.percentile(times, 99)), "count": len(times)}
+
+
+def run(args: argparse.Namespace) -> None:
+    network, input_sizes = load_model(args.model)
+    if args.output_dirname and not args.output:
+        raise RuntimeError("output_dirname needs output")
+    name = args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S")
+    folder = Path(args.output or ".") / name
+    if DIALECT == "T25":
+        os.umask(0o027)
+    folder.mkdir(parents=True, exist_ok=True)  # never emptied, and made before the inputs are looked at
+    files = list_files(args.input)
+    check(args, files)
+    if input_sizes and not args.auto_set_dymdims_mode:
+        raise RuntimeError("dynamic model needs a dynamic option")
+    if TROUBLE == "device":
+        raise RuntimeError("acl open device 0 failed")
+    network.run(as_sent(files[0], input_sizes))
+    print("[INFO] warm up 1 done", flush=True)
+    times, info = [], {}
+    troubled = CONCERNS in args.model
+    for number, file in enumerate(files):
+        for _ in range(args.loop):
+            *outputs, milliseconds = network.run(as_sent(file, input_sizes))
+            times.append(milliseconds)
+        if TROUBLE in ("wrong", "nan") and troubled:
+            outputs[1] = outputs[1][:, ::-1] if TROUBLE == "wrong" else outputs[1] * np.float32("nan")
+        names = [folder / f"{file.name.split('.')[0]}_{index}.npy" for index in range(len(outputs))]
+        for path, values in zip(names, outputs, strict=True):
+            if not (TROUBLE == "lost" and file == files[-1] and path == names[-1]):
+                np.save(path, values)
+        info[str(number)] = {"infiles": [str(file)], "outfiles": [str(path) for path in names]}
+        if TROUBLE == "child":
+            subprocess.Popen(["sleep", "61"])
+            print("a child", flush=True)
+        if TROUBLE == "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            print("on hold", flush=True)
+            while os.path.exists("hold"):
+                time.sleep(0.02)
+        if TROUBLE in ("slow", "child"):
+            time.sleep(60)
+    summary = {
+        "filesinfo": info,
+        "args": vars(args),
+        **{key: statistics(times) for key in ("NPU_compute_time", "H2D_latency", "D2H_latency")},
+        "npu_compute_time_list": times,
+        "throughput": 1000 / float(np.mean(times)),
+        "pid": os.getpid(),
+    }
+    folder.with_name(f"{folder.name}_summary.json").write_text(json.dumps(summary))
+    print("[INFO] -----------------Performance Summary------------------")
+    print(f"[INFO] throughput 1000*batchsize.mean(1.0)/NPU_compute_time.mean: {summary['throughput']}")

@@ -1,0 +1,197 @@
+"""Work spared on a CPU: the same outputs from fewer sums, and whatever does not fit a rule left as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from dekr_infer.backends.onnxruntime import open_network
+from dekr_infer.onnx_graph import cpu_optimize as spare
+from dekr_infer.onnx_graph.dialects import ONNX, check_standard, to_dialect
+
+pytest_plugins = ["tests.support.tiny_fixtures"]
+
+RULES = (spare.convolve_before_enlarging, spare.add_before_enlarging, spare.mix_offsets)
+IMAGE = np.random.default_rng(3).standard_normal((1, 3, 64, 96)).astype(np.float32)
+
+
+def applied(rule: Callable[[spare.Graph], None], model: ModelProto) -> ModelProto:
+    changed = ModelProto()
+    changed.CopyFrom(model)
+    graph = spare.Graph(changed)
+    rule(graph)
+    graph.finish()
+    return changed
+
+
+def outputs(model: ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    found: list[np.ndarray] = session.run(None, feeds)
+    return found
+
+
+def nodes(model: ModelProto, kind: str, mode: bytes | None = None) -> list[NodeProto]:
+    return [
+        node
+        for node in model.graph.node
+        if node.op_type == kind and (mode is None or any(entry.s == mode for entry in node.attribute))
+    ]
+
+
+def assert_same(found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5 * max(1.0, float(np.abs(b).max())))
+
+
+@pytest.fixture(scope="module")
+def standard(tiny) -> ModelProto:
+    return to_dialect(tiny.model(), ONNX)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_each_rule_changes_the_graph_and_keeps_its_outputs(standard, rule):
+    changed = applied(rule, standard)
+    assert changed.SerializeToString() != standard.SerializeToString()
+    check_standard(changed)
+    assert_same(outputs(changed, image=IMAGE), outputs(standard, image=IMAGE))
+
+
+def test_far_parts_pass_both_heads_while_they_are_small(standard):
+    changed = applied(spare.convolve_before_enlarging, standard)
+    concat = nodes(changed, "Concat")[0]
+    assert [len(node.input) for node in (nodes(standard, "Concat")[0], concat)] == [4, 2]
+    assert len(nodes(standard, "Resize", b"linear")) == 3
+    assert len(nodes(changed, "Resize", b"linear")) == 1 + 2 * 2  # the near one; two far ones for each of two heads
+
+
+def test_only_one_map_of_a_sum_is_enlarged_in_full(standard):
+    changed = applied(spare.add_before_enlarging, standard)
+    scales = {
+        model_name: sorted(
+            float(numpy_helper.to_array(tensor)[2])
+            for node in nodes(model, "Resize", b"nearest")
+            for tensor in model.graph.initializer
+            if tensor.name == node.input[2]
+        )
+        for model_name, model in (("before", standard), ("after", changed))
+    }
+    assert scales["before"].count(2) < len(scales["before"])
+    assert set(scales["after"]) == {2.0} and len(scales["after"]) == len(scales["before"])
+
+
+def test_offsets_are_mixed_of_six_maps(standard):
+    changed = applied(spare.mix_offsets, standard)
+    sizes = {tensor.name: tensor.dims for tensor in changed.graph.initializer}
+    makers = {node.output[0]: node for node in changed.graph.node}
+    deformable = nodes(changed, "DeformConv")
+    for node in deformable:
+        mix = makers[node.input[2]]
+        assert list(sizes[mix.input[1]]) == [18, 6, 1, 1]
+        assert sizes[makers[mix.input[0]].input[1]][0] == 6
+    assert len(deformable) == 34
+
+
+def test_offsets_that_are_no_affine_map_stay(standard):
+    model = ModelProto()
+    model.CopyFrom(standard)
+    makers = {node.output[0]: node for node in model.graph.node}
+    bent = {makers[node.input[2]].input[1] for node in nodes(model, "DeformConv")}
+    for tensor in model.graph.initializer:
+        if tensor.name in bent:
+            values = numpy_helper.to_array(tensor).copy()
+            values[7, 0, 1, 1] += 1e-3 * np.abs(values).max()
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    assert len(applied(spare.mix_offsets, model).graph.node) == len(model.graph.node)
+
+
+def sum_of(factors: dict[str, int], mode: str = "nearest", also_read: str = "") -> ModelProto:
+    """x at full size plus maps of one channel, each enlarged by its factor; `also_read` is an output of its own too."""
+    form = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+    made, total = [], "x"
+    for name, factor in factors.items():
+        made.append(helper.make_node("Resize", [name, "", f"by{factor}"], [f"{name}_large"], **form))
+        made.append(helper.make_node("Add", [total, f"{name}_large"], [f"{name}_sum"]))
+        total = f"{name}_sum"
+    made[-1].output[0] = "y"
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, None, None]) for name in ("x", *factors)]
+    results = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("y", also_read) if name]
+    constants = [
+        numpy_helper.from_array(np.array([1, 1, factor, factor], np.float32), f"by{factor}")
+        for factor in set(factors.values())
+    ]
+    graph = helper.make_graph(made, "sum", inputs, results, constants)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+
+
+def feeds(factors: dict[str, int]) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    sizes = {"x": 24} | {name: 24 // factor for name, factor in factors.items()}
+    return {name: rng.integers(-9, 10, (1, 1, size, 2 * size)).astype(np.float32) for name, size in sizes.items()}
+
+
+def test_any_order_of_the_terms_gives_the_same_sum_exactly():
+    factors = {"a": 4, "b": 12, "c": 2}
+    changed = applied(spare.add_before_enlarging, sum_of(factors))
+    assert sorted(numpy_helper.to_array(tensor)[2] for tensor in changed.graph.initializer) == [2, 3]
+    np.testing.assert_array_equal(outputs(changed, **feeds(factors))[0], outputs(sum_of(factors), **feeds(factors))[0])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        sum_of({"a": 2}),
+        sum_of({"a": 2, "b": 2}),
+        sum_of({"a": 3, "b": 2}),
+        sum_of({"a": 4, "b": 2}, mode="linear"),
+        sum_of({"a": 4, "b": 2}, also_read="a_large"),
+    ],
+    ids=["one", "equal", "no multiple", "linear", "read elsewhere"],
+)
+def test_sums_that_do_not_nest_stay(model):
+    assert applied(spare.add_before_enlarging, model).graph.node == model.graph.node
+
+
+def bent_pointwise(model: ModelProto, what: str) -> None:
+    """Give the first head's 1x1 convolution something that the rule does not cover."""
+    concat = nodes(model, "Concat")[0].output[0]
+    conv = next(node for node in model.graph.node if node.op_type == "Conv" and concat in node.input)
+    if what in ("output", "reader"):
+        name = concat if what == "output" else "more"
+        model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+        model.graph.node.extend([helper.make_node("Relu", [concat], ["more"])] * (what == "reader"))
+    else:
+        for entry in conv.attribute:
+            if entry.name == what:
+                entry.ints[:] = [2] * len(entry.ints)
+
+
+@pytest.mark.parametrize("what", ["output", "reader", "strides", "pads"])
+def test_a_concat_that_others_read_or_that_is_not_read_pointwise_stays(standard, what):
+    model = ModelProto()
+    model.CopyFrom(standard)
+    bent_pointwise(model, what)
+    assert applied(spare.convolve_before_enlarging, model).graph.node == model.graph.node
+
+
+def test_a_loaded_graph_is_rewritten_unless_it_is_wanted_as_written(tiny, standard, monkeypatch):
+    calls = []
+    monkeypatch.setattr("dekr_infer.backends.onnxruntime.optimize_for_cpu", calls.append)
+    written = open_network(tiny.graph, 1, as_written=True).run(IMAGE)[:2]
+    assert calls == []
+    for found, wanted in zip(written, outputs(standard, image=IMAGE), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    open_network(tiny.graph, 1)
+    assert len(calls) == 1
+
+
+def test_constants_that_nobody_reads_any_more_are_dropped(standard):
+    changed = ModelProto()
+    changed.CopyFrom(standard)
+    spare.optimize_for_cpu(changed)
+    read = {name for node in changed.graph.node for name in node.input}
+    assert {tensor.name for tensor in changed.graph.initializer} <= read
+    assert len(nodes(changed, "DeformConv")) == 34

@@ -1,0 +1,150 @@
+"""ascend -> onnx -> ascend: the same graph again; what is not of our form is refused."""
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, NodeProto, helper, numpy_helper
+
+from dekr_infer.errors import DekrError
+from dekr_infer.onnx_graph.dialects import ASCEND, ONNX, check_standard, dialect_of, to_dialect
+from tests.support.tiny_models import toy_model
+
+pytest_plugins = ["tests.support.tiny_fixtures"]
+
+
+@pytest.fixture
+def model(tiny) -> ModelProto:
+    return tiny.model()
+
+
+def tensors(model: ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+def store(model: ModelProto, name: str, values: np.ndarray) -> None:
+    entry = next(tensor for tensor in model.graph.initializer if tensor.name == name)
+    entry.CopyFrom(numpy_helper.from_array(values, name))
+
+
+def deformable(model: ModelProto) -> list[NodeProto]:
+    return [node for node in model.graph.node if node.op_type in ("DeformableConv2D", "DeformConv")]
+
+
+def offset_convolution(model: ModelProto, node: NodeProto) -> NodeProto:
+    return next(other for other in model.graph.node if other.output[0] == node.input[2])
+
+
+def in_order(model: ModelProto) -> bytes:
+    """The graph with everything that has no order sorted, and the default domain written in one way."""
+    model = ModelProto.FromString(model.SerializeToString())
+    for opset in model.opset_import:
+        opset.domain = ""
+    for node in model.graph.node:
+        entries = sorted(node.attribute, key=lambda entry: entry.name)
+        del node.attribute[:]
+        node.attribute.extend(entries)
+    weights = sorted(model.graph.initializer, key=lambda tensor: tensor.name)
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(weights)
+    return model.SerializeToString(deterministic=True)
+
+
+def test_there_and_back_is_the_same_graph(model):
+    back = to_dialect(to_dialect(model, ONNX), ASCEND)
+    assert in_order(back) == in_order(model)
+
+
+def test_conversion_leaves_its_argument_alone(model):
+    before = model.SerializeToString(deterministic=True)
+    assert to_dialect(model, ONNX) is not model
+    assert model.SerializeToString(deterministic=True) == before
+    assert to_dialect(model, ASCEND) is model
+
+
+def test_versions_and_names_of_the_dialects(model):
+    standard = to_dialect(model, ONNX)
+    assert (dialect_of(model), dialect_of(standard)) == (ASCEND, ONNX)
+    assert [(e.domain, e.version) for e in standard.opset_import] == [("", 19)]
+    assert [(e.domain, e.version) for e in model.opset_import] == [("", 11)]
+    assert (model.ir_version, standard.ir_version) == (6, 9)  # what each opset came with, or older
+    assert {e.key: e.value for e in standard.metadata_props}["dialect"] == ONNX
+
+
+def test_the_onnx_checker_passes_with_types_and_shapes(model):
+    standard = to_dialect(model, ONNX)
+    check_standard(standard)
+    inferred = onnx.shape_inference.infer_shapes(standard, strict_mode=True, data_prop=True)
+    assert [entry.name for entry in inferred.graph.output] == ["heatmap", "offset"]
+
+
+def test_an_invalid_graph_is_refused(model):
+    standard = to_dialect(model, ONNX)
+    standard.graph.node[0].op_type = "Cnov"
+    with pytest.raises(DekrError, match="not valid ONNX"):
+        check_standard(standard)
+
+
+def test_the_standard_operator_has_its_own_attributes(model):
+    nodes = deformable(to_dialect(model, ONNX))
+    assert len(nodes) == 34
+    for node in nodes:
+        assert {entry.name: helper.get_attribute_value(entry) for entry in node.attribute} == {
+            "kernel_shape": [3, 3],
+            "strides": [1, 1],
+            "pads": [1, 1, 1, 1],
+            "dilations": [1, 1],
+            "group": 1,
+            "offset_group": 1,
+        }
+
+
+def test_offsets_become_dy_dx_of_each_tap_in_turn(model):
+    name = offset_convolution(model, deformable(model)[0]).input[2]
+    planar = np.concatenate((100 + np.arange(9), 200 + np.arange(9), np.ones(9))).astype(np.float32)
+    store(model, name, planar)  # dx of tap k is 100 + k, its dy 200 + k
+    standard = to_dialect(model, ONNX)
+    assert tensors(standard)[name].tolist() == [start + tap for tap in range(9) for start in (200, 100)]
+    assert tensors(to_dialect(standard, ASCEND))[name].tolist() == planar.tolist()
+
+
+def test_weights_shared_by_two_convolutions_are_converted_once(model):
+    first, second = (offset_convolution(model, node) for node in deformable(model)[:2])
+    second.input[1:] = first.input[1:]
+    standard = to_dialect(model, ONNX)
+    assert tensors(standard)[first.input[1]].shape == (18, 3, 3, 3)
+    check_standard(standard)
+    back = to_dialect(standard, ASCEND)
+    np.testing.assert_array_equal(tensors(back)[first.input[1]], tensors(model)[first.input[1]])
+
+
+@pytest.mark.parametrize(("which", "value"), [(1, 0.5), (2, 0.0)])
+def test_masks_that_vary_are_refused(model, which, value):
+    name = offset_convolution(model, deformable(model)[5]).input[which]
+    values = tensors(model)[name].copy()
+    values[20] = value
+    store(model, name, values)
+    with pytest.raises(DekrError, match="masks that vary"):
+        to_dialect(model, ONNX)
+
+
+def test_offset_groups_are_refused(model):
+    standard = to_dialect(model, ONNX)
+    name = offset_convolution(standard, deformable(standard)[0]).input[1]
+    store(standard, name, np.zeros((36, 3, 3, 3), np.float32))
+    with pytest.raises(DekrError, match="offset groups"):
+        to_dialect(standard, ASCEND)
+
+
+def test_offsets_that_no_convolution_makes_are_refused(model):
+    node = deformable(model)[3]
+    node.input[2] = "image"
+    with pytest.raises(DekrError, match="do not come from a convolution"):
+        to_dialect(model, ONNX)
+
+
+def test_a_graph_without_deformable_convolutions_goes_by_its_opset():
+    model = toy_model()
+    assert dialect_of(model) == ASCEND
+    standard = to_dialect(model, ONNX)
+    assert dialect_of(standard) == ONNX
+    check_standard(standard)

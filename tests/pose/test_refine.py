@@ -1,0 +1,192 @@
+"""TEST.MATCH_HMP as the reference defines it: joints go to the nearest peak, then a Gaussian is fitted around them."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import curve_fit
+
+from dekr_infer.pose.decode import Passes
+from dekr_infer.pose.refine import MatchSettings, absorb, full_size, match_to_heatmap, merged_joints, refine
+
+PARTNER = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
+H, W = 23, 34  # cells
+
+
+def hills(seed: int, flip: bool = True) -> Passes:
+    """Heatmaps with Gaussian hills of all heights on a little noise, alike in both passes."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:H, :W]
+    heat = 0.02 * rng.uniform(size=(18, H, W))
+    for channel in heat:
+        for top, row, column in zip(rng.uniform(0.3, 1, 5), rng.uniform(0, H, 5), rng.uniform(0, W, 5), strict=True):
+            channel += top * np.exp(-((y - row) ** 2 + (x - column) ** 2) / 4)
+    offset = np.zeros((34, H, W), np.float32)
+    flipped = heat[[*PARTNER, 17]][:, :, ::-1] + 0.02 * rng.uniform(size=heat.shape)
+    heat = heat.astype(np.float32)
+    return Passes(heat, offset, flipped.astype(np.float32), offset) if flip else Passes(heat, offset)
+
+
+def poses_near(seed: int, people: int = 4) -> np.ndarray:
+    """(people, 17, 3) in input size pixels, some a little outside; a third of the scores below the threshold."""
+    rng = np.random.default_rng(seed + 100)
+    poses = rng.uniform(-0.05, 1.05, (people, 17, 3)) * (4 * W, 4 * H, 1)
+    poses[:, :, 2] = rng.choice([0.04, 0.3, 0.9], (people, 17))
+    return poses.astype(np.float32)
+
+
+def slow_full_size(maps: np.ndarray) -> np.ndarray:
+    """Corner on corner to 4n - 3, the last three rows and columns repeated."""
+    h, w = maps.shape[1:]
+    large = torch.nn.functional.interpolate(
+        torch.from_numpy(maps.copy())[None], size=(4 * h - 3, 4 * w - 3), mode="bilinear", align_corners=True
+    )
+    return torch.nn.ReplicationPad2d((0, 3, 0, 3))(large)[0].numpy()
+
+
+def slow_absorb(poses: np.ndarray, heat: np.ndarray, most: int = 30, distance: float = 75) -> np.ndarray:
+    """Each joint to the nearest of the highest 5 x 5 maxima, if it is less than 75 pixels away."""
+    moved = poses.copy()
+    for joint, values in enumerate(torch.from_numpy(heat)):
+        is_peak = torch.nn.MaxPool2d(5, 1, 2)(values[None])[0] == values
+        _, places = (values * is_peak).flatten().topk(most)
+        peaks = [(int(place) % heat.shape[2], int(place) // heat.shape[2]) for place in places]
+        for person in range(len(poses)):
+            x, y = poses[person, joint, :2]
+            nearest = min(peaks, key=lambda peak: (peak[0] - x) ** 2 + (peak[1] - y) ** 2)
+            if np.hypot(nearest[0] - x, nearest[1] - y) < distance:
+                moved[person, joint, :2] = nearest
+    return moved
+
+
+def slow_refine(joints: np.ndarray, heat: np.ndarray, reach: int = 6, threshold: float = 0.05) -> np.ndarray:
+    """A Gaussian of four parameters fitted in the window around each joint; at the border the window is cut, and the
+    reference then takes its values in rows as if it stood upright."""
+
+    def model(at, height, y0, x0, sigma):
+        return height * np.exp(-((at[1] - x0) ** 2 + (at[0] - y0) ** 2) / (2 * sigma**2))
+
+    moved = joints.copy()
+    h, w = heat.shape
+    known: dict[tuple[int, int], tuple[float, float]] = {}
+    for person, (x, y, score) in enumerate(joints):
+        if score <= threshold:
+            continue
+        row, column = int(y + 0.5), int(x + 0.5)
+        if (row, column) not in known:
+            middle_row, middle_column = min(max(row, 0), h - 1), min(max(column, 0), w - 1)
+            rows = range(max(0, middle_row - reach), min(h - 1, middle_row + reach) + 1)
+            columns = range(max(0, middle_column - reach), min(w - 1, middle_column + reach) + 1)
+            values = [heat[r, c] for r in rows for c in columns]
+            places = np.array([(k // len(rows), k % len(rows)) for k in range(len(values))], float).T
+            start = (heat[middle_row, middle_column], middle_row - rows[0], middle_column - columns[0], 2.0)
+            try:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    (_, y0, x0, _), _ = curve_fit(model, places, values, p0=start, maxfev=300)
+            except RuntimeError:
+                continue
+            known[row, column] = rows[0] + y0, columns[0] + x0
+        moved[person, 1], moved[person, 0] = known[row, column]
+    return moved
+
+
+def gaussian(cx: float, cy: float, h: int = 60, w: int = 85, sigma: float = 3.0) -> np.ndarray:
+    y, x = np.mgrid[:h, :w]
+    return np.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * sigma**2)).astype(np.float32)
+
+
+@pytest.mark.parametrize("flip", [True, False])
+@pytest.mark.parametrize("seed", range(2))
+def test_poses_are_those_of_the_twin(seed, flip):
+    passes, poses = hills(seed, flip), poses_near(seed)
+    heat = slow_full_size(merged_joints(passes))
+    expected = slow_absorb(poses, heat)
+    for joint in range(17):
+        expected[:, joint] = slow_refine(expected[:, joint], heat[joint])
+    moved = match_to_heatmap(poses, passes, MatchSettings())
+    np.testing.assert_array_equal(moved[:, :, 2], poses[:, :, 2])
+    close = np.abs(moved - expected).max(2) < 0.02
+    assert close.mean() > 0.97, "a fit that hardly converges may end elsewhere; nearly all do"
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_the_joints_maps_are_merged_with_partners_swapped(flip):
+    passes = hills(3, flip)
+    merged = merged_joints(passes)
+    assert merged.shape == (17, H, W)
+    for joint in range(17):
+        for y in range(H):
+            for x in range(W):
+                expected = passes.heat[joint, y, x]
+                if flip:
+                    expected = (expected + passes.heat_flip[PARTNER[joint], y, W - 1 - x]) / 2
+                assert merged[joint, y, x] == expected
+
+
+def test_maps_are_upsampled_corner_on_corner():
+    maps = np.random.default_rng(0).normal(size=(17, 9, 14)).astype(np.float32)
+    found = full_size(maps)
+    assert found.shape == (17, 36, 56) and found.dtype == np.float32
+    np.testing.assert_allclose(found, slow_full_size(maps), atol=1e-6)
+
+
+@pytest.mark.parametrize("distance", [75, 12])
+def test_joints_go_to_the_nearest_peak_within_the_distance(distance):
+    poses, heat = poses_near(5), slow_full_size(merged_joints(hills(5)))
+    moved = absorb(poses, heat, MatchSettings(absorb_distance=distance))
+    np.testing.assert_array_equal(moved, slow_absorb(poses, heat, distance=distance))
+    assert 0 < (moved != poses).any(2).mean() <= 1 and (distance == 75 or (moved == poses).all(2).any())
+
+
+def test_only_the_highest_peaks_draw_joints():
+    heat = np.zeros((17, 40, 50), np.float32)
+    heat[:, 5, 5], heat[:, 30, 40] = 0.5, 0.9
+    pose = np.full((1, 17, 3), (7, 7, 1), np.float32)
+    assert (absorb(pose, heat, MatchSettings(max_people=1))[0, :, :2] == (40, 30)).all()
+    assert (absorb(pose, heat, MatchSettings(max_people=2))[0, :, :2] == (5, 5)).all()
+
+
+def test_a_peak_is_the_maximum_of_five_by_five():
+    heat = np.zeros((17, 40, 50), np.float32)
+    heat[:, 20, 20], heat[:, 20, 22], heat[:, 20, 25] = 0.9, 0.8, 0.7
+    pose = np.full((1, 17, 3), (22, 20, 1), np.float32)
+    pose[0, 8:, 0] = 24
+    moved = absorb(pose, heat, MatchSettings(max_people=2))
+    assert (moved[0, :8, 0] == 20).all() and (moved[0, 8:, 0] == 25).all()
+
+
+@pytest.mark.parametrize(
+    ("cx", "cy"), [(31.3, 22.8), (40.75, 50.25), (2.3, 22.8), (81.2, 30.4), (30.4, 1.7), (33.3, 57.6), (1.2, 1.9)]
+)
+def test_the_fit_is_the_references_in_the_middle_and_at_every_border(cx, cy):
+    heat = gaussian(cx, cy)
+    joints = np.array([[round(cx) + 1, round(cy) - 1, 0.5]], np.float32)
+    expected = slow_refine(joints, heat)
+    if 8 < cx < 76 and 8 < cy < 51:
+        np.testing.assert_allclose(expected[0, :2], [cx, cy], atol=1e-3)
+    refine(joints, heat, MatchSettings())
+    np.testing.assert_allclose(joints, expected, atol=2e-3)
+
+
+def test_people_on_the_same_pixel_get_the_same_place_and_weak_joints_stay():
+    heat = gaussian(31.3, 22.8)
+    joints = np.array([[32.2, 22.1, 0.5], [31.6, 21.9, 0.9], [32, 22, 0.05], [32, 22, 0.04]], np.float32)
+    refine(joints, heat, MatchSettings())
+    np.testing.assert_allclose(joints[:2, :2], [[31.3, 22.8]] * 2, atol=1e-3)
+    assert joints[2:].tolist() == np.array([[32, 22, 0.05], [32, 22, 0.04]], np.float32).tolist()
+
+
+def test_a_joint_whose_fit_fails_stays():
+    heat = np.random.default_rng(0).choice([0.0, 1.0], (60, 85)).astype(np.float32)
+    joints = np.random.default_rng(1).uniform(5, 55, (25, 3)).astype(np.float32)
+    before = joints.copy()
+    refine(joints, heat, MatchSettings())
+    stayed = (joints == before).all(1)
+    assert stayed.any() and np.isfinite(joints).all()
+    np.testing.assert_array_equal(stayed, (slow_refine(before, heat) == before).all(1))
+
+
+def test_nobody_stays_nobody():
+    assert match_to_heatmap(np.zeros((0, 17, 3), np.float32), hills(0), MatchSettings()).shape == (0, 17, 3)

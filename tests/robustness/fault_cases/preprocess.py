@@ -1,0 +1,209 @@
+"""Faults of DEKR_preprocess.py: the zip, the pictures, the annotation file, the configuration, the output folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dekr_infer.geometry import Size
+from tests.robustness.fault_cases import Deed, Fault, at, disk_faults, freed, nothing
+from tests.support import corruption as spoil
+from tests.support.helpers import colourful, encode, write_pictures
+from tests.support.workspace import Place
+
+ZIP, ANNOTATION = Path("coco/images/val2017.zip"), Path("coco/annotations/person_keypoints_val2017.json")
+FETCH = "fetch it again"
+
+
+def picture(change: Callable[[bytes], bytes]) -> Deed:
+    """The second picture's bytes are changed; the zip and its checksums are fine."""
+    return lambda place: spoil.change_member(place.inputs / "coco", "b.jpg", change)
+
+
+def without_member(place: Place) -> None:
+    pictures = spoil.members(place.inputs / ZIP)
+    (place.inputs / ZIP).unlink()
+    write_pictures(place.inputs / "coco", {name: pictures[name] for name in ("a.jpg", "b.jpg")})
+
+
+def flip_bit(place: Place) -> None:
+    data = bytearray((place.inputs / ZIP).read_bytes())
+    data[bytes(data).index(spoil.members(place.inputs / ZIP)["b.jpg"]) + 300] ^= 1
+    spoil.replace(place.inputs / ZIP, bytes(data))
+
+
+def annotated(change: Callable[[dict[str, Any]], object]) -> Deed:
+    """The annotation file's content is changed."""
+
+    def deed(place: Place) -> None:
+        content = json.loads((place.inputs / ANNOTATION).read_bytes())
+        change(content)
+        spoil.replace(place.inputs / ANNOTATION, json.dumps(content).encode())
+
+    return deed
+
+
+def image(**changes: object) -> Deed:
+    """The second image's entry says something else."""
+    return annotated(lambda content: content["images"][1].update(changes))
+
+
+def png_of(width: int, height: int) -> Callable[[bytes], bytes]:
+    """A change: a PNG whose header says this size."""
+
+    def change(data: bytes) -> bytes:
+        whole = encode(colourful(Size(52, 52)))
+        return whole[:16] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + whole[24:]
+
+    return change
+
+
+def as_tiff(data: bytes) -> bytes:
+    return encode(colourful(Size(52, 52)), ".tiff")
+
+
+def config(text: str) -> Deed:
+    return lambda place: spoil.replace(place.inputs / "c.yaml", text.encode())
+
+
+def foreign_tensor(place: Place) -> None:
+    spoil.replace(place.outputs / "prep_data_flip" / "zebra.npy", b"x")
+
+
+def stray_file(place: Place) -> None:
+    spoil.replace(place.outputs / "prep_data.partial" / "thesis.txt", b"x")
+
+
+def link_elsewhere(place: Place) -> None:
+    spoil.replace(place.folder / "precious" / "1-a.npy", b"x")
+    os.symlink(place.folder / "precious", place.outputs / "prep_data.partial")
+
+
+ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b,*b,*b]\n"
+WITH_FILE = ("--cfg", "c.yaml")
+
+PREPROCESS_FAULTS = [
+    Fault("zip missing", at(ZIP, Path.unlink), ("val2017.zip", "not there", "set DATASET.ROOT"), real=True),
+    Fault("zip is text", at(ZIP, spoil.replace, b"<html>"), ("val2017.zip: not a zip file", FETCH)),
+    Fault("zip is empty", at(ZIP, spoil.replace, b""), ("val2017.zip: not a zip file", FETCH)),
+    Fault("zip truncated", at(ZIP, spoil.cut, 0.7), ("val2017.zip: not a zip file, or cut short", FETCH), real=True),
+    Fault("zip is a folder", at(ZIP, spoil.folder), ("val2017.zip", "not there", "put COCO's pictures there")),
+    Fault("zip of a later version", at(ZIP, spoil.set_zip_fields, {4: b"\xff"}, {6: b"\xff"}), ("val2017.zip", FETCH)),
+    Fault("zip with a member missing", without_member, ("val2017.zip: 1 of 3 pictures are missing", "c.jpg", "fetch")),
+    Fault("zip with a bad checksum", flip_bit, ("val2017.zip: b.jpg: Bad CRC-32", "fetch this file again"), real=True),
+    Fault(
+        "zip encrypted", at(ZIP, spoil.set_zip_fields, {6: b"\x01"}, {8: b"\x01"}), ("a.jpg: encrypted", "fetch this")
+    ),
+    Fault(
+        "zip of an unknown method",
+        at(ZIP, spoil.set_zip_fields, {8: b"\x63"}, {10: b"\x63"}),
+        ("a.jpg: That compression method is not supported", "fetch this"),
+    ),
+    Fault(
+        "zip that would unpack to gigabytes",
+        at(ZIP, spoil.set_zip_fields, {}, {24: b"\xff\xff\xff\x7f"}),
+        ("a.jpg: announces 2,147,483,647 bytes", "fetch this"),
+    ),
+    Fault("JPEG truncated", picture(lambda data: data[:-20]), ("b.jpg: not a picture, or damaged", "fetch"), real=True),
+    Fault("JPEG empty", picture(lambda data: b""), ("val2017.zip: b.jpg: not a picture", "fetch")),
+    Fault("JPEG header only", picture(lambda data: data[:20]), ("val2017.zip: b.jpg: not a picture", "fetch")),
+    Fault("not an image", picture(lambda data: b"<html>no</html>"), ("val2017.zip: b.jpg: not a picture", "fetch")),
+    Fault("size other than annotated", image(width=53), ("b.jpg: is 52x52 pixels, the annotation says 52x53", "both")),
+    Fault("JPEG announces gigabytes", picture(spoil.announce(60_000, 60_000)), ("b.jpg: is 60000x60000", "fetch both")),
+    Fault("PNG announces gigabytes", picture(png_of(60_000, 60_000)), ("b.jpg: is 60000x60000", "fetch both")),
+    Fault("TIFF under a JPEG's name", picture(as_tiff), ("b.jpg: not a picture", "nor PNG", "fetch")),
+    Fault("annotation missing", at(ANNOTATION, Path.unlink), (ANNOTATION.name, "set DATASET.ROOT"), real=True),
+    Fault("annotation is a folder", at(ANNOTATION, spoil.folder), (ANNOTATION.name, "set DATASET.ROOT")),
+    Fault(
+        "a pipe in the annotation's place", at(ANNOTATION, spoil.pipe), (ANNOTATION.name, "(not a regular file)", "set")
+    ),
+    Fault("annotation not JSON", at(ANNOTATION, spoil.replace, b"<html>"), (ANNOTATION.name, "not a JSON file", FETCH)),
+    Fault("annotation truncated", at(ANNOTATION, spoil.cut, 0.8), (ANNOTATION.name, "cut short", FETCH)),
+    Fault("annotation not UTF-8", at(ANNOTATION, spoil.replace, b'{"a": "\xff"}'), (ANNOTATION.name, FETCH)),
+    Fault("annotation nested without end", at(ANNOTATION, spoil.replace, b"[" * 200_000), (ANNOTATION.name, FETCH)),
+    Fault("no images", annotated(lambda content: content["images"].clear()), ("lists no images", "must be a COCO")),
+    Fault("images not a list", annotated(lambda content: content.update(images={})), ("lists no images", "COCO")),
+    Fault("image without a width", annotated(lambda content: content["images"][1].pop("width")), ("lacks id",)),
+    Fault("duplicate ids", image(id=1000), ("a.jpg and b.jpg have the same id 1000", "correct one")),
+    Fault("id beyond 64 bits", image(id=10**30), ("b.jpg: needs a whole-number id", "correct it")),
+    Fault("same stem twice", image(file_name="sub/a.png"), ("would write the same tensor a.npy", "rename one")),
+    Fault("name with two dots", image(file_name="b.v2.jpg"), ("b.v2.jpg", "first dot", "rename")),
+    Fault("name that leads out", image(file_name="../b.jpg"), ("'../b.jpg' is no file name below", "correct it")),
+    Fault("name from the root", image(file_name="/etc/b.jpg"), ("'/etc/b.jpg' is no file name", "correct it")),
+    Fault("name with a NUL", image(file_name="b\0.jpg"), ("1 of 3 pictures are missing", "fetch")),
+    Fault("height 0", image(height=0), ("b.jpg: needs a whole-number height and width", "correct it")),
+    Fault("height infinite", image(height=float("inf")), ("b.jpg: needs a whole-number height", "correct it")),
+    Fault("height of a text", image(height="52"), ("b.jpg: needs a whole-number height", "correct it")),
+    Fault("wider than OpenCV warps", image(width=40_000), ("b.jpg: needs", "from 1 to 32766", "correct it")),
+    Fault(
+        "unknown key",
+        nothing,
+        ("unknown key TEST.FLIP_TSET; did you mean TEST.FLIP_TEST?",),
+        2,
+        (),
+        ("TEST.FLIP_TSET", "1"),
+        real=True,
+    ),
+    Fault("pairs uneven", nothing, ("KEY VALUE pairs are uneven", "no partner"), 2, pairs=("TEST.FLIP_TEST",)),
+    Fault(
+        "input size of another network",
+        nothing,
+        ("DATASET.INPUT_SIZE 640", "add"),
+        2,
+        (),
+        ("DATASET.INPUT_SIZE", "640"),
+    ),
+    Fault("split that is a path", nothing, ("DATASET.TEST '../x'",), 2, pairs=("DATASET.TEST", "../x")),
+    Fault("configuration missing", nothing, ("c.yaml: cannot be read", "--cfg wants"), 2, WITH_FILE),
+    Fault("configuration a device", nothing, ("/dev/zero: cannot be read (not",), 2, ("--cfg", "/dev/zero")),
+    Fault("YAML with an unknown key", config("TEST:\n  NMS_THR: 1\n"), ("c.yaml: unknown key", "mean"), 2, WITH_FILE),
+    Fault(
+        "YAML with a Python tag",
+        config("A: !!python/object/apply:os.mkdir [sprung]"),
+        ("c.yaml: not a plain YAML", "correct it"),
+        2,
+        WITH_FILE,
+        real=True,
+    ),
+    Fault("YAML cut in a string", config('TEST: "abc'), ("c.yaml: not a plain YAML", "correct it"), 2, WITH_FILE),
+    Fault("YAML of aliases", config(ALIASES), ("c.yaml", "aliases are not taken", "correct it"), 2, WITH_FILE),
+    Fault("YAML with an impossible date", config("A: 2001-13-41"), ("c.yaml: not a plain", "correct it"), 2, WITH_FILE),
+    Fault("YAML nested without end", config("[" * 5000), ("c.yaml: not a plain YAML", "correct it"), 2, WITH_FILE),
+    Fault(
+        "both outputs the same folder", nothing, ("name the same folder",), 2, ("--output_flip", "../w/../w/prep_data")
+    ),
+    Fault(
+        "a link to itself in the output's place",
+        lambda place: os.symlink("prep_data", place.outputs / "prep_data"),
+        ("prep_data: cannot be made", "free this name"),
+        mend=freed("prep_data"),
+    ),
+    Fault(
+        "a file in the output's place",
+        lambda place: spoil.replace(place.outputs / "prep_data", b"x"),
+        ("prep_data: cannot be made", "free this name"),
+        mend=freed("prep_data"),
+    ),
+    Fault(
+        "foreign tensor in the output",
+        foreign_tensor,
+        ("prep_data_flip: 1 .npy files do not belong", "zebra.npy", "delete them"),
+        mend=freed("prep_data_flip/zebra.npy"),
+    ),
+    Fault(
+        "somebody's file where unfinished ones stand",
+        stray_file,
+        ("thesis.txt: was not left by a run", "move it"),
+        mend=freed("prep_data.partial/thesis.txt"),
+    ),
+    Fault(
+        "a link where unfinished ones stand",
+        link_elsewhere,
+        ("prep_data.partial: cannot be made", "free this name"),
+        mend=freed("prep_data.partial"),
+    ),
+    *disk_faults("5m", "prep_data", "w/prep_data", real=True),
+]

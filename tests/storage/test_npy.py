@@ -1,0 +1,237 @@
+"""The .npy contract: what is written, that it is whole, that one run at a time writes, and what is refused."""
+
+import errno
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dekr_infer.errors import DekrError
+from dekr_infer.storage import npy as tensors
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def values(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def save(path, array, **options) -> None:
+    with open(path, "wb") as file:
+        np.lib.format.write_array(file, array, **options)
+
+
+def test_a_tensor_is_the_file_that_numpy_would_write(tmp_path):
+    array = values(1, 3, 5, 7)
+    with tensors.exclusive(tmp_path / "t"):
+        size = tensors.write(tmp_path / "t", "a.npy", array)
+    expected = io.BytesIO()
+    np.save(expected, array)
+    assert (tmp_path / "t" / "a.npy").read_bytes() == expected.getvalue()
+    assert size == len(expected.getvalue())
+
+
+@pytest.mark.parametrize("array", [values(4, 5).T, values(6, 8)[::2, ::-1], values(3, 4).astype(np.float64),
+                                   values(3, 4).astype(">f4"), np.arange(6).reshape(2, 3)])  # fmt: skip
+def test_whatever_its_layout_an_array_is_stored_as_float32_in_c_order(tmp_path, array):
+    with tensors.exclusive(tmp_path / "t"):
+        tensors.write(tmp_path / "t", "a.npy", array)
+        tensors.write(tmp_path / "t", "a.bin", array)
+    loaded = np.load(tmp_path / "t" / "a.npy")
+    assert loaded.dtype == np.float32 and loaded.flags.c_contiguous
+    np.testing.assert_array_equal(loaded, array.astype(np.float32))
+    assert (tmp_path / "t" / "a.bin").read_bytes() == loaded.tobytes()
+
+
+def test_a_name_as_long_as_the_disk_takes_is_written_and_a_longer_one_is_one_error(tmp_path):
+    folder = tmp_path / "t"
+    with tensors.exclusive(folder):
+        tensors.write(folder, f"{'a' * 251}.npy", values(2))
+        assert names(folder) == [f"{'a' * 251}.npy"]
+        with pytest.raises(DekrError, match=r"aaa\.npy: cannot be written \(File name too long\)"):
+            tensors.write(folder, f"{'a' * 252}.npy", values(2))
+    assert names(tmp_path) == ["t"]
+
+
+def test_a_failure_to_clean_up_does_not_hide_the_first(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with tensors.exclusive(tmp_path / "t"), monkeypatch.context() as patch:
+        patch.setattr(os, "writev", fail)
+        patch.setattr(Path, "unlink", fail)
+        with pytest.raises(DekrError, match=r"a\.npy: cannot be written \(Input/output error\)"):
+            tensors.write(tmp_path / "t", "a.npy", values(2))
+
+
+def test_a_link_that_leads_to_itself_is_one_error(tmp_path):
+    (tmp_path / "t").symlink_to(tmp_path / "t")
+    with pytest.raises(DekrError, match="t: cannot be made"), tensors.exclusive(tmp_path / "t"):
+        pass
+    assert names(tmp_path) == ["t"]
+
+
+def test_a_tensor_comes_back_whole_by_reading_and_by_mapping(tmp_path):
+    array = values(1, 18, 6, 4)
+    np.save(tmp_path / "a.npy", array)
+    np.testing.assert_array_equal(tensors.read(tmp_path / "a.npy"), array)
+    mapped = tensors.open_map(tmp_path / "a.npy")
+    np.testing.assert_array_equal(mapped, array)
+    assert not mapped.flags.writeable
+    assert tensors.read_header(tmp_path / "a.npy").shape == (1, 18, 6, 4)
+
+
+@pytest.mark.parametrize("failure", [errno.ENOSPC, errno.EIO])
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, failure):
+    def full(handle, parts):
+        os.write(handle, bytes(parts[0])[:10])
+        raise OSError(failure, "no")
+
+    with tensors.exclusive(tmp_path / "t"):
+        tensors.write(tmp_path / "t", "a.npy", values(2))
+        monkeypatch.setattr(os, "writev", full)
+        with pytest.raises(DekrError, match="disk is full" if failure == errno.ENOSPC else "cannot be written"):
+            tensors.write(tmp_path / "t", "b.npy", values(3))
+        assert names(tmp_path / "t") == ["a.npy"] and names(tmp_path / "t.partial") == []
+    assert names(tmp_path) == ["t"]
+
+
+@pytest.mark.parametrize("first", [1, 100, 128, 140])
+def test_a_write_that_the_system_splits_is_finished(tmp_path, monkeypatch, first):
+    monkeypatch.setattr(os, "writev", lambda handle, parts: os.write(handle, b"".join(parts)[:first]))
+    with tensors.exclusive(tmp_path / "t"):
+        tensors.write(tmp_path / "t", "a.npy", values(5, 3))
+    np.testing.assert_array_equal(np.load(tmp_path / "t" / "a.npy"), values(5, 3))
+
+
+def test_a_file_is_written_beside_the_folder_and_appears_when_whole(tmp_path, monkeypatch):
+    seen = []
+    replace = os.replace
+
+    def watch(source, target):
+        seen.append((names(tmp_path / "t"), Path(source).parent.name, Path(source).stat().st_size))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watch)
+    with tensors.exclusive(tmp_path / "t"):
+        size = tensors.write(tmp_path / "t", "a.npy", values(50))
+    assert seen == [([], "t.partial", size)]
+
+
+def test_a_second_run_on_the_same_folder_is_refused(tmp_path):
+    with tensors.exclusive(tmp_path / "t"):
+        with pytest.raises(DekrError, match="another run is writing here"), tensors.exclusive(tmp_path / "t"):
+            pass
+        tensors.write(tmp_path / "t", "a.npy", values(2))  # the first one is not disturbed
+    with tensors.exclusive(tmp_path / "t"):
+        pass
+    assert names(tmp_path) == ["t"] and names(tmp_path / "t") == ["a.npy"]
+
+
+def test_a_killed_run_leaves_no_lock_and_its_unfinished_file_is_removed(tmp_path):
+    code = (
+        "import os, pathlib, sys, time; from dekr_infer.storage import npy as tensors\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "with tensors.exclusive(folder):\n"
+        "    (tensors.partial_folder(folder) / '1-a.npy').write_bytes(b'half')\n"
+        "    print('ready', flush=True); time.sleep(60)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "t")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        with pytest.raises(DekrError, match="another run"), tensors.exclusive(tmp_path / "t"):
+            pass
+        process.send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 5
+    assert names(tmp_path / "t.partial") == ["1-a.npy"]
+    with tensors.exclusive(tmp_path / "t"):
+        assert names(tmp_path / "t.partial") == []
+    assert time.monotonic() < deadline and names(tmp_path) == ["t"] and names(tmp_path / "t") == []
+
+
+def test_a_name_that_is_taken_by_a_file_is_refused(tmp_path):
+    (tmp_path / "t").touch()
+    with pytest.raises(DekrError, match="t: cannot be made"), tensors.exclusive(tmp_path / "t"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("array", "part"),
+    [
+        (values(2, 3).astype(np.float64), "holds float64 in C order"),
+        (values(2, 3).astype(np.float16), "holds float16"),
+        (values(2, 3).astype(">f4"), "holds >f4"),
+        (np.asfortranarray(values(2, 3)), "holds float32 in Fortran order"),
+        (np.array([{"a": 1}], object), "holds object"),
+    ],
+)
+def test_another_type_or_order_is_refused_and_named(tmp_path, array, part):
+    save(tmp_path / "a.npy", array)
+    with pytest.raises(DekrError, match=rf"a\.npy: {part}"):
+        tensors.read_header(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b[:128]])
+def test_a_length_that_is_not_the_shapes_is_refused(tmp_path, change):
+    np.save(tmp_path / "a.npy", values(2, 3))
+    (tmp_path / "a.npy").write_bytes(change((tmp_path / "a.npy").read_bytes()))
+    for read in (tensors.read_header, tensors.read, tensors.open_map):
+        with pytest.raises(DekrError, match=r"a\.npy: cut short or too long for its shape \(2, 3\)"):
+            read(tmp_path / "a.npy")
+    assert not tensors.is_finished(tmp_path / "a.npy", (2, 3))
+
+
+@pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"hello, I am a text", b"\x93NUMPY\x01\x00v\x00{'descr': "])
+def test_what_is_no_npy_file_is_refused(tmp_path, content):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(DekrError, match=r"a\.npy: not a \.npy file, or cut short"):
+        tensors.read_header(tmp_path / "a.npy")
+    assert not tensors.is_finished(tmp_path / "a.npy", (2, 3))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    for read in (tensors.read_header, tensors.read, tensors.open_map):
+        with pytest.raises(DekrError, match=r"a\.npy: cannot be read"):
+            read(tmp_path / "a.npy")
+    assert not tensors.is_finished(tmp_path / "a.npy", (2, 3))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_tensor_with_nan_is_refused_and_named(tmp_path, bad):
+    array = values(2, 3)
+    array[1, 2] = bad
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(DekrError, match=r"a\.npy: holds NaN"):
+        tensors.read(tmp_path / "a.npy")
+
+
+def test_only_a_file_of_just_this_shape_and_type_counts_as_finished(tmp_path):
+    for name, array in {
+        "right": values(1, 3, 4, 8),
+        "turned": values(1, 3, 8, 4),
+        "half": values(1, 3, 4, 8).astype(np.float16),
+        "swapped": values(1, 3, 4, 8).astype(">f4"),
+    }.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    assert [tensors.is_finished(tmp_path / f"{name}.npy", (1, 3, 4, 8))
+            for name in ("right", "turned", "half", "swapped")] == [True, False, False, False]  # fmt: skip
+
+
+def test_foreign_files_are_counted_and_the_first_is_named(tmp_path):
+    for name in ("a.npy", "b.npy", "x.npy", "w.npy", "notes.txt"):
+        (tmp_path / name).touch()
+    assert tensors.names_in(tmp_path) == {"a.npy", "b.npy", "x.npy", "w.npy"}
+    assert tensors.names_in(tmp_path / "none") == set()
+    tensors.refuse_foreign(tmp_path, ["a.npy", "b.npy", "x.npy", "w.npy", "z.npy"], "these")
+    with pytest.raises(DekrError, match=r"2 \.npy files do not belong to these pictures, the first is w\.npy"):
+        tensors.refuse_foreign(tmp_path, ["a.npy", "b.npy"], "these pictures")
