@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dekr_infer.cli import postprocess as postprocess_command
 from dekr_infer.cli import preprocess as preprocess_command
@@ -297,11 +298,14 @@ def test_preprocessing_warns_of_an_opencv_that_moves_pixels(drawn, tmp_path, mon
     assert json.loads((tmp_path / "f_record.json").read_text())["moved_pixels"] is True
 
 
-def test_a_random_rescoring_net_is_noticed(drawn, dumps, tmp_path):
-    random_net = tmp_path / "rescore.pth"
-    write_rescore_net(random_net, scale=5.0)
+def test_a_rescoring_net_that_costs_ap_is_noticed(drawn, dumps, tmp_path):
+    harmful = tmp_path / "rescore.pth"
+    write_rescore_net(harmful, scale=0.0)
+    state = torch.load(harmful, weights_only=True)
+    state["l3.bias"].fill_(-1.0)  # turns the order of the people round
+    torch.save(state, harmful)
     flags = ("--dump_dir", dumps["drawn"][0], "--dump_dir_flip", dumps["drawn"][1], "--output", tmp_path / "results")
-    ran = run_command(postprocess_command.main, *flags, "DATASET.ROOT", drawn, "RESCORE.MODEL_FILE", random_net)
+    ran = run_command(postprocess_command.main, *flags, "DATASET.ROOT", drawn, "RESCORE.MODEL_FILE", harmful)
     assert ran.code == 0 and "rescoring lowers AP from" in ran.err and "RESCORE.VALID False" in ran.err
 
 
