@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-OLDEST, NEWEST = (3, 11), (3, 14)
+OLDEST, NEWEST = (3, 11), (3, 13)
 INTERRUPTED = "interrupted; finished results are kept, run the same command again to resume"
 SIGNAL_CODE = 128  # a shell reports a signal as this plus its number, for example 130 for Ctrl-C
 SET_UP = "'source .venv/bin/activate', or 'bash scripts/setup_venv.sh requirements.txt' if there is no .venv"
@@ -54,26 +54,38 @@ def launch(name: str, argv: Sequence[str] | None = None) -> int:
         name: a key of `COMMANDS`.
         argv: the words after the command's name; `None` takes them from the process.
     """
-    if not OLDEST <= sys.version_info[:2] <= NEWEST:
-        found = ".".join(map(str, sys.version_info[:2]))
-        needed = "{}.{} to {}.{}".format(*(OLDEST + NEWEST))
-        return _fail(f"{sys.executable}: is Python {found}; {needed} is needed: {SET_UP}")
+    if python_error():
+        return _fail(f"{python_error()}: {SET_UP}")
     own = argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if own:
         signal.signal(signal.SIGINT, _end)
     try:
-        command = importlib.import_module("dekr_infer." + COMMANDS[name][0])
-    except ModuleNotFoundError as error:
+        try:
+            command = importlib.import_module("dekr_infer." + COMMANDS[name][0])
+        finally:
+            if own:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+        code: int = command.main(argv)
+    except ImportError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "dekr_infer"):
             raise
-        lacking = DISTRIBUTIONS.get(package, package)
-        return _fail(f"{sys.executable}: has no package {lacking}; activate the environment: {SET_UP}")
-    finally:
-        if own:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-    code: int = command.main(argv)
+        distribution = DISTRIBUTIONS.get(package, package)
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            return _fail(f"{sys.executable}: has no package {distribution}; activate the environment: {SET_UP}")
+        reason = " ".join(str(error).split())
+        return _fail(
+            f"{sys.executable}: cannot import {package} ({reason}); repair {distribution}, or use the project's own: {SET_UP}"
+        )
     return code
+
+
+def python_error() -> str:
+    """Return what is wrong with the version of this Python; an empty text if it is supported."""
+    if OLDEST <= sys.version_info[:2] <= NEWEST:
+        return ""
+    found = ".".join(map(str, sys.version_info[:2]))
+    return "{}: is Python {}; {}.{} to {}.{} is needed".format(sys.executable, found, *(OLDEST + NEWEST))
 
 
 def dekr(argv: Sequence[str] | None = None) -> int:
