@@ -7,6 +7,7 @@ Ctrl-C ends the process with one line, too, while the command still imports its 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import os
 import signal
@@ -74,9 +75,8 @@ def launch(name: str, argv: Sequence[str] | None = None) -> int:
         if isinstance(error, ModuleNotFoundError) and error.name == package:
             return _fail(f"{sys.executable}: has no package {distribution}; activate the environment: {SET_UP}")
         reason = " ".join(str(error).split())
-        return _fail(
-            f"{sys.executable}: cannot import {package} ({reason}); repair {distribution}, or use the project's own: {SET_UP}"
-        )
+        problem = f"{sys.executable}: cannot import {package} ({reason})"
+        return _fail(f"{problem}; install {distribution} again, or use the project's environment: {SET_UP}")
     return code
 
 
@@ -92,14 +92,16 @@ def dekr(argv: Sequence[str] | None = None) -> int:
     """Run `dekr NAME ...`, the installed entry point; return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in COMMANDS:
-        sys.argv = ["dekr " + words[0]] + words[1:]
+        sys.argv = ["dekr " + words[0]] + words[1:]  # argparse takes the name of its usage line from here
         return launch(words[0])
-    lines = ["usage: dekr COMMAND ...", ""]
-    lines += [f"  {name:<18} {line}" for name, (_, line) in COMMANDS.items()]
-    lines += ["", "dekr COMMAND --help explains a command."]
     if words and words[0] not in ("-h", "--help"):
-        return _fail(f"unknown command {words[0]}; see dekr --help", 2)
-    print("\n".join(lines))
+        close = difflib.get_close_matches(words[0], COMMANDS, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return _fail(f"unknown command {words[0]}; {hint}see dekr --help", 2)
+    print("usage: dekr COMMAND ...\n")
+    for name, (_, line) in COMMANDS.items():
+        print(f"  {name:<18} {line}")
+    print("\ndekr COMMAND --help explains a command.")
     return 0 if words else 2
 
 

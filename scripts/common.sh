@@ -56,7 +56,7 @@ take_environment() { # SCRIPT
     fi
     for __pair in "${__pairs[@]}"; do
         case ${__pair%%=*} in
-        root | python | PWD | OLDPWD | SHLVL | _ | BASH* | SHELLOPTS) ;;
+        root | python | PYTHONHOME | PWD | OLDPWD | SHLVL | _ | BASH* | SHELLOPTS) ;;
         *) export "${__pair?}" 2>/dev/null || true ;; # names that bash does not take stay as they are
         esac
     done
