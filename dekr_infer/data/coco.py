@@ -206,7 +206,10 @@ def _entries(
 
 def _label(raw: msgspec.Raw) -> str:
     """Return what identifies a bad entry: its id and its image's id or file name, where it has these."""
-    value: Any = msgspec.json.decode(raw)
+    try:
+        value: Any = msgspec.json.decode(raw)
+    except msgspec.MsgspecError:  # for example a number of 400 digits
+        return ""
     keys = ("id", "image_id", "file_name") if isinstance(value, dict) else ()
     named = [f"{key} {excerpt(value[key])}" for key in keys if key in value]
     return f" ({', '.join(named)})" if named else ""
