@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from dekr_infer.backends.tensor_folder import read_picture
 from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, count, run
 from dekr_infer.data.coco import DataSet, Picture, PictureFiles, load_data_set, picture_source
 from dekr_infer.evaluation.coco_metrics import checked_annotations, checked_results, person_category
 from dekr_infer.geometry import Size
 from dekr_infer.pose.decode import JOINTS
-from dekr_infer.pose.preprocess import read_picture
 from dekr_infer.visualization.overlay import contact_sheet, draw_poses, write_png
 
 TILE = Size(300, 400)  # pixels of one picture on the sheet

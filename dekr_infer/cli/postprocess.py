@@ -16,14 +16,15 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from yacs.config import CfgNode
 
 from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, run
 from dekr_infer.cli.progress import progress
-from dekr_infer.data.coco import load_data_set
-from dekr_infer.errors import ConfigError, one_line
+from dekr_infer.data.coco import DataSet, PictureFiles, load_data_set, picture_source
+from dekr_infer.errors import ConfigError, DekrError, one_line
 from dekr_infer.evaluation.coco_metrics import coco_figures, figures_table
 from dekr_infer.evaluation.evaluate import Settings, available, process
 from dekr_infer.evaluation.metrics_file import (
@@ -33,10 +34,11 @@ from dekr_infer.evaluation.metrics_file import (
     require_same_figures,
     write_both,
 )
+from dekr_infer.evaluation.provenance import require_one_run
 from dekr_infer.pose.decode import DecodeSettings
 from dekr_infer.pose.refine import MatchSettings
 from dekr_infer.pose.rescore import load_rescore_net
-from dekr_infer.storage.npy import held
+from dekr_infer.storage.atomic import folder_lock
 
 
 def main(argv: Arguments = None) -> int:
@@ -60,9 +62,10 @@ def main(argv: Arguments = None) -> int:
             raise ConfigError("--dump_dir and --dump_dir_flip name the same folder")
         data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST)
         pictures = available(data, folders, args.allow_missing)
+        require_one_run(folders, [picture.stem for picture in pictures], _image_now(config, data))
         earlier = read_metrics(args.compare) if args.compare else None
         settings = settings_of(config)
-        with held(args.output):
+        with folder_lock(args.output, create=False):
             with progress("postprocess", len(pictures)) as advance:
                 outcome = process(data, pictures, folders, settings, advance)
             figures = coco_figures(data, outcome.results, [picture.id for picture in pictures])
@@ -87,6 +90,24 @@ def main(argv: Arguments = None) -> int:
             require_same_figures(earlier, metrics, args.compare)
 
     return run(work)
+
+
+def _image_now(config: CfgNode, data: DataSet) -> Callable[[str], str | None]:
+    """Return a function from a stem to the fingerprint of its image, `None` where there is no such image."""
+    names = {picture.stem: picture.file_name for picture in data.pictures}
+    root, split = config.DATASET.ROOT, config.DATASET.TEST
+    try:
+        files = PictureFiles(picture_source(root, split, config.DATASET.DATA_FORMAT), split)
+    except DekrError:
+        return lambda stem: None
+
+    def image_now(stem: str) -> str | None:
+        try:
+            return files.mark(names[stem])
+        except DekrError:
+            return None
+
+    return image_now
 
 
 def settings_of(config: CfgNode) -> Settings:

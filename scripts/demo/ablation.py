@@ -31,7 +31,7 @@ from dekr_infer.onnx_graph.dialects import ASCEND, ONNX
 from dekr_infer.pose.decode import CENTRE
 from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage import npy as tensors
-from dekr_infer.storage.atomic import read_json
+from dekr_infer.storage.atomic import folder_lock, read_json
 from scripts.demo import people
 
 WEIGHTS = ROOT / "scripts/demo/weights"
@@ -126,7 +126,7 @@ def _do(command: Callable[[Arguments], int], *words: object) -> None:
 def _derived(source: Path, target: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
     """A folder with every tensor of another one changed; made anew each time."""
     shutil.rmtree(target, ignore_errors=True)
-    with tensors.exclusive(target):
+    with folder_lock(target):
         for name in sorted(tensors.names_in(source)):
             tensors.write(target, name, change(tensors.read(source / name)))
     return target
