@@ -18,10 +18,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dekr_infer.data.coco import DataSet, Picture, PictureFiles, picture_size
+from dekr_infer.data.coco import DataSet, ImageEntry
+from dekr_infer.data.images import decode_image
+from dekr_infer.data.sources import ImageFiles
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, Size
-from dekr_infer.pose.preprocess import decode, mirror, moves_pixels, normalise, warp
+from dekr_infer.pose.preprocess import mirror, moves_pixels, normalise, warp
 from dekr_infer.storage import npy
 from dekr_infer.storage.atomic import folder_lock, sha256, write_failure
 from dekr_infer.storage.run_record import Entry, FileMark, Head, RunRecord, record_path
@@ -56,7 +58,7 @@ def write_tensors(
     """Write the original and the flipped tensor of every image that does not have both yet.
 
     Args:
-        source: the zip or folder of images (`picture_source`).
+        source: the zip or folder of images (`image_source`).
         folders: for the original and the flipped tensors; created when absent.
         limit: only the first so many images of the data set.
         workers: threads.
@@ -67,10 +69,10 @@ def write_tensors(
         DekrError: an image is missing, damaged or of another size, the folders hold tensors of other images or
             unknown ones, or a file cannot be written; finished tensors stay.
     """
-    chosen = data.pictures[:limit]
-    files = PictureFiles(source, split)
+    chosen = data.images[:limit]
+    files = ImageFiles(source, split)
     files.check_present([image.file_name for image in chosen])
-    own = {image.stem + npy.SUFFIX for image in data.pictures}
+    own = {image.stem + npy.SUFFIX for image in data.images}
     with ExitStack() as stack:
         for folder in folders:
             stack.enter_context(folder_lock(folder))
@@ -126,20 +128,18 @@ def _refuse_unknown(folder: Path, record: RunRecord, replaced: Set[str]) -> None
     """Raise a `DekrError` where tensors that would stay have been recorded by no run."""
     found = npy.names_in(folder) - {stem + npy.SUFFIX for stem in replaced}
     if record.earlier is None and found:
-        raise DekrError(
-            f"{folder}: holds {len(found)} unrecorded tensors, the first is {min(found)}; {OTHERS}"
-        )
+        raise DekrError(f"{folder}: holds {len(found)} unrecorded tensors, the first is {min(found)}; {OTHERS}")
 
 
-def _changed(data: DataSet, files: PictureFiles, records: Sequence[RunRecord]) -> set[str]:
+def _changed(data: DataSet, files: ImageFiles, records: Sequence[RunRecord]) -> set[str]:
     """Return the stems of recorded tensors whose image, or whose settings, are not those of today."""
-    names = {image.stem: image.file_name for image in data.pictures}
+    names = {image.stem: image.file_name for image in data.images}
     for record in records:
         record.drop(record.entries.keys() - names.keys())
     if any(record.has_other_settings for record in records):
         return {stem for record in records for stem in record.entries}
     noted = {(stem, entry.inputs.get("image")) for record in records for stem, entry in record.entries.items()}
-    today = {stem: files.mark(names[stem]) for stem in {stem for stem, _ in noted}}
+    today = {stem: files.fingerprint(names[stem]) for stem in {stem for stem, _ in noted}}
     return {stem for stem, fingerprint in noted if fingerprint != today[stem]}
 
 
@@ -155,7 +155,7 @@ def _remove(folders: Sequence[Path], records: Sequence[RunRecord], stems: set[st
                 raise DekrError(write_failure(path, error)) from None
 
 
-def _is_done(image: Picture, folders: Sequence[Path], records: Sequence[RunRecord]) -> bool:
+def _is_done(image: ImageEntry, folders: Sequence[Path], records: Sequence[RunRecord]) -> bool:
     return all(
         image.stem in record.entries and record.holds_files(image.stem, folder)
         for folder, record in zip(folders, records, strict=True)
@@ -164,7 +164,7 @@ def _is_done(image: Picture, folders: Sequence[Path], records: Sequence[RunRecor
 
 @contextmanager
 def _converted(
-    images: Sequence[Picture], files: PictureFiles, folders: tuple[Path, Path], workers: int
+    images: Sequence[ImageEntry], files: ImageFiles, folders: tuple[Path, Path], workers: int
 ) -> Iterator[Iterator[tuple[str, str, list[FileMark]]]]:
     """Yield an iterator over finished images: stem, fingerprint of the image, marks of both tensors.
 
@@ -185,15 +185,15 @@ def _converted(
 class Converter:
     """Makes both tensors of an image; safe to call from several threads, each of which has its own buffers."""
 
-    def __init__(self, files: PictureFiles, folders: tuple[Path, Path]) -> None:
+    def __init__(self, files: ImageFiles, folders: tuple[Path, Path]) -> None:
         self.files, self.folders = files, folders
         self._local = threading.local()
 
-    def __call__(self, image: Picture) -> tuple[str, str, list[FileMark]]:
+    def __call__(self, image: ImageEntry) -> tuple[str, str, list[FileMark]]:
         """Return the image's stem, the fingerprint of the bytes that were read, and the marks of both tensors."""
         data = self.files.read(image.file_name)
         fingerprint = f"{len(data)}-{zlib.crc32(data):08x}"
-        pixels = decode_picture(data, image, self.files.source)
+        pixels = decode_image(data, f"{self.files.source}: {image.file_name}", image.size)
         warped = warp(pixels, PUBLISHED_SIZES.place(image.size).input)
         tensor = self._buffer(Size(*warped.shape[:2]))
         marks = [
@@ -207,29 +207,6 @@ class Converter:
         if input_size not in buffers:
             buffers[input_size] = np.empty((1, 3, *input_size), np.float32)
         return buffers[input_size]
-
-
-def read_picture(files: PictureFiles, image: Picture) -> np.ndarray:
-    """Return an image of the data set: (h, w, 3) uint8 BGR; see `decode_picture`."""
-    return decode_picture(files.read(image.file_name), image, files.source)
-
-
-def decode_picture(data: bytes, image: Picture, source: Path) -> np.ndarray:
-    """Decode an image of the data set: (h, w, 3) uint8 BGR.
-
-    Raises:
-        DekrError: it is damaged, or of another size than annotated.
-    """
-    name = f"{source}: {image.file_name}"
-    _check_size(picture_size(data) or image.size, image, name)  # before a header can ask for gigabytes
-    pixels = decode(data, name)
-    _check_size(Size(*pixels.shape[:2]), image, name)
-    return pixels
-
-
-def _check_size(found: Size, image: Picture, name: str) -> None:
-    if found != image.size:
-        raise DekrError(f"{name}: is {found} pixels, the annotation says {image.size}; fetch both again")
 
 
 def input_size_table(input_sizes: Counter[Size]) -> str:

@@ -17,9 +17,10 @@ import cv2
 from yacs.config import CfgNode
 
 from dekr_infer.backends.tensor_folder import input_size_table, write_tensors
-from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, cores, count, run, worker_count
+from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, cores, positive_int, run, worker_count
 from dekr_infer.cli.progress import progress
-from dekr_infer.data.coco import load_data_set, picture_source
+from dekr_infer.data.coco import load_data_set
+from dekr_infer.data.sources import image_source
 from dekr_infer.errors import ConfigError
 from dekr_infer.evaluation.provenance import moved_warning
 from dekr_infer.geometry import PUBLISHED_SIZES
@@ -34,7 +35,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument(
         "--workers", type=worker_count, default=cores(), metavar="N", help="threads (default: all cores)"
     )
-    parser.add_argument("--limit", type=count, metavar="N", help="only the first N pictures")
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N pictures")
     parser.add_argument("--overwrite", action="store_true", help="write tensors anew that are there already")
     add_config(parser)
     args = parser.parse_args(argv)
@@ -73,10 +74,10 @@ def preprocess(
     started = time.monotonic()
     root, split = config.DATASET.ROOT, config.DATASET.TEST
     data = load_data_set(root, split)
-    source = picture_source(root, split, config.DATASET.DATA_FORMAT)
+    source = image_source(root, split, config.DATASET.DATA_FORMAT)
     if moves_pixels():
         print(f"warning: {moved_warning([cv2.__version__])}", file=sys.stderr)
-    with progress("preprocess", len(data.pictures[:limit])) as advance:
+    with progress("preprocess", len(data.images[:limit])) as advance:
         summary = write_tensors(
             data,
             source,
@@ -89,6 +90,6 @@ def preprocess(
             advance=advance,
         )
     print(
-        f"{summary.images} pictures ({summary.done_before} were there already) -> {folders[0]} {folders[1]}; "
+        f"{summary.images} images ({summary.done_before} were there already) -> {folders[0]} {folders[1]}; "
         f"{input_size_table(summary.input_sizes)}; {summary.written:,} bytes in {time.monotonic() - started:.1f} s"
     )

@@ -5,12 +5,13 @@ Outputs without a record, such as those of ais_bench typed by hand, are of unkno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dekr_infer.backends.folder_runner import output_stem, summary_path
 from dekr_infer.backends.tensor_folder import FLIPPED, ORIGINAL
+from dekr_infer.data.sources import ImageFiles
 from dekr_infer.errors import DekrError
 from dekr_infer.storage.atomic import read_json, refuse_locked
 from dekr_infer.storage.run_record import Contents, Entry, FileMark, read_record, record_path
@@ -19,22 +20,20 @@ from dekr_infer.structures import output_files
 RUN_AGAIN = "run the network again on all tensors, with scripts/onnx_infer.py or scripts/ais_bench.sh"
 
 
-def require_one_run(
-    folders: Sequence[Path], stems: Sequence[str], image_now: Callable[[str], str | None] = lambda stem: None
-) -> None:
+def require_one_run(folders: Sequence[Path], evaluated: Mapping[str, str], files: ImageFiles | None = None) -> None:
     """Check that the outputs of each folder are of one run, of the tensors and images of today.
 
     Args:
         folders: of outputs.
-        stems: of the images that are evaluated.
-        image_now: returns the fingerprint of a stem's image, `None` where it is unknown.
+        evaluated: the file name of each evaluated image, by its stem.
+        files: the images, where they are there.
     Raises:
         DekrError: a run is under way, or outputs, tensors or images have been replaced; it names the first file.
     """
     images: dict[str, str] = {}
     for folder in folders:
         refuse_locked(folder)
-        entries = _entries(folder, stems)
+        entries = _entries(folder, list(evaluated))
         if not entries:
             continue
         contents = read_record(record_path(folder))
@@ -49,12 +48,20 @@ def require_one_run(
             image = entry.result.get("image") if isinstance(entry.result, dict) else None
             if image is None:
                 continue
-            now = image_now(stem) or images.setdefault(stem, image)
-            if now != image:
+            if stem not in images:
+                images[stem] = _fingerprint(files, evaluated[stem]) or image
+            if images[stem] != image:
                 raise DekrError(
                     f"{folder / stem}_0.npy: was made of another image of this name; run DEKR_preprocess.py with "
                     f"--overwrite, then {RUN_AGAIN}"
                 )
+
+
+def _fingerprint(files: ImageFiles | None, name: str) -> str | None:
+    try:
+        return None if files is None else files.fingerprint(name)
+    except DekrError:
+        return None  # it is not there, and not needed
 
 
 def _entries(folder: Path, stems: Sequence[str]) -> dict[str, Entry]:

@@ -8,8 +8,6 @@ from functools import cache
 import cv2
 import numpy as np
 
-from dekr_infer.data.coco import is_cut_short, picture_size
-from dekr_infer.errors import DekrError
 from dekr_infer.geometry import FLIP_SHIFT, Placement, Size
 
 MEAN = (0.485, 0.456, 0.406)  # RGB, of values in 0..1; Source: ImageNet, as the reference normalises
@@ -24,23 +22,6 @@ def normalisation() -> np.ndarray:
     values = np.arange(256, dtype=np.float32) / np.float32(255)
     mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
     return (values - mean[:, None]) / std[:, None]
-
-
-def decode(data: bytes, name: str) -> np.ndarray:
-    """An encoded picture as (h, w, 3) uint8 BGR, its EXIF orientation ignored.
-
-    Raises:
-        DekrError: the bytes are no JPEG and no PNG, or end too early.
-    """
-    image = None
-    if picture_size(data) is not None and not is_cut_short(data):  # other formats tell their size too late
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        except cv2.error:
-            image = None
-    if image is None:
-        raise DekrError(f"{name}: not a picture, or damaged, or neither JPEG nor PNG; fetch this file again")
-    return image
 
 
 def warp(image: np.ndarray, input_size: Size) -> np.ndarray:
