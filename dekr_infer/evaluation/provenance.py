@@ -95,8 +95,8 @@ def _tensor_marks(contents: Contents) -> dict[str, tuple[Path, FileMark]]:
     for name in _dict(contents.head.about.get("tensors")):
         folder = Path(name)
         try:
-            tensors = read_record(record_path(folder))
-        except ValueError:  # a NUL, or half a character
+            tensors = read_record(record_path(folder)) if record_path(folder).is_file() else None
+        except (OSError, ValueError):  # no folder can be called so
             continue
         for entry in tensors.entries.values() if tensors else ():
             marks |= {name: (folder / name, mark) for name, mark in entry.outputs.items()}
