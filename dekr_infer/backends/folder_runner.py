@@ -20,7 +20,7 @@ from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.geometry import Size
 from dekr_infer.storage import npy
 from dekr_infer.storage.atomic import folder_lock, sibling_path, write_json
-from dekr_infer.storage.run_record import Entry, FileMark, Head, RunRecord, mark_file, read_record, record_path
+from dekr_infer.storage.run_record import Entry, FileMark, Head, RunRecord, mark_file, read_record, record_path, text_of
 from dekr_infer.structures import output_files
 
 if TYPE_CHECKING:  # names alone are available without ONNX Runtime
@@ -83,6 +83,8 @@ def list_tensors(places: Sequence[Path]) -> list[Path]:
         raise DekrError(f"{places[0]}: holds no .npy files; make them with DEKR_preprocess.py")
     stems: dict[str, Path] = {}
     for file in files:
+        if text_of(Path(file.name)) != file.name:
+            raise DekrError(f"{file}: its name is not text; rename it")
         other = stems.setdefault(output_stem(file), file)
         if other is not file:
             raise DekrError(f"{other} and {file} would write the same outputs; names count up to their first dot")
@@ -169,7 +171,9 @@ def outputs_head(
     tensors = {}
     for folder in {file.parent for file in files}:
         contents = read_record(record_path(folder))
-        tensors[os.path.realpath(folder)] = contents.head.settings | contents.head.about if contents else {}
+        tensors[text_of(Path(os.path.realpath(folder)))] = (
+            contents.head.settings | contents.head.about if contents else {}
+        )
     settings = {"model_sha256": model_sha256, "outfmt": outfmt, "loop": loop}
     return Head(KIND, settings, {"tensors": tensors, **(about or {})})
 
