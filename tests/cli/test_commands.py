@@ -100,7 +100,7 @@ def test_an_error_of_unknown_place_is_told_without_a_guess(capfd):
         raise OSError(24, "Too many open files")
 
     assert command.run(fail) == 1
-    assert capfd.readouterr().err == "error: Too many open files; correct this and try again\n"
+    assert capfd.readouterr().err == "error: Too many open files; resolve this and run the same command again\n"
 
 
 @ALL_CONFIGURED
@@ -115,7 +115,7 @@ def test_a_misspelt_key_names_the_one_meant(name, tmp_path, monkeypatch):
 def test_a_flag_after_the_first_pair_is_told_from_a_key(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran = run_command(MAINS[name], "TEST.FLIP_TEST", "True", CONFIGURED[name][1], "3")
-    assert_refused(ran, 2, f"{CONFIGURED[name][1]} stands after TEST.FLIP_TEST: flags come before")
+    assert_refused(ran, 2, f"{CONFIGURED[name][1]} comes after TEST.FLIP_TEST: flags come before")
     assert list(tmp_path.iterdir()) == []
 
 

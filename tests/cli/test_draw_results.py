@@ -114,7 +114,7 @@ def test_an_entry_that_is_no_result_is_one_line(place, entry):
 def test_entries_nested_without_end_are_one_line(place):
     for depth in (900, 100_000):  # the first can be read
         (place / "r.json").write_text("[" * depth + "]" * depth)
-        assert_refused(draw(place), 1, "r.json: not a", "write it again")
+        assert_refused(draw(place), 1, "r.json: not a", "write it")
 
 
 def test_a_file_that_is_no_list_is_one_line(place):

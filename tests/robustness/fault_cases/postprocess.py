@@ -129,7 +129,7 @@ POSTPROCESS_FAULTS = [
     Fault(
         "summary beside the dump not JSON",
         at("out_summary.json", spoil.replace, b"{"),
-        ("out_summary.json: not a JSON file", "make it again"),
+        ("out_summary.json: not a JSON file", "write it again"),
     ),
     Fault(
         "summary beside the dump a list",
@@ -150,7 +150,11 @@ POSTPROCESS_FAULTS = [
         flags=("--dump_dir", "loop"),
     ),
     Fault("rescoring net missing", at(RESCORE, Path.unlink), ("rescore.pth: no such checkpoint", "README"), real=True),
-    Fault("rescoring net truncated", at(RESCORE, spoil.cut, 0.5), ("rescore.pth: damaged", "fetch or save it again")),
+    Fault(
+        "rescoring net truncated",
+        at(RESCORE, spoil.cut, 0.5),
+        ("rescore.pth: damaged", "download it again, or save it"),
+    ),
     Fault(
         "rescoring net that runs code", at(RESCORE, spoil.trap_checkpoint), ("rescore.pth", "more than weights", "save")
     ),
@@ -172,8 +176,8 @@ POSTPROCESS_FAULTS = [
         pairs=("TEST.NMS_THR", "1.0"),
     ),
     Fault("pairs uneven", nothing, ("KEY VALUE pairs are uneven", "no partner"), 2, pairs=("TEST.FLIP_TEST",)),
-    Fault("threshold infinite", nothing, ("TEST.NMS_THRE wants a finite number",), 2, (), ("TEST.NMS_THRE", "1e999")),
-    Fault("threshold a word", nothing, ("TEST.NMS_THRE wants a number",), 2, (), ("TEST.NMS_THRE", "high")),
+    Fault("threshold infinite", nothing, ("TEST.NMS_THRE expects a finite number",), 2, (), ("TEST.NMS_THRE", "1e999")),
+    Fault("threshold a word", nothing, ("TEST.NMS_THRE expects a number",), 2, (), ("TEST.NMS_THRE", "high")),
     Fault(
         "annotation without people's list",
         annotated(lambda c: c.pop("annotations")),

@@ -177,21 +177,31 @@ PREPROCESS_FAULTS = [
         ("DATASET.INPUT_SIZE", "640"),
     ),
     Fault("split that is a path", nothing, ("DATASET.TEST '../x'",), 2, pairs=("DATASET.TEST", "../x")),
-    Fault("configuration missing", nothing, ("c.yaml: cannot be read", "--cfg wants"), 2, WITH_FILE),
+    Fault("configuration missing", nothing, ("c.yaml: cannot be read", "--cfg expects"), 2, WITH_FILE),
     Fault("configuration a device", nothing, ("/dev/zero: cannot be read (not",), 2, ("--cfg", "/dev/zero")),
     Fault("YAML with an unknown key", config("TEST:\n  NMS_THR: 1\n"), ("c.yaml: unknown key", "mean"), 2, WITH_FILE),
     Fault(
         "YAML with a Python tag",
         config("A: !!python/object/apply:os.mkdir [sprung]"),
-        ("c.yaml: not a plain YAML", "correct it"),
+        ("c.yaml: not a plain YAML", "correct the file"),
         2,
         WITH_FILE,
         real=True,
     ),
-    Fault("YAML cut in a string", config('TEST: "abc'), ("c.yaml: not a plain YAML", "correct it"), 2, WITH_FILE),
-    Fault("YAML of aliases", config(ALIASES), ("c.yaml", "aliases are not taken", "correct it"), 2, WITH_FILE),
-    Fault("YAML with an impossible date", config("A: 2001-13-41"), ("c.yaml: not a plain", "correct it"), 2, WITH_FILE),
-    Fault("YAML nested without end", config("[" * 5000), ("c.yaml: not a plain YAML", "correct it"), 2, WITH_FILE),
+    Fault("YAML cut in a string", config('TEST: "abc'), ("c.yaml: not a plain YAML", "correct the file"), 2, WITH_FILE),
+    Fault(
+        "YAML of aliases", config(ALIASES), ("c.yaml", "aliases are not supported", "correct the file"), 2, WITH_FILE
+    ),
+    Fault(
+        "YAML with an impossible date",
+        config("A: 2001-13-41"),
+        ("c.yaml: not a plain", "correct the file"),
+        2,
+        WITH_FILE,
+    ),
+    Fault(
+        "YAML nested without end", config("[" * 5000), ("c.yaml: not a plain YAML", "correct the file"), 2, WITH_FILE
+    ),
     Fault(
         "both outputs the same folder", nothing, ("name the same folder",), 2, ("--output_flip", "../w/../w/prep_data")
     ),
