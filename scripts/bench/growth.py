@@ -31,13 +31,13 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import onnx
 
-from dekr_infer.cli.app import Arguments, Parser, positive_int, run
+from dekr_infer.cli.app import Arguments, Parser, run
 from dekr_infer.data.coco import annotation_path, load_data_set
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import InputSizes, Size
 from dekr_infer.pose.encode import Encoding, noisy, write_dumps
 from dekr_infer.storage import npy as tensors
-from dekr_infer.storage.atomic import write_json
+from dekr_infer.storage.atomic import folder_lock, write_json
 from scripts.bench.machine import sentence
 from scripts.demo.people import write_data_set
 
@@ -195,7 +195,7 @@ class Small:
             model = onnx.load(graph)
             onnx.helper.set_model_props(model, {"input_sizes": str(InputSizes((INPUT_SIZE,)))})
             onnx.save(model, graph)
-            with tensors.exclusive(source):
+            with folder_lock(source):
                 for picture in self.data.pictures:
                     tensors.write(source, f"{picture.stem}.npy", np.ones((1, 3, *INPUT_SIZE)))
         self._link(source, place / "prep", size, [".npy"])

@@ -64,7 +64,7 @@ def write_tensors(pictures: Sequence[Picture], folders: Sequence[Path]) -> int:
     for picture in pictures:
         blank = _blank(picture)
         for folder in folders:
-            written += tensors.write(folder, picture.stem + tensors.SUFFIX, blank)
+            written += tensors.write(folder, picture.stem + tensors.SUFFIX, blank).size
     return written
 
 

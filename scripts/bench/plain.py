@@ -83,7 +83,7 @@ def merge(heat: Tensor, offset: Tensor, heat_flip: Tensor, offset_flip: Tensor) 
 
 
 def _positions(offset: Tensor) -> Tensor:
-    """cell - offset everywhere: (1, 17, 2, h, w)."""
+    """Cell - offset everywhere: (1, 17, 2, h, w)."""
     h, w = offset.shape[2:]
     y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
     return torch.stack((x, y)).float() - offset.view(1, JOINTS, 2, h, w)

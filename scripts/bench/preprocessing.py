@@ -1,22 +1,24 @@
-"""Preprocessing: two workers of ours, the reference's single process, and two workers that only write the same files.
+"""Preprocessing: two threads of ours, the reference's single process, and two threads that only write the same files.
 
-Each is timed from running workers to the last file written into the system's cache, and to the last byte on the disk.
+Each is timed from running threads to the last file written into the system's cache, and to the last byte on the disk.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
+import cv2
+
+from dekr_infer.backends.tensor_folder import Converter
 from dekr_infer.data.coco import Picture, PictureFiles
 from dekr_infer.geometry import PUBLISHED_SIZES
-from dekr_infer.pose import preprocess
-from dekr_infer.storage import npy as tensors
+from dekr_infer.storage.atomic import folder_lock
 from scripts.bench import limits, plain
 from scripts.bench.measure import LIMIT, OURS, REFERENCE, UPSTREAM, Row, Ways, alternate
 from scripts.bench.upstream import Upstream
@@ -27,8 +29,16 @@ MOST_OF_LIMIT = 1.3  # times the time of writing alone
 LEAST_FASTER = 3.0  # than the reference's way
 
 
+class Job(NamedTuple):
+    """Where the pictures are, and the folders of both tensors."""
+
+    source: Path
+    split: str
+    folders: tuple[Path, Path]
+
+
 def measure(
-    pictures: Sequence[Picture], job: preprocess.Job, rounds: int, upstream: Upstream | None
+    pictures: Sequence[Picture], job: Job, rounds: int, upstream: Upstream | None
 ) -> tuple[list[Row], dict[str, float]]:
     """The rows of this stage, and the machine's limits that belong to it.
 
@@ -38,9 +48,9 @@ def measure(
     files = PictureFiles(job.source, job.split)
     with workers(job) as both:
         ways: dict[str, Callable[[], object]] = {
-            OURS: lambda: both(preprocess.convert_chunk, pictures),
+            OURS: lambda: both(Converter(files, job.folders), pictures),
             REFERENCE: lambda: plain.write_tensors(pictures, files, job.folders),
-            LIMIT: lambda: both(partial(limits.write_tensors, folders=job.folders), pictures),
+            LIMIT: lambda: both(lambda picture: limits.write_tensors([picture], job.folders), pictures),
         }
         if upstream is not None:
             ways[UPSTREAM] = lambda: upstream.write_tensors(pictures, files, job.folders)
@@ -48,7 +58,7 @@ def measure(
     return rows, _limits(pictures, files, job, rounds)
 
 
-def _row(stage: str, pictures: Sequence[Picture], ways: Ways, rounds: int, job: preprocess.Job) -> Row:
+def _row(stage: str, pictures: Sequence[Picture], ways: Ways, rounds: int, job: Job) -> Row:
     alternate(ways, 1, lambda: _empty(job))  # the first round finds cold libraries
     seconds = alternate(ways, rounds, lambda: _empty(job))
     each = {way: [value / len(pictures) for value in values] for way, values in seconds.items()}
@@ -66,7 +76,7 @@ def _until(ways: Ways, goal: str) -> Ways:
     return ways if goal == CACHE else {name: with_sync(way) for name, way in ways.items()}
 
 
-def _empty(job: preprocess.Job) -> None:
+def _empty(job: Job) -> None:
     for folder in job.folders:
         shutil.rmtree(folder)
         folder.mkdir()
@@ -74,22 +84,21 @@ def _empty(job: preprocess.Job) -> None:
 
 
 @contextmanager
-def workers(job: preprocess.Job) -> Iterator[Callable[..., None]]:
-    """Yields a function that lets two running worker processes do something with all pictures."""
-    context = multiprocessing.get_context("spawn")
+def workers(job: Job) -> Iterator[Callable[..., None]]:
+    """Yields a function that lets two threads do something with every picture."""
+    cv2.setNumThreads(1)
     with ExitStack() as stack:
         for folder in job.folders:
-            stack.enter_context(tensors.exclusive(folder))
-        pool = stack.enter_context(ProcessPoolExecutor(WORKERS, context, preprocess.start_worker, (job,)))
+            stack.enter_context(folder_lock(folder))
+        pool = stack.enter_context(ThreadPoolExecutor(WORKERS))
 
-        def both(function: Callable[..., object], pictures: Sequence[Picture]) -> None:
-            chunks = [pictures[at : at + preprocess.CHUNK] for at in range(0, len(pictures), preprocess.CHUNK)]
-            list(pool.map(function, chunks))
+        def both(function: Callable[[Picture], object], pictures: Sequence[Picture]) -> None:
+            list(pool.map(function, pictures))
 
         yield both
 
 
-def _limits(pictures: Sequence[Picture], files: PictureFiles, job: preprocess.Job, rounds: int) -> dict[str, float]:
+def _limits(pictures: Sequence[Picture], files: PictureFiles, job: Job, rounds: int) -> dict[str, float]:
     """Megabytes a second of writing and reading the same files by one process, and the decoding alone."""
     size = (
         sum(
@@ -100,7 +109,7 @@ def _limits(pictures: Sequence[Picture], files: PictureFiles, job: preprocess.Jo
     )
     with ExitStack() as stack:
         for folder in job.folders:
-            stack.enter_context(tensors.exclusive(folder))
+            stack.enter_context(folder_lock(folder))
 
         def write() -> None:
             limits.write_tensors(pictures, job.folders)

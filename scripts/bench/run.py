@@ -25,7 +25,6 @@ from dekr_infer.cli.app import Arguments, Parser, add_config, cores, positive_in
 from dekr_infer.config.load import load_config
 from dekr_infer.data.coco import DataSet, load_data_set, picture_source
 from dekr_infer.pose.encode import Encoding, noisy, write_dumps
-from dekr_infer.pose.preprocess import Job
 from dekr_infer.storage.atomic import write_json
 from scripts.bench import forward, postprocessing, preprocessing
 from scripts.bench.machine import machine, sentence
@@ -90,7 +89,9 @@ def measure(args: argparse.Namespace, folder: Path) -> tuple[list[Row], dict[str
     limits: dict[str, float] = {}
     data = _data(args, folder)
     if PREPROCESSING in args.only:
-        job = Job(picture_source(data.annotation.parents[1], SPLIT), SPLIT, (folder / "prep", folder / "prep_flip"))
+        job = preprocessing.Job(
+            picture_source(data.annotation.parents[1], SPLIT), SPLIT, (folder / "prep", folder / "prep_flip")
+        )
         found, more = preprocessing.measure(data.pictures, job, args.rounds, upstream)
         rows, limits = rows + found, limits | more
     if FORWARD in args.only:

@@ -10,10 +10,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from dekr_infer.backends.upstream_comparison import padded_network
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from dekr_infer.backends.upstream_comparison import padded_network
 from dekr_infer.data.coco import Picture, PictureFiles
 from dekr_infer.geometry import PUBLISHED_SIZES, Size
 from dekr_infer.model.upstream import module, upstream_config, use_checkout

@@ -25,13 +25,13 @@ from dekr_infer.cli import export as export_command
 from dekr_infer.cli import onnx_infer
 from dekr_infer.cli import postprocess as postprocess_command
 from dekr_infer.cli import preprocess as preprocess_command
-from dekr_infer.cli.app import Arguments, Parser, cores, positive_int, non_negative_int, run, worker_count
+from dekr_infer.cli.app import Arguments, Parser, cores, non_negative_int, positive_int, run, worker_count
 from dekr_infer.errors import DekrError
 from dekr_infer.onnx_graph.dialects import ASCEND, ONNX
 from dekr_infer.pose.decode import CENTRE
 from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage import npy as tensors
-from dekr_infer.storage.atomic import read_json
+from dekr_infer.storage.atomic import folder_lock, read_json
 from scripts.demo import people
 
 WEIGHTS = ROOT / "scripts/demo/weights"
@@ -126,7 +126,7 @@ def _do(command: Callable[[Arguments], int], *words: object) -> None:
 def _derived(source: Path, target: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
     """A folder with every tensor of another one changed; made anew each time."""
     shutil.rmtree(target, ignore_errors=True)
-    with tensors.exclusive(target):
+    with folder_lock(target):
         for name in sorted(tensors.names_in(source)):
             tensors.write(target, name, change(tensors.read(source / name)))
     return target

@@ -88,7 +88,8 @@ def twist(angle: float) -> np.ndarray:
 
 def view(facing: float, elevation: float, lean: float) -> np.ndarray:
     """Frame of a pelvis: turned by `facing` (0 towards the viewer, 90 degrees to the picture's right), seen from
-    `elevation` above, leaning by `lean` within the picture. Radians; (3, 3)."""
+    `elevation` above, leaning by `lean` within the picture. Radians; (3, 3).
+    """
     return spread(lean) @ swing(-elevation) @ twist(facing)
 
 

@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from dekr_infer.cli.app import Arguments, Parser, positive_int, non_negative_int, run
+from dekr_infer.cli.app import Arguments, Parser, non_negative_int, positive_int, run
 from dekr_infer.data.coco import annotation_path
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, Size

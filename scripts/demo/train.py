@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # run as a script: the repository is not on the p
 
 import torch
 
-from dekr_infer.cli.app import Arguments, Parser, positive_int, non_negative_int, run, worker_count
+from dekr_infer.cli.app import Arguments, Parser, non_negative_int, positive_int, run, worker_count
 from dekr_infer.evaluation.coco_metrics import figures_table
 from dekr_infer.model.checkpoint import save
 from scripts.demo.detect import SPLIT, figures, load_grouped, read_training_file
@@ -51,7 +51,9 @@ def main(argv: Arguments = None) -> int:
         type=Path,
         help="weights to start from, a state or a checkpoint; it may have fewer channels per joint (random)",
     )
-    parser.add_argument("--validate", type=positive_int, default=40, help="pictures for the COCO figures at the end (40)")
+    parser.add_argument(
+        "--validate", type=positive_int, default=40, help="pictures for the COCO figures at the end (40)"
+    )
     args = parser.parse_args(argv)
 
     def work() -> None:

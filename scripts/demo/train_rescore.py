@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from dekr_infer.cli.app import Arguments, Parser, positive_int, non_negative_int, run, worker_count
+from dekr_infer.cli.app import Arguments, Parser, non_negative_int, positive_int, run, worker_count
 from dekr_infer.data.coco import PictureFiles, load_data_set, picture_source
 from dekr_infer.model.checkpoint import save
 from dekr_infer.pose.decode import DecodeSettings

@@ -61,7 +61,8 @@ class HighResolutionNet:
 
     def surface(self, level: float, angle: float) -> tuple[np.ndarray, float]:
         """A point (3,) in pixels on the trunk, `angle` radians to the left of the middle of the front, and how much
-        it faces the viewer (1 fully, negative: turned away)."""
+        it faces the viewer (1 fully, negative: turned away).
+        """
         centre, across, through = self.ring(level)
         point = centre + np.sin(angle) * across + np.cos(angle) * through
         normal = np.sin(angle) * across / (across @ across) + np.cos(angle) * through / (through @ through)
