@@ -24,7 +24,7 @@ INPUT = "image"
 OUTPUTS = {"heatmap": COCO_17.heatmap_channels, "offset": COCO_17.offset_channels}
 EXPORT_AGAIN = "export it again with DEKR_pth2onnx.py"
 MALFORMED = (  # what the rewrites stumble over in nodes that lack something, or hold it in another type
-    *(LookupError, ValueError, TypeError, AttributeError, ArithmeticError, StopIteration, RuntimeError),
+    *(LookupError, ValueError, TypeError, AttributeError, ArithmeticError, StopIteration, RuntimeError, AssertionError),
 )
 RUNTIME_ERRORS = (
     *(state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented),
