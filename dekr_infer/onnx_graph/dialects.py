@@ -69,7 +69,7 @@ def to_dialect(model: ModelProto, dialect: str) -> ModelProto:
 
 
 def to_proto(model: ir.Model) -> ModelProto:
-    """Return a model in its file form, without the shapes of inner values, which rewrites change and no reader needs."""
+    """Return a model in its file form, without the shapes of inner values, which rewrites change."""
     proto = ir.to_proto(model)
     del proto.graph.value_info[:]
     return proto
