@@ -1,4 +1,4 @@
-"""Ground truth written as the network's outputs: what a perfect network would dump for a data set.
+"""Encode ground truth as the network's outputs: what a perfect network would return for a data set.
 
 Positions are in cells of the maps (input pixels / 4). The flipped pass is built as the flipped tensor shows it: what
 stands at cell x of the first pass stands at cell w - 1 - x, and left joints are the flipped person's right ones.
@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dekr_infer.data.coco import DataSet, Picture
-from dekr_infer.geometry import PUBLISHED_SIZES, Placement, Size, cells
+from dekr_infer.data.coco import DataSet, ImageEntry
+from dekr_infer.geometry import PUBLISHED_SIZES, Size
+from dekr_infer.structures import output_files
 
-# Written once more, so that a mistake in the project's own constants shows.
+# Written a second time, so that a mistake in the project's own constants shows.
 STRIDE = 4  # input size pixels per cell
 SHIFT = 3  # pixels that the flipped tensor is moved by
 SWAPPED = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
@@ -29,7 +30,7 @@ Distort = Callable[[np.ndarray, np.ndarray, np.random.Generator], None]
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the outputs are made; all but the defaults are mistakes or noise.
+    """How the outputs are encoded; all but the defaults are mistakes or noise.
 
     Args:
         flip_shift: pixels by which the flipped tensor was moved.
@@ -45,40 +46,43 @@ class Encoding:
 
 
 @dataclass(frozen=True)
-class People:
-    """People of one picture, in cells: joints (n, 17, 2), which of them are labelled (n, 17), and centres (n, 2)."""
+class Encoded:
+    """The people of one image, in cells: joints (n, 17, 2), which of them are labelled (n, 17), and centres (n, 2)."""
 
     joints: np.ndarray
     labelled: np.ndarray
     centres: np.ndarray
 
 
-def people_of(data: DataSet, picture: Picture) -> People:
-    """A picture's people: centres are cells of their own at the mean of the labelled joints; the others stand there."""
-    input_size = PUBLISHED_SIZES.place(picture.size).input
-    matrix = Placement(picture.size, input_size).to_input
+def people_of(data: DataSet, image: ImageEntry) -> Encoded:
+    """Return an image's people: each centre is a cell of its own at the mean of the labelled joints.
+
+    Joints that are not labelled are placed at that mean.
+    """
+    placement = PUBLISHED_SIZES.place(image.size)
+    matrix = placement.to_input
     joints, labelled = [], []
     centres: list[np.ndarray] = []
-    for entry in data.content["annotations"]:
-        if entry["image_id"] != picture.id or entry["iscrowd"] or not entry["num_keypoints"]:
+    for person in data.ground_truth():
+        if person.image_id != image.id or person.iscrowd or not person.num_keypoints:
             continue
-        keypoints = np.array(entry["keypoints"], float).reshape(17, 3)
+        keypoints = np.array(person.keypoints, float).reshape(17, 3)
         there = keypoints[:, 2] > 0
         places = (keypoints[:, :2] @ matrix[:, :2].T + matrix[:, 2]) / STRIDE
         middle = places[there].mean(0)
         places[~there] = middle
         joints.append(places)
         labelled.append(there)
-        centres.append(_free_cell(middle, centres, cells(input_size)))
+        centres.append(_free_cell(middle, centres, placement.cells))
     count = len(joints)
-    return People(
+    return Encoded(
         np.array(joints).reshape(count, 17, 2), np.array(labelled, bool).reshape(count, 17),
         np.array(centres, float).reshape(count, 2),
     )  # fmt: skip
 
 
 def _free_cell(wanted: np.ndarray, taken: list[np.ndarray], size: Size) -> np.ndarray:
-    """The cell (x, y) of the map that is nearest to a place and not next to another centre."""
+    """Return the cell (x, y) of the map that is nearest to a place and not next to another centre."""
     y, x = np.mgrid[: size.h, : size.w]
     distance = (x - wanted[0]) ** 2 + (y - wanted[1]) ** 2
     for other in taken:
@@ -87,18 +91,18 @@ def _free_cell(wanted: np.ndarray, taken: list[np.ndarray], size: Size) -> np.nd
     return np.array([column, row], float)
 
 
-def flipped(people: People, width: int, encoding: Encoding) -> People:
-    """The people as the flipped tensor shows them, in a map of `width` cells."""
+def flipped(people: Encoded, width: int, encoding: Encoding) -> Encoded:
+    """Return the people as the flipped tensor shows them, in a map of `width` cells."""
     order = SWAPPED if encoding.swap_joints else list(range(17))
     last = (STRIDE * width - 1 - encoding.flip_shift) / STRIDE  # where the first column went
     joints, centres = people.joints[:, order].copy(), people.centres.copy()
     joints[:, :, 0] = last - joints[:, :, 0]
     centres[:, 0] = last - centres[:, 0]
-    return People(joints, people.labelled[:, order], centres)
+    return Encoded(joints, people.labelled[:, order], centres)
 
 
-def outputs(people: People, size: Size, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
-    """Heatmap (18, h, w) and offset (34, h, w), float32, of a map of `size` cells."""
+def outputs(people: Encoded, size: Size, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
+    """Return heatmap (18, h, w) and offset (34, h, w), float32, of a map of `size` cells."""
     heat = np.zeros((18, *size), np.float32)
     offset = np.zeros((17, 2, *size), np.float32)
     nearest = np.full(size, np.inf)
@@ -119,14 +123,14 @@ def outputs(people: People, size: Size, encoding: Encoding) -> tuple[np.ndarray,
 
 
 def _window(place: np.ndarray, reach: float, size: Size) -> tuple[slice, slice]:
-    """Rows and columns of the cells within reach of a place (x, y); none where it is far outside."""
+    """Return rows and columns of the cells within reach of a place (x, y); none where it is far outside."""
     first = np.clip(np.ceil(place - reach), 0, size[::-1]).astype(int)
     end = np.clip(np.floor(place + reach) + 1, 0, size[::-1]).astype(int)
     return slice(first[1], end[1]), slice(first[0], end[0])
 
 
 def _add_hill(channel: np.ndarray, place: np.ndarray, sigma: float) -> None:
-    """The higher of what is there and a Gaussian of height 1, cut at three sigma."""
+    """Raise the cells below a Gaussian of height 1, cut at three sigma, to it."""
     rows, columns = _window(place, 3 * sigma, Size(*channel.shape))
     y, x = np.ogrid[rows, columns]
     part = channel[rows, columns]
@@ -135,11 +139,11 @@ def _add_hill(channel: np.ndarray, place: np.ndarray, sigma: float) -> None:
 
 
 def outputs_of(
-    data: DataSet, picture: Picture, encoding: Encoding, rng: np.random.Generator
+    data: DataSet, image: ImageEntry, encoding: Encoding, rng: np.random.Generator
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What the network gives for a picture and for its flipped twin: heat (18, h, w) and offset (34, h, w) of each."""
-    size = cells(PUBLISHED_SIZES.place(picture.size).input)
-    people = people_of(data, picture)
+    """Encode an image and its flipped twin: heatmap (18, h, w) and offset (34, h, w) of each."""
+    size = PUBLISHED_SIZES.place(image.size).cells
+    people = people_of(data, image)
     passes = []
     for seen in (people, flipped(people, size.w, encoding)):
         heat, offset = outputs(seen, size, encoding)
@@ -150,7 +154,7 @@ def outputs_of(
 
 
 def noisy(heat: np.ndarray, offset: np.ndarray, rng: np.random.Generator) -> None:
-    """A network that is not perfect: noise on every cell, in place."""
+    """Add seeded noise to every cell, in place."""
     heat += HEAT_NOISE * rng.standard_normal(heat.shape, dtype=np.float32)
     offset += OFFSET_NOISE * rng.standard_normal(offset.shape, dtype=np.float32)
 
@@ -161,20 +165,20 @@ def write_dumps(
     encoding: Encoding = Encoding(),
     seed: int = 0,
 ) -> tuple[Path, Path]:
-    """Write both passes' dumps for every picture into `out` and `out_flip` below a folder; returns the two."""
+    """Write both passes' outputs for every image into `out` and `out_flip` below a folder; return the two."""
     rng = np.random.default_rng(seed)
     folders = folder / "out", folder / "out_flip"
     for place in folders:
         place.mkdir(parents=True)
-    for picture in data.pictures:
-        for place, (heat, offset) in zip(folders, outputs_of(data, picture, encoding, rng), strict=True):
-            write_sparse(place / f"{picture.stem}_0.npy", heat[None])
-            write_sparse(place / f"{picture.stem}_1.npy", offset[None])
+    for image in data.images:
+        for place, (heat, offset) in zip(folders, outputs_of(data, image, encoding, rng), strict=True):
+            for name, values in zip(output_files(image.stem), (heat, offset), strict=True):
+                write_sparse(place / name, values[None])
     return folders
 
 
 def write_sparse(path: Path, array: np.ndarray) -> None:
-    """`np.save` that leaves holes where the array is 0, so that mostly empty maps take hardly any disk."""
+    """Save an array as `np.save` does, with holes where it is 0, so that mostly empty maps take little disk."""
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         start = file.tell()

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 import numpy as np
 import onnx
 
-from dekr_infer.cli.app import Arguments, Parser, count, run
+from dekr_infer.cli.app import Arguments, Parser, positive_int, run
 from dekr_infer.data.coco import annotation_path, load_data_set
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import InputSizes, Size
