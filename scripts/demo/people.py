@@ -28,7 +28,7 @@ from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, Size
 from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage.atomic import atomic_write, read_json, sha256, write_json
-from scripts.demo.scene import Person, draw_scene
+from scripts.demo.drawing.scene import LabelledPerson, draw_scene
 
 DRAWING = 1  # raise it when the same seed draws something else
 JPEG_QUALITY = 92
@@ -64,7 +64,7 @@ def picture_sizes(rng: np.random.Generator, pictures: int) -> list[Size]:
     return sizes
 
 
-def draw_pictures(seed: int, pictures: int) -> Iterator[tuple[int, np.ndarray, list[Person]]]:
+def draw_pictures(seed: int, pictures: int) -> Iterator[tuple[int, np.ndarray, list[LabelledPerson]]]:
     """The pictures of a data set in its order: id, (h, w, 3) uint8 RGB, people."""
     rng = np.random.default_rng(seed)
     sizes = picture_sizes(rng, pictures)
@@ -75,7 +75,7 @@ def draw_pictures(seed: int, pictures: int) -> Iterator[tuple[int, np.ndarray, l
         yield int(identity), scene.image, scene.people
 
 
-def annotation(identity: int, image_id: int, person: Person) -> dict:
+def annotation(identity: int, image_id: int, person: LabelledPerson) -> dict:
     """One entry of COCO's `annotations`; coordinates in pixels, to a hundredth."""
     return {
         "id": identity,
@@ -127,7 +127,7 @@ def write_data_set(output: Path, split: str, pictures: int, seed: int, overwrite
 
 
 def _add(
-    dataset: dict, members: zipfile.ZipFile, split: str, image_id: int, image: np.ndarray, people: list[Person]
+    dataset: dict, members: zipfile.ZipFile, split: str, image_id: int, image: np.ndarray, people: list[LabelledPerson]
 ) -> None:
     """Enter a picture and its people into the annotations and the zip."""
     name = f"{image_id:012d}.jpg"

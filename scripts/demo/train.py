@@ -23,11 +23,11 @@ import torch
 from dekr_infer.cli.app import Arguments, Parser, count, non_negative_int, run, worker_count
 from dekr_infer.evaluation.coco_metrics import figures_table
 from dekr_infer.model.checkpoint import save
-from scripts.demo.detect import SPLIT, figures, load_grouped, read_training_file
-from scripts.demo.grouped import checkpoint_state
+from scripts.demo.training.in_memory_eval import SPLIT, figures, load_grouped, read_training_file
+from scripts.demo.training.grouped import checkpoint_state
 from scripts.demo.people import write_data_set
-from scripts.demo.schedule import Length
-from scripts.demo.trainer import STATE, VALIDATION_SEED, Options, train
+from scripts.demo.training.schedule import Length
+from scripts.demo.training.trainer import STATE, VALIDATION_SEED, TrainingOptions, train
 
 WEIGHTS = "pose_dekr_demo.pth"
 
@@ -56,7 +56,7 @@ def main(argv: Arguments = None) -> int:
 
     def work() -> None:
         device = args.device if args.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        options = Options(
+        options = TrainingOptions(
             cfg=args.cfg,
             output=args.output,
             length=Length(args.steps, None if args.steps else args.minutes or 80.0),
@@ -82,13 +82,13 @@ def main(argv: Arguments = None) -> int:
     return run(work)
 
 
-def launch(options: Options) -> None:
+def launch(options: TrainingOptions) -> None:
     """Train in this process, or in as many as the options say."""
     if options.processes == 1:
         train(0, options, "")
         return
     with tempfile.TemporaryDirectory() as folder:
-        arguments = (options, str(Path(folder) / "meeting"))
+        arguments = (options, str(Path(folder) / "rendezvous"))
         torch.multiprocessing.spawn(train, arguments, options.processes, start_method="spawn")  # type: ignore[no-untyped-call]
 
 

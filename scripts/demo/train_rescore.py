@@ -1,4 +1,4 @@
-"""Train the demo's rescoring net: from a detected pose to its likeness (OKS) to the person it shows.
+"""Train the demo's rescoring net: from a detected pose to its similarity (OKS) to the person it shows.
 
     python3 scripts/demo/train_rescore.py --weights scripts/demo/weights/pose_dekr_demo.pth
 
@@ -27,7 +27,7 @@ from dekr_infer.model.checkpoint import save
 from dekr_infer.pose.decode import DecodeSettings
 from dekr_infer.pose.rescore import features, layer_shapes
 from dekr_infer.skeleton import COCO_17
-from scripts.demo.detect import SPLIT, detect, load_grouped
+from scripts.demo.training.in_memory_eval import SPLIT, detect, load_grouped
 from scripts.demo.people import write_data_set
 
 # Twice the standard deviations by which COCO's annotators differ, in COCO's joint order, per sqrt(area).
@@ -38,7 +38,7 @@ BATCH = 256
 WEIGHT_DECAY = 0.01
 
 
-def likeness(poses: np.ndarray, joints: np.ndarray, areas: np.ndarray) -> np.ndarray:
+def similarity(poses: np.ndarray, joints: np.ndarray, areas: np.ndarray) -> np.ndarray:
     """COCO's object keypoint similarity of every pose to every person.
 
     Args:
@@ -55,7 +55,7 @@ def likeness(poses: np.ndarray, joints: np.ndarray, areas: np.ndarray) -> np.nda
 
 
 def collect(weights: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Poses (n, 17, 3) float32 found on a data set, in its order, and their best likeness to anybody, (n,)."""
+    """Poses (n, 17, 3) float32 found on a data set, in its order, and their best similarity to anybody, (n,)."""
     data = load_data_set(root, SPLIT)
     files = PictureFiles(picture_source(root, SPLIT), SPLIT)
     all_poses, targets = [np.zeros((0, 17, 3), np.float32)], [np.zeros(0)]
@@ -65,7 +65,7 @@ def collect(weights: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
         joints = np.array([entry["keypoints"] for entry in people], float).reshape(-1, 17, 3)
         areas = np.array([entry["area"] for entry in people])
         all_poses.append(poses)
-        targets.append(likeness(poses, joints, areas).max(1, initial=0.0))
+        targets.append(similarity(poses, joints, areas).max(1, initial=0.0))
     return np.concatenate(all_poses), np.concatenate(targets)
 
 

@@ -31,8 +31,8 @@ from dekr_infer.pose.decode import DecodeSettings, Passes, decode, transform_pos
 from dekr_infer.pose.preprocess import decode as decode_picture
 from dekr_infer.pose.preprocess import mirror, normalise, warp
 from dekr_infer.pose.rescore import RescoreNet, load_rescore_net
-from scripts.demo.grouped import GroupedNet, grouped_state
-from scripts.demo.widen import widened
+from scripts.demo.training.grouped import GroupedNet, grouped_state
+from scripts.demo.training.widen_channels import widened
 
 DEMO = ROOT / "dekr_infer/config/demo.yaml"
 SPLIT = "val2017"

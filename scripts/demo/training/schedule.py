@@ -40,7 +40,7 @@ def rate(progress: float) -> float:
     return LAST + (1 - LAST) * (1 + math.cos(math.pi * fall)) / 2
 
 
-class Average:
+class WeightAverage:
     """Exponential running average of a state dict, short at first."""
 
     def __init__(self, state: Mapping[str, Tensor], decay: float = 0.998) -> None:

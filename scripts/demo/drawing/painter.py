@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from scripts.demo.looks import Colour, shade
+from scripts.demo.drawing.appearance import Colour, shade
 
 SUBPIXEL_BITS = 4
 _ANGLES = np.linspace(0, 2 * np.pi, 20, endpoint=False)
@@ -46,7 +46,7 @@ def ellipsoid_outline(centre: np.ndarray, axes: np.ndarray) -> np.ndarray:
     return centre[:2] + CIRCLE @ np.linalg.cholesky(flat @ flat.T + 1e-9 * np.eye(2)).T
 
 
-class Brush:
+class Painter:
     """Paints into an RGB picture and into its map of owners.
 
     Attributes:
@@ -73,7 +73,7 @@ class Brush:
         cv2.fillPoly(self.owners, points, self.owner, cv2.LINE_8, SUBPIXEL_BITS)
 
     def solid(self, outline: np.ndarray, colour: Colour, thickness: float) -> None:
-        """Fill a convex outline so that it looks round: dark rim, body, a light patch towards the light.
+        """Fill a convex outline so that it appearance round: dark rim, body, a light patch towards the light.
 
         Args:
             thickness: half the shape's smaller extent in pixels: how far the shading may move.

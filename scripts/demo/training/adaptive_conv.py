@@ -1,6 +1,6 @@
 """The adaptive 3x3 convolution of all joints at once, at chosen cells only: what makes training on a CPU affordable.
 
-On a CPU with a C compiler it is `adaptive.c`, built once per channel count; elsewhere the same arithmetic in torch.
+On a CPU with a C compiler it is `adaptive_conv.c`, built once per channel count; elsewhere the same arithmetic in torch.
 Layout: one vector of channels per cell and joint, (N, H, W, J, C), which is the channels_last form of (N, J * C, H, W).
 """
 
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("adaptive.c")
+SOURCE = Path(__file__).with_name("adaptive_conv.c")
 BUILT = Path.home() / ".cache" / "dekr_infer"  # the user's own, so that nobody else can put a library there
 INEXACT = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")  # may be reordered
 FLAGS = ("-O3", "-march=native", *INEXACT, "-fopenmp", "-shared", "-fPIC", "-lm", "-Wno-psabi")
@@ -26,7 +26,7 @@ FLAGS = ("-O3", "-march=native", *INEXACT, "-fopenmp", "-shared", "-fPIC", "-lm"
 
 @functools.cache
 def compiled(channels: int) -> ctypes.CDLL | None:
-    """The built `adaptive.c` for vectors of `channels` floats; None where there is no compiler."""
+    """The built `adaptive_conv.c` for vectors of `channels` floats; None where there is no compiler."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None or channels & (channels - 1):
         return None

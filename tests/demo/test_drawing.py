@@ -15,12 +15,12 @@ import pytest
 from dekr_infer.geometry import PUBLISHED_SIZES, Size
 from dekr_infer.skeleton import COCO_17
 from scripts.demo import people
-from scripts.demo.body import Body, Pose, assemble, sample_build, sample_pose, view
-from scripts.demo.brush import Brush
-from scripts.demo.face import cap_outline
-from scripts.demo.figure import HIDDEN, PARTS_PER_PERSON, SEEN, Figure, joint_points
-from scripts.demo.looks import sample_looks
-from scripts.demo.scene import _label, draw_scene
+from scripts.demo.drawing.body import Body, Pose, assemble, sample_build, sample_pose, view
+from scripts.demo.drawing.painter import Painter
+from scripts.demo.drawing.face import cap_outline
+from scripts.demo.drawing.drawn_person import HIDDEN, PARTS_PER_PERSON, SEEN, DrawnPerson, joint_points
+from scripts.demo.drawing.appearance import sample_appearance
+from scripts.demo.drawing.scene import _label, draw_scene
 
 J = {name: index for index, name in enumerate(COCO_17.joints)}
 
@@ -45,22 +45,22 @@ def upright(facing_degrees: float, seed: int = 0) -> Body:
     return assemble(sample_build(np.random.default_rng(seed)), pose, view(np.deg2rad(facing_degrees), 0.0, 0.0))
 
 
-def painted(body: Body, seed: int = 0) -> tuple[Figure, Brush, np.ndarray]:
-    """The body alone in a picture: figure, brush, visibility."""
-    figure = Figure(body, sample_looks(np.random.default_rng(seed)), np.array([300.0, 330.0]), 300.0)
-    brush = Brush(np.full((700, 600, 3), 128, np.uint8))
-    return figure, brush, figure.paint(brush, 1)
+def painted(body: Body, seed: int = 0) -> tuple[DrawnPerson, Painter, np.ndarray]:
+    """The body alone in a picture: person, painter, visibility."""
+    person = DrawnPerson(body, sample_appearance(np.random.default_rng(seed)), np.array([300.0, 330.0]), 300.0)
+    painter = Painter(np.full((700, 600, 3), 128, np.uint8))
+    return person, painter, person.paint(painter, 1)
 
 
 def test_every_joint_lies_on_the_person_drawn_alone():
     for seed in range(40):
         rng = np.random.default_rng(seed)
         facing = view(rng.uniform(-np.pi, np.pi), rng.uniform(0, 0.3), rng.normal(0, 0.5))
-        figure, brush, _ = painted(assemble(sample_build(rng), sample_pose(rng), facing), seed)
-        x, y = np.rint(figure.joints()).astype(int).T
-        off = [COCO_17.joints[j] for j in np.flatnonzero(brush.owners[y, x] // PARTS_PER_PERSON != 1)]
+        person, painter, _ = painted(assemble(sample_build(rng), sample_pose(rng), facing), seed)
+        x, y = np.rint(person.joints()).astype(int).T
+        off = [COCO_17.joints[j] for j in np.flatnonzero(painter.owners[y, x] // PARTS_PER_PERSON != 1)]
         assert not off, f"seed {seed}: {off} beside the silhouette"
-        changed = (brush.image != 128).any(2)
+        changed = (painter.image != 128).any(2)
         assert changed[y, x].all()
 
 
@@ -77,8 +77,8 @@ def test_mirrored_people_are_each_others_flip():
 
 
 def test_who_faces_right_shows_the_right_side():
-    figure, _, seen = painted(upright(90), seed=3)
-    x = figure.joints()[:, 0]
+    person, _, seen = painted(upright(90), seed=3)
+    x = person.joints()[:, 0]
     assert x[J["nose"]] > x[J["left_ear"]] + 10 and x[J["nose"]] > x[J["right_ear"]] + 10
     for part in ("eye", "shoulder", "elbow", "knee"):
         assert (seen[J[f"left_{part}"]], seen[J[f"right_{part}"]]) == (HIDDEN, SEEN), part

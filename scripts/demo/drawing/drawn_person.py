@@ -10,11 +10,11 @@ from enum import IntEnum
 
 import numpy as np
 
-from scripts.demo.body import Body
-from scripts.demo.brush import CIRCLE, Brush
-from scripts.demo.face import HeadPainter, landmarks, landmarks_seen
-from scripts.demo.looks import Colour, Looks, shade
-from scripts.demo.trunk import HEM, HighResolutionNet
+from scripts.demo.drawing.body import Body
+from scripts.demo.drawing.painter import CIRCLE, Painter
+from scripts.demo.drawing.face import Head, landmarks, landmarks_seen
+from scripts.demo.drawing.appearance import Colour, Appearance, shade
+from scripts.demo.drawing.torso import HEM, Torso
 
 PARTS_PER_PERSON = 32
 HIDDEN, SEEN = 1, 2  # COCO's visibility flags
@@ -28,7 +28,7 @@ class Part(IntEnum):
     UPPER_ARM, FOREARM, THIGH, SHIN, FOOT = range(8, 18, 2)
 
 
-Painting = tuple[float, int, Callable[[Brush], None]]  # depth (larger is nearer), part, what paints it
+Painting = tuple[float, int, Callable[[Painter], None]]  # depth (larger is nearer), part, what paints it
 
 
 def joint_points(body: Body) -> np.ndarray:
@@ -56,22 +56,22 @@ SHOWING_PARTS = _showing_parts()
 TRUNK_PARTS = (Part.TORSO, Part.PELVIS, Part.SKIRT)
 
 
-class Figure:
-    """A body with its looks, at a place in the picture.
+class DrawnPerson:
+    """A body with its appearance, at a place in the picture.
 
     Args:
         origin: (2,), the pelvis in pixels.
         height: pixels per body height.
     """
 
-    def __init__(self, body: Body, looks: Looks, origin: np.ndarray, height: float) -> None:
-        self.body, self.looks, self.height = body, looks, height
+    def __init__(self, body: Body, appearance: Appearance, origin: np.ndarray, height: float) -> None:
+        self.body, self.appearance, self.height = body, appearance, height
         self.origin = np.array([origin[0], origin[1], 0.0])
-        self.trunk = HighResolutionNet(body, looks, self.origin, height)
+        self.torso = Torso(body, appearance, self.origin, height)
 
-    def moved(self, shift: np.ndarray) -> Figure:
+    def moved(self, shift: np.ndarray) -> DrawnPerson:
         """The same person elsewhere: `shift` is (2,), x and y in pixels."""
-        return Figure(self.body, self.looks, self.origin[:2] + shift, self.height)
+        return DrawnPerson(self.body, self.appearance, self.origin[:2] + shift, self.height)
 
     def at(self, point: np.ndarray) -> np.ndarray:
         """Body units to pixels; z is scaled too."""
@@ -81,20 +81,20 @@ class Figure:
         """(17, 2) x, y in pixels."""
         return self.at(joint_points(self.body))[:, :2]
 
-    def paint(self, brush: Brush, number: int) -> np.ndarray:
+    def paint(self, painter: Painter, number: int) -> np.ndarray:
         """Paint it all.
 
         Returns:
             (17,) int, SEEN or HIDDEN by the person's own body; joints outside the picture are HIDDEN.
         """
         for _, part, paint in sorted(self._paintings(), key=lambda painting: painting[0]):
-            brush.owner = PARTS_PER_PERSON * number + part
-            paint(brush)
-        return self._visibility(brush.owners, number)
+            painter.owner = PARTS_PER_PERSON * number + part
+            paint(painter)
+        return self._visibility(painter.owners, number)
 
     def _visibility(self, owners: np.ndarray, number: int) -> np.ndarray:
         points = joint_points(self.body)
-        face_seen = landmarks_seen(self.body, self.looks)
+        face_seen = landmarks_seen(self.body, self.appearance)
         result = np.full(17, HIDDEN)
         for joint, (x, y) in enumerate(np.rint(self.joints()).astype(int)):
             if not (0 <= x < owners.shape[1] and 0 <= y < owners.shape[0]):
@@ -104,27 +104,27 @@ class Figure:
             if joint >= 5 and part in TRUNK_PARTS[:2]:
                 partner = joint + 1 if joint % 2 else joint - 1
                 across = points[partner] - points[joint]
-                shown = shown and across[2] < 0.85 * np.linalg.norm(across)  # else on the far side of the trunk
+                shown = shown and across[2] < 0.85 * np.linalg.norm(across)  # else on the far side of the torso
             if shown:
                 result[joint] = SEEN
         return result
 
     def _paintings(self) -> list[Painting]:
-        body, looks = self.body, self.looks
-        trunk = (body.waist_point[2] + body.neck_point[2]) / 2 + 0.01
-        head = HeadPainter(body, looks, self.at(body.head_point), self.height)
+        body, appearance = self.body, self.appearance
+        torso = (body.waist_point[2] + body.neck_point[2]) / 2 + 0.01
+        head = Head(body, appearance, self.at(body.head_point), self.height)
         paintings: list[Painting] = [
             (body.head_point[2] + 0.03, Part.HEAD, head.paint),
-            (min(trunk + 0.004, body.head_point[2] + 0.029), Part.NECK, self._neck),
-            (trunk, Part.TORSO, self.trunk.paint_shirt),
-            (0.0, Part.PELVIS, self.trunk.paint_pelvis),
+            (min(torso + 0.004, body.head_point[2] + 0.029), Part.NECK, self._neck),
+            (torso, Part.TORSO, self.torso.paint_shirt),
+            (0.0, Part.PELVIS, self.torso.paint_pelvis),
         ]
-        if looks.skirt:
+        if appearance.skirt:
             thighs = (body.hip[:, 2] + body.knee[:, 2]) / 2
             paintings.append((float(thighs.max()) - 0.015, Part.SKIRT, self._skirt))
-        if looks.hair_style in ("long", "tail"):
+        if appearance.hair_style in ("long", "tail"):
             paintings.append((float(self._hair_axes()[0][2]), Part.HAIR, self._hair))
-        if looks.bag:
+        if appearance.bag:
             paintings.append((float(self._bag_axes()[0][2]), Part.BAG, self._bag))
         for side in (0, 1):
             shoulder, elbow, wrist = body.shoulder[side, 2], body.elbow[side, 2], body.wrist[side, 2]
@@ -139,83 +139,83 @@ class Figure:
         return paintings
 
     def _limb(
-        self, brush: Brush, a: np.ndarray, b: np.ndarray, radii: tuple[float, float], cloth: Colour, covered: float
+        self, painter: Painter, a: np.ndarray, b: np.ndarray, radii: tuple[float, float], cloth: Colour, covered: float
     ) -> None:
         """A limb from a to b (body units) of which cloth covers the fraction `covered`, from a on."""
         size = self.height * self.body.build.girth
         depth = 1 + 1.1 * float(np.clip((a[2] + b[2]) / 2, -0.16, 0.08))  # farther limbs are darker
-        skin, cloth = shade(self.looks.skin, depth), shade(cloth, depth)
+        skin, cloth = shade(self.appearance.skin, depth), shade(cloth, depth)
         if covered < 1:
-            brush.capsule(self.at(a), self.at(b), radii[0] * size, radii[1] * size, skin)
+            painter.capsule(self.at(a), self.at(b), radii[0] * size, radii[1] * size, skin)
         if covered > 0:
             end = a + min(covered, 1.0) * (b - a)
             radius = radii[0] + min(covered, 1.0) * (radii[1] - radii[0])
-            brush.capsule(self.at(a), self.at(end), (radii[0] + SLEEVE) * size, (radius + SLEEVE) * size, cloth)
+            painter.capsule(self.at(a), self.at(end), (radii[0] + SLEEVE) * size, (radius + SLEEVE) * size, cloth)
 
-    def _upper_arm(self, side: int) -> Callable[[Brush], None]:
-        body, looks = self.body, self.looks
-        return lambda brush: self._limb(
-            brush, body.shoulder[side], body.elbow[side], (0.03, 0.024), looks.sleeves, looks.sleeve
+    def _upper_arm(self, side: int) -> Callable[[Painter], None]:
+        body, appearance = self.body, self.appearance
+        return lambda painter: self._limb(
+            painter, body.shoulder[side], body.elbow[side], (0.03, 0.024), appearance.sleeves, appearance.sleeve
         )
 
-    def _forearm(self, side: int) -> Callable[[Brush], None]:
-        body, looks = self.body, self.looks
+    def _forearm(self, side: int) -> Callable[[Painter], None]:
+        body, appearance = self.body, self.appearance
 
-        def paint(brush: Brush) -> None:
+        def paint(painter: Painter) -> None:
             size = self.height * body.build.girth
-            skin = shade(looks.skin, 1 + 1.1 * float(np.clip(body.wrist[side, 2], -0.16, 0.08)))
-            brush.capsule(self.at(body.wrist[side]), self.at(body.hand[side]), 0.019 * size, 0.022 * size, skin)
+            skin = shade(appearance.skin, 1 + 1.1 * float(np.clip(body.wrist[side, 2], -0.16, 0.08)))
+            painter.capsule(self.at(body.wrist[side]), self.at(body.hand[side]), 0.019 * size, 0.022 * size, skin)
             ends = body.elbow[side], body.wrist[side]
-            self._limb(brush, *ends, (0.024, 0.0175), looks.sleeves, looks.sleeve - 1)
+            self._limb(painter, *ends, (0.024, 0.0175), appearance.sleeves, appearance.sleeve - 1)
 
         return paint
 
-    def _thigh(self, side: int) -> Callable[[Brush], None]:
-        body, looks = self.body, self.looks
-        return lambda brush: self._limb(
-            brush, body.hip[side], body.knee[side], (0.046, 0.034), looks.trousers, looks.trouser_leg
+    def _thigh(self, side: int) -> Callable[[Painter], None]:
+        body, appearance = self.body, self.appearance
+        return lambda painter: self._limb(
+            painter, body.hip[side], body.knee[side], (0.046, 0.034), appearance.trousers, appearance.trouser_leg
         )
 
-    def _shin(self, side: int) -> Callable[[Brush], None]:
-        body, looks = self.body, self.looks
-        return lambda brush: self._limb(
-            brush, body.knee[side], body.ankle[side], (0.033, 0.021), looks.trousers, looks.trouser_leg - 1
+    def _shin(self, side: int) -> Callable[[Painter], None]:
+        body, appearance = self.body, self.appearance
+        return lambda painter: self._limb(
+            painter, body.knee[side], body.ankle[side], (0.033, 0.021), appearance.trousers, appearance.trouser_leg - 1
         )
 
-    def _foot(self, side: int) -> Callable[[Brush], None]:
+    def _foot(self, side: int) -> Callable[[Painter], None]:
         heel, toe = self.at(self.body.heel[side]), self.at(self.body.toe[side])
-        return lambda brush: brush.capsule(heel, toe, 0.025 * self.height, 0.02 * self.height, self.looks.shoes)
+        return lambda painter: painter.capsule(heel, toe, 0.025 * self.height, 0.02 * self.height, self.appearance.shoes)
 
-    def _neck(self, brush: Brush) -> None:
+    def _neck(self, painter: Painter) -> None:
         top = self.at(self.body.head_point + self.body.head @ (0.0, 0.02, -0.01))
         radius = 0.027 * self.height
-        brush.capsule(self.at(self.body.neck_point), top, radius * 1.1, radius, shade(self.looks.skin, 0.9))
+        painter.capsule(self.at(self.body.neck_point), top, radius * 1.1, radius, shade(self.appearance.skin, 0.9))
 
-    def _skirt(self, brush: Brush) -> None:
+    def _skirt(self, painter: Painter) -> None:
         """From the hem of the shirt around both thighs."""
-        body, reach = self.body, self.looks.skirt
+        body, reach = self.body, self.appearance.skirt
         ends = self.at(body.hip + reach * (body.knee - body.hip))
-        rings = [self.trunk.outline(HEM)] + [end[:2] + (0.045 + 0.03 * reach) * self.height * CIRCLE for end in ends]
-        colour = self.looks.shirt if reach > 0.85 else self.looks.trousers
-        brush.hull(np.concatenate(rings), colour, thickness=0.07 * self.height)
+        rings = [self.torso.outline(HEM)] + [end[:2] + (0.045 + 0.03 * reach) * self.height * CIRCLE for end in ends]
+        colour = self.appearance.shirt if reach > 0.85 else self.appearance.trousers
+        painter.hull(np.concatenate(rings), colour, thickness=0.07 * self.height)
 
     def _hair_axes(self) -> tuple[np.ndarray, np.ndarray]:
         """Middle and half axes of hair that hangs down the back, in body heights."""
         middle, radii = (0.0, 0.5, -0.26), (0.42, 0.6, 0.2)
-        if self.looks.hair_style == "tail":
+        if self.appearance.hair_style == "tail":
             middle, radii = (0.0, 0.1, -0.62), (0.13, 0.45, 0.13)
         axes = self.body.build.head * self.body.head
         return self.body.head_point + axes @ middle, axes * radii
 
-    def _hair(self, brush: Brush) -> None:
+    def _hair(self, painter: Painter) -> None:
         centre, axes = self._hair_axes()
-        brush.ellipsoid(self.at(centre), axes * self.height, shade(self.looks.hair, 0.95))
+        painter.ellipsoid(self.at(centre), axes * self.height, shade(self.appearance.hair, 0.95))
 
     def _bag_axes(self) -> tuple[np.ndarray, np.ndarray]:
         """Middle and half axes of a bag on the back, in body heights."""
         chest = self.body.chest
         return self.body.neck_point + chest @ (0.0, 0.12, -0.09), chest * (0.075, 0.1, 0.05)
 
-    def _bag(self, brush: Brush) -> None:
+    def _bag(self, painter: Painter) -> None:
         centre, axes = self._bag_axes()
-        brush.ellipsoid(self.at(centre), axes * self.height, self.looks.accent)
+        painter.ellipsoid(self.at(centre), axes * self.height, self.appearance.accent)

@@ -19,16 +19,16 @@ from dekr_infer.model.head import build_network
 from dekr_infer.pose.preprocess import normalise
 from dekr_infer.pose.rescore import layer_shapes
 from dekr_infer.skeleton import COCO_17
-from scripts.demo import adaptive, targets
-from scripts.demo.batches import CUTS, Cut, carry, cut_affine, make_batch
-from scripts.demo.detect import run_network
-from scripts.demo.grouped import GroupedNet, checkpoint_state, grouped_state
-from scripts.demo.losses import heat_loss, offset_loss, total_loss
-from scripts.demo.scene import draw_scene
-from scripts.demo.schedule import Average, Length, rate
-from scripts.demo.train_rescore import fit, likeness, mirrored
-from scripts.demo.trainer import STATE, Options, Trainer, train
-from scripts.demo.widen import widened
+from scripts.demo.training import adaptive_conv as adaptive, targets
+from scripts.demo.training.dataset import CROPS, Crop, transform_joints, crop_affine, make_batch
+from scripts.demo.training.in_memory_eval import run_network
+from scripts.demo.training.grouped import GroupedNet, checkpoint_state, grouped_state
+from scripts.demo.training.losses import heat_loss, offset_loss, total_loss
+from scripts.demo.drawing.scene import draw_scene
+from scripts.demo.training.schedule import WeightAverage, Length, rate
+from scripts.demo.train_rescore import fit, similarity, mirrored
+from scripts.demo.training.trainer import STATE, TrainingOptions, Trainer, train
+from scripts.demo.training.widen_channels import widened
 
 DEMO = Path(__file__).parents[2] / "dekr_infer/config/demo.yaml"
 
@@ -179,19 +179,19 @@ def test_checkpoint_is_small() -> None:
 def test_cuts_carry_pictures_and_joints_alike(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scene = draw_scene(rng, Size(120, 120), people=2)
-    affine = cut_affine(rng, scene, CUTS[0])
+    affine = crop_affine(rng, scene, CROPS[0])
     corners = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     joints = np.zeros((1, 17, 3))
     joints[0, 5:8, :2] = corners
-    moved = carry(joints, affine)[0]
+    moved = transform_joints(joints, affine)[0]
     mirrored = np.linalg.det(affine[:, :2]) < 0
     order = [COCO_17.partners[j] for j in (5, 6, 7)] if mirrored else [5, 6, 7]
     assert moved[order, :2] == pytest.approx(corners @ affine[:, :2].T + affine[:, 2])
 
 
 def test_batches_repeat() -> None:
-    cut = Cut(64, 2, 2, (0.5, 0.9), 1.0)
-    first, again, other = (make_batch(seed, cut) for seed in ((1, 0, 7), (1, 0, 7), (1, 1, 7)))
+    crop = Crop(64, 2, 2, (0.5, 0.9), 1.0)
+    first, again, other = (make_batch(seed, crop) for seed in ((1, 0, 7), (1, 0, 7), (1, 1, 7)))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first.image, other.image)
     assert first.image.shape == (4, 64, 64, 3) and first.heat.shape == (4, 18, 16, 16)
@@ -201,15 +201,15 @@ def test_batches_repeat() -> None:
 def test_schedule() -> None:
     assert rate(0.03) == 1 and rate(0.5) > rate(0.6) and rate(2.0) == pytest.approx(0.01)
     assert Length(steps=10).progress(5, 1e9) == 0.5 and Length(minutes=2.0).progress(7, 60.0) == 0.5
-    average = Average({"w": torch.zeros(1)}, decay=0.5)
+    average = WeightAverage({"w": torch.zeros(1)}, decay=0.5)
     for step in (1, 2):
         average.update({"w": torch.ones(1)}, step)
     assert float(average.state["w"]) == pytest.approx(1 - (1 / 11) * (2 / 12))
 
 
-def few_steps(output: Path) -> Options:
+def few_steps(output: Path) -> TrainingOptions:
     """Three steps on small pictures."""
-    return Options(
+    return TrainingOptions(
         cfg=str(DEMO),
         output=output,
         length=Length(steps=3),
@@ -219,7 +219,7 @@ def few_steps(output: Path) -> Options:
         precision="fp32",
         lr=1e-3,
         resume=True,
-        cut=Cut(64, 1, 2, (0.4, 0.6), 1.0),
+        crop=Crop(64, 1, 2, (0.4, 0.6), 1.0),
         validation_batches=0,
     )
 
@@ -317,8 +317,8 @@ def test_likeness_is_cocos() -> None:
         side.createIndex()
     judge = COCOeval(truth, found, "keypoints")
     judge._prepare()
-    np.testing.assert_allclose(likeness(poses, joints, areas), judge.computeOks(1, 1), rtol=1e-9)
-    assert likeness(poses, joints[:0], areas[:0]).shape == (4, 0)
+    np.testing.assert_allclose(similarity(poses, joints, areas), judge.computeOks(1, 1), rtol=1e-9)
+    assert similarity(poses, joints[:0], areas[:0]).shape == (4, 0)
 
 
 def test_rescoring_learns_what_poses_tell() -> None:

@@ -1,4 +1,4 @@
-"""Sample what a drawn person looks like: skin, hair and clothes. Colours are RGB triples, 0 to 255."""
+"""Sample what a drawn person appearance like: skin, hair and clothes. Colours are RGB triples, 0 to 255."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATTERNS = ("plain", "stripes", "badge", "buttons", "dots", "block")
 
 
 @dataclass(frozen=True)
-class Looks:
+class Appearance:
     """Clothing and colours of one person."""
 
     skin: Colour
@@ -71,10 +71,10 @@ def cloth(rng: np.random.Generator, neutral: float) -> Colour:
     return shade((red, green, blue), 1.0)
 
 
-def sample_looks(rng: np.random.Generator) -> Looks:
+def sample_appearance(rng: np.random.Generator) -> Appearance:
     """A complete outfit."""
     skirt = float(rng.uniform(0.55, 1.0)) if rng.random() < 0.18 else 0.0
-    return Looks(
+    return Appearance(
         skin=_between(rng, SKIN),
         hair=vivid(rng) if rng.random() < 0.05 else _between(rng, HAIR),
         hair_style=str(rng.choice(HAIR_STYLES, p=[0.3, 0.13, 0.15, 0.1, 0.08, 0.06, 0.1, 0.08])),

@@ -3,7 +3,7 @@
 // Memory: maps (pictures, height, width, joints, C) float32, one vector of C channels per cell and joint;
 // shape (cells, joints, 6): the matrix A row by row, then the translation t, of each listed cell;
 // weight (joints, 9, C in, C out); taps are numbered row by row. Tap k of a cell stands at cell + A R_k + t.
-// Corners outside the map count as 0. Built by adaptive.py with C (a power of two) given on the command line.
+// Corners outside the map count as 0. Built by adaptive_conv.py with C (a power of two) given on the command line.
 #include <math.h>
 #include <string.h>
 

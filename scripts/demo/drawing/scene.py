@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 
 from dekr_infer.geometry import Size
-from scripts.demo import backdrop
-from scripts.demo.body import assemble, sample_build, sample_pose, view
-from scripts.demo.brush import Brush
-from scripts.demo.figure import HIDDEN, PARTS_PER_PERSON, Figure
-from scripts.demo.looks import cloth, sample_looks
+from scripts.demo.drawing import backdrop
+from scripts.demo.drawing.body import assemble, sample_build, sample_pose, view
+from scripts.demo.drawing.painter import Painter
+from scripts.demo.drawing.drawn_person import HIDDEN, PARTS_PER_PERSON, DrawnPerson
+from scripts.demo.drawing.appearance import cloth, sample_appearance
 
 MAX_PEOPLE = 6  # fits the uint8 map of owners
 PLAIN_SIDE = 480  # pixels: the short side of a picture to which the two heights refer
@@ -24,7 +24,7 @@ NORMAL_QUANTILES = np.array([NormalDist().inv_cdf((byte + 0.5) / 256) for byte i
 
 
 @dataclass(frozen=True)
-class Person:
+class LabelledPerson:
     """One labelled person.
 
     Attributes:
@@ -61,7 +61,7 @@ class Scene:
     """A picture, (h, w, 3) uint8 RGB, and the people to be found in it."""
 
     image: np.ndarray
-    people: list[Person]
+    people: list[LabelledPerson]
 
 
 def draw_scene(rng: np.random.Generator, size: Size, people: int | None = None) -> Scene:
@@ -76,53 +76,53 @@ def draw_scene(rng: np.random.Generator, size: Size, people: int | None = None) 
     count = int(rng.choice(np.arange(1, 7), p=[0.2, 0.25, 0.21, 0.15, 0.11, 0.08])) if people is None else people
     if not 0 <= count <= MAX_PEOPLE:
         raise ValueError(f"a scene has 0 to {MAX_PEOPLE} people, not {count}")
-    brush = backdrop.paint_backdrop(rng, size)
-    backdrop.paint_clutter(rng, brush, int(rng.integers(0, 9)))
-    cast = sorted(_cast(rng, size, count), key=lambda figure: float(_feet(figure)[:, 1].max()))  # the lower, the nearer
+    painter = backdrop.paint_backdrop(rng, size)
+    backdrop.paint_clutter(rng, painter, int(rng.integers(0, 9)))
+    cast = sorted(_cast(rng, size, count), key=lambda person: float(_feet(person)[:, 1].max()))  # the lower, the nearer
     if rng.random() < 0.6:
-        for figure in cast:
-            _shadow(brush, figure)
+        for person in cast:
+            _shadow(painter, person)
     shown = []
-    for number, figure in enumerate(cast, start=1):
-        if figure.body.seated and rng.random() < 0.8:
-            _stool(rng, brush, figure)
-        shown.append(figure.paint(brush, number))
-    joints = [figure.joints() for figure in cast]
-    backdrop.paint_front(rng, brush, lambda box: all(_inside(points, box) < 0.5 for points in joints))
-    numbers = brush.owners // PARTS_PER_PERSON
+    for number, person in enumerate(cast, start=1):
+        if person.body.seated and rng.random() < 0.8:
+            _stool(rng, painter, person)
+        shown.append(person.paint(painter, number))
+    joints = [person.joints() for person in cast]
+    backdrop.paint_front(rng, painter, lambda box: all(_inside(points, box) < 0.5 for points in joints))
+    numbers = painter.owners // PARTS_PER_PERSON
     labelled = [_label(numbers, number + 1, joints[number], shown[number]) for number in range(len(cast))]
-    return Scene(_develop(rng, brush.image), [person for person in labelled if person is not None])
+    return Scene(_develop(rng, painter.image), [person for person in labelled if person is not None])
 
 
-def _cast(rng: np.random.Generator, size: Size, count: int) -> list[Figure]:
+def _cast(rng: np.random.Generator, size: Size, count: int) -> list[DrawnPerson]:
     """Up to `count` people of related sizes, at places where each can be told from the others."""
     zoom = min(size) / PLAIN_SIDE
     smallest, largest = np.log(90), np.log(HEIGHTS[1] / max(1, count - 1) ** 0.3)
     usual = np.exp(smallest + (largest - smallest) * rng.random() ** 0.75)
     crowding = rng.uniform(0.1, 0.55)  # the greatest share of a person's joints within another's box
-    cast: list[Figure] = []
+    cast: list[DrawnPerson] = []
     for _ in range(count):
         for _attempt in range(12):
             height = zoom * float(np.clip(usual * np.exp(rng.normal(0, 0.25)), *HEIGHTS))
             friend = cast[rng.integers(len(cast))] if cast and rng.random() < 0.4 else None
-            figure = _place(rng, size, height, friend)
-            if _in_picture(figure.joints(), size).any() and all(
-                _distinct(figure, other, crowding, size) for other in cast
+            person = _place(rng, size, height, friend)
+            if _in_picture(person.joints(), size).any() and all(
+                _distinct(person, other, crowding, size) for other in cast
             ):
-                cast.append(figure)
+                cast.append(person)
                 break
     return cast
 
 
-def _place(rng: np.random.Generator, size: Size, height: float, friend: Figure | None) -> Figure:
+def _place(rng: np.random.Generator, size: Size, height: float, friend: DrawnPerson | None) -> DrawnPerson:
     """A new person beside a friend or anywhere; mostly whole, else with about 40 % of the joints in the picture."""
     lying = rng.random() < 0.05
     lean = rng.choice((-1, 1)) * rng.uniform(60, 115) if lying else rng.normal(0, 25 if rng.random() < 0.08 else 6)
     facing = rng.normal(0, 45) if rng.random() < 0.45 else rng.uniform(-180, 180)
     frame = view(np.deg2rad(facing), rng.uniform(-0.05, 0.35), np.deg2rad(lean))
     pose = sample_pose(rng, rng.choice(("rest", "stand")) if lying else None)
-    figure = Figure(assemble(sample_build(rng), pose, frame), sample_looks(rng), np.zeros(2), height)
-    joints, margin = figure.joints(), np.array([0.05, 0.06]) * height
+    person = DrawnPerson(assemble(sample_build(rng), pose, frame), sample_appearance(rng), np.zeros(2), height)
+    joints, margin = person.joints(), np.array([0.05, 0.06]) * height
     low, high = joints.min(0) - margin, joints.max(0) + margin
     frame_wh = np.array([size.w, size.h], float)
     room = frame_wh - (high - low)
@@ -131,12 +131,12 @@ def _place(rng: np.random.Generator, size: Size, height: float, friend: Figure |
         if friend:
             step = rng.choice((-1, 1)) * rng.uniform(0.15, 0.45), rng.normal(0, 0.08)
             origin = np.clip(friend.origin[:2] + np.array(step) * friend.height, -low, room - low)
-        return figure.moved(origin)
+        return person.moved(origin)
     for _ in range(8):
         origin = rng.uniform(0, 1, 2) * frame_wh - joints.mean(0)
         if _in_picture(joints + origin, size).mean() >= 0.4:
             break
-    return figure.moved(origin)
+    return person.moved(origin)
 
 
 def _inside(points: np.ndarray, box: np.ndarray) -> float:
@@ -144,11 +144,11 @@ def _inside(points: np.ndarray, box: np.ndarray) -> float:
     return float(((points >= box[:2]) & (points <= box[2:])).all(1).mean())
 
 
-def _distinct(figure: Figure, other: Figure, crowding: float, size: Size) -> bool:
+def _distinct(person: DrawnPerson, other: DrawnPerson, crowding: float, size: Size) -> bool:
     """Whether two people do not cover each other too much, and do not share the middle of what is in the picture."""
-    pair = figure.joints(), other.joints()
+    pair = person.joints(), other.joints()
     middles = [points[_in_picture(points, size)].mean(0) for points in pair]
-    least = max(MIN_DISTANCE * min(size) / PLAIN_SIDE, 0.15 * min(figure.height, other.height))
+    least = max(MIN_DISTANCE * min(size) / PLAIN_SIDE, 0.15 * min(person.height, other.height))
     if np.hypot(*(middles[0] - middles[1])) < least:
         return False
     boxes = [np.concatenate([points.min(0), points.max(0)]) for points in pair]
@@ -160,27 +160,27 @@ def _in_picture(joints: np.ndarray, size: Size) -> np.ndarray:
     return np.all((joints >= 0) & (joints <= (size.w - 1, size.h - 1)), axis=1)
 
 
-def _feet(figure: Figure) -> np.ndarray:
+def _feet(person: DrawnPerson) -> np.ndarray:
     """(4, 2) heels and toes in pixels."""
-    return figure.at(np.concatenate([figure.body.heel, figure.body.toe]))[:, :2]
+    return person.at(np.concatenate([person.body.heel, person.body.toe]))[:, :2]
 
 
-def _shadow(brush: Brush, figure: Figure) -> None:
-    feet = _feet(figure)
-    width = np.ptp(feet[:, 0]) / 2 + 0.09 * figure.height
-    centre = np.array([feet[:, 0].mean() + 0.03 * figure.height, feet[:, 1].max()])
-    backdrop.paint_shadow(brush, centre, np.array([width, 0.2 * width]))
+def _shadow(painter: Painter, person: DrawnPerson) -> None:
+    feet = _feet(person)
+    width = np.ptp(feet[:, 0]) / 2 + 0.09 * person.height
+    centre = np.array([feet[:, 0].mean() + 0.03 * person.height, feet[:, 1].max()])
+    backdrop.paint_shadow(painter, centre, np.array([width, 0.2 * width]))
 
 
-def _stool(rng: np.random.Generator, brush: Brush, figure: Figure) -> None:
+def _stool(rng: np.random.Generator, painter: Painter, person: DrawnPerson) -> None:
     """Something to sit on, for those whose legs hang before it."""
-    if figure.body.pelvis[2, 2] > -0.3:
-        seat = figure.origin[:2] + np.array([0.0, 0.05 * figure.height])
-        floor = float(_feet(figure)[:, 1].max())
-        backdrop.paint_stool(brush, seat, floor, rng.uniform(0.2, 0.32) * figure.height, cloth(rng, 0.6))
+    if person.body.pelvis[2, 2] > -0.3:
+        seat = person.origin[:2] + np.array([0.0, 0.05 * person.height])
+        floor = float(_feet(person)[:, 1].max())
+        backdrop.paint_stool(painter, seat, floor, rng.uniform(0.2, 0.32) * person.height, cloth(rng, 0.6))
 
 
-def _label(numbers: np.ndarray, number: int, joints: np.ndarray, shown: np.ndarray) -> Person | None:
+def _label(numbers: np.ndarray, number: int, joints: np.ndarray, shown: np.ndarray) -> LabelledPerson | None:
     """The annotation of one person; None if nothing shows.
 
     Args:
@@ -198,7 +198,7 @@ def _label(numbers: np.ndarray, number: int, joints: np.ndarray, shown: np.ndarr
     left, top, width, height = cv2.boundingRect(mask)
     if not inside.any() or not width:
         return None
-    return Person(keypoints, mask[top : top + height, left : left + width].copy(), (left, top))
+    return LabelledPerson(keypoints, mask[top : top + height, left : left + width].copy(), (left, top))
 
 
 def _develop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:

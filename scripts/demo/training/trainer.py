@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader
 
 from dekr_infer.config.load import load_config
 from dekr_infer.model.checkpoint import save
-from scripts.demo.batches import VALIDATION_CUT, Batch, Cut, Drawn, make_batch, normalised
-from scripts.demo.detect import load_grouped
-from scripts.demo.grouped import GroupedNet
-from scripts.demo.losses import heat_loss, offset_loss, total_loss
-from scripts.demo.schedule import Average, Length, rate
+from scripts.demo.training.dataset import VALIDATION_CROP, Batch, Crop, DrawnBatches, make_batch, normalised
+from scripts.demo.training.in_memory_eval import load_grouped
+from scripts.demo.training.grouped import GroupedNet
+from scripts.demo.training.losses import heat_loss, offset_loss, total_loss
+from scripts.demo.training.schedule import WeightAverage, Length, rate
 
 STATE = "state.pth"
 VALIDATION_SEED = 1_000_003  # far from every training seed
@@ -33,7 +33,7 @@ WEIGHT_DECAY = 0.01
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainingOptions:
     """Everything that a training process has to know."""
 
     cfg: str
@@ -48,14 +48,14 @@ class Options:
     init: Path | None = None  # a state's or checkpoint's weights to start from, where nothing is resumed
     minutes_between_saves: float = 2.0
     validation_batches: int = 8
-    cut: Cut | None = None
+    crop: Crop | None = None
     stop_after: int | None = None  # steps in this call; the schedule still ends where `length` says
 
 
 class Trainer:
     """Network, optimizer and average of one process, and how they are saved."""
 
-    def __init__(self, options: Options, rank: int) -> None:
+    def __init__(self, options: TrainingOptions, rank: int) -> None:
         self.options, self.rank = options, rank
         self.device = torch.device(options.device)
         torch.manual_seed(options.seed)
@@ -73,7 +73,7 @@ class Trainer:
             {"params": [p for p in named.values() if p.dim() <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=options.lr, eps=1e-10, fused=True)
-        self.average = Average(self.network.state_dict())
+        self.average = WeightAverage(self.network.state_dict())
         self.step, self.seconds = 0, 0.0
         if resumed:
             self._load(torch.load(options.output / STATE, map_location=self.device, weights_only=True))
@@ -104,7 +104,7 @@ class Trainer:
         return heat_loss(heat, batch.heat, batch.foreground), offset_loss(offset, batch.offset, batch.weight)
 
     def train_step(self, batch: Batch) -> tuple[float, float, float]:
-        """One step of the optimizer; heatmap loss, offset loss and the gradient's length before it was cut."""
+        """One step of the optimizer; heatmap loss, offset loss and the gradient's length before it was crop."""
         self.network.train()
         progress = self.options.length.progress(self.step, self.seconds)
         for group in self.optimizer.param_groups:
@@ -144,19 +144,19 @@ class Trainer:
         self.network.load_state_dict(self.average.state)
         self.network.eval()
         seeds = [(VALIDATION_SEED, index) for index in range(self.options.validation_batches)]
-        results = [self.losses(make_batch(seed, VALIDATION_CUT, upright=True)) for seed in seeds]
+        results = [self.losses(make_batch(seed, VALIDATION_CROP, upright=True)) for seed in seeds]
         self.network.load_state_dict(kept)
         heat, offset = torch.tensor(results).mean(0).tolist()
         return heat, offset
 
 
-def train(rank: int, options: Options, meeting: str) -> None:
-    """Body of one process; `meeting` is the file through which several find each other."""
-    with _group(rank, options, meeting):
+def train(rank: int, options: TrainingOptions, rendezvous: str) -> None:
+    """Body of one process; `rendezvous` is the file through which several find each other."""
+    with _group(rank, options, rendezvous):
         trainer = Trainer(options, rank)
         last = None if options.stop_after is None else trainer.step + options.stop_after
         loader = DataLoader(
-            Drawn(options.seed, rank, trainer.step, options.cut),
+            DrawnBatches(options.seed, rank, trainer.step, options.crop),
             batch_size=None,
             num_workers=1,
             prefetch_factor=4,
@@ -181,13 +181,13 @@ def train(rank: int, options: Options, meeting: str) -> None:
 
 
 @contextlib.contextmanager
-def _group(rank: int, options: Options, meeting: str) -> Iterator[None]:
+def _group(rank: int, options: TrainingOptions, rendezvous: str) -> Iterator[None]:
     if options.processes == 1:
         yield
         return
     _keep_memory()
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=options.processes)
+    dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=options.processes)
     yield
     dist.destroy_process_group()
 
