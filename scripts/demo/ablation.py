@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
-"""What each part of the chain is worth on the demo set: the figures with a part left out, or done wrong on purpose.
+"""Measure what each part of the chain contributes on the demo set: the metrics with a part left out, or done wrong.
 
-Runs the project's own commands on drawn people and the shipped weights. What is there in --work is not made again.
+Runs the project's own commands on drawn people and the shipped weights. Finished work in --work is reused.
 
   python3 scripts/demo/ablation.py --work quickstart/ablation
 """
@@ -35,42 +34,42 @@ from dekr_infer.storage.atomic import read_json
 from scripts.demo import people
 
 WEIGHTS = ROOT / "scripts/demo/weights"
-PICTURES, SEED = 60, 2017  # the demo set of the quickstart
-RIGHT = "all parts"  # of the published flow
-MATCHED = "with TEST.MATCH_HMP"  # as the quickstart runs
-SINGLE, RAW, BARE = "flip off", "rescoring off", "flip and rescoring off"
+IMAGES, SEED = 60, 2017  # the demo set of the quickstart
+PUBLISHED = "all parts"  # the published flow
+MATCHED = "with TEST.MATCH_HMP"  # the quickstart's setting
+NO_FLIP, NO_RESCORE, NEITHER = "flip off", "rescoring off", "flip and rescoring off"
 DIALECT = "dialect onnx"
 UNSHIFTED, UNSWAPPED, NEGATED = "flip shift left out", "left and right not swapped", "offsets negated"
-VARIANTS = (RIGHT, MATCHED, SINGLE, RAW, BARE, DIALECT, UNSHIFTED, UNSWAPPED, NEGATED)
+VARIANTS = (PUBLISHED, MATCHED, NO_FLIP, NO_RESCORE, NEITHER, DIALECT, UNSHIFTED, UNSWAPPED, NEGATED)
 FIELDS = ("AP", "AP .5", "AP .75", "AR")  # of the table
 
 
 def main(argv: Arguments = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = Parser(__doc__)
-    parser.add_argument("--work", type=Path, default=Path("quickstart/ablation"), help="folder for everything made")
-    parser.add_argument("--pictures", type=count, default=PICTURES)
+    parser.add_argument("--work", type=Path, default=Path("quickstart/ablation"), help="folder for all files")
+    parser.add_argument("--pictures", type=count, default=IMAGES, metavar="N", help="images to draw (%(default)s)")
     parser.add_argument("--seed", type=non_negative_int, default=SEED)
     parser.add_argument("--threads", type=worker_count, default=cores(), help="(default: all cores)")
     args = parser.parse_args(argv)
 
     def work() -> None:
-        figures = ablation(args.work, args.pictures, args.seed, args.threads)
+        metrics = ablation(args.work, args.pictures, args.seed, args.threads)
         print(f"{'':<28}" + "".join(f"{name:>8}" for name in FIELDS))
-        for variant, values in figures.items():
+        for variant, values in metrics.items():
             print(f"{variant:<28}" + "".join(f"{values[name]:8.3f}" for name in FIELDS))
 
     return run(work)
 
 
-def ablation(work: Path, pictures: int, seed: int, threads: int) -> dict[str, dict[str, float]]:
-    """The ten figures of every variant, on so many drawn pictures.
+def ablation(work: Path, images: int, seed: int, threads: int) -> dict[str, dict[str, float]]:
+    """Return the ten metrics of every variant, on a number of drawn images.
 
     Raises:
-        DekrError: a command failed; its own message stands on stderr.
+        DekrError: a command failed and printed its own message.
     """
     data = work / "data"
-    _do(people.main, "--output", data, "--pictures", pictures, "--seed", seed)
+    _do(people.main, "--output", data, "--pictures", images, "--seed", seed)
     prepared, mirrored = work / "prep_data", work / "prep_data_flip"
     _do(preprocess_command.main, "--output", prepared, "--output_flip", mirrored, *_config(data))
     unshifted = _derived(prepared, work / "prep_data_unshifted", lambda image: image[..., ::-1])
@@ -84,7 +83,7 @@ def ablation(work: Path, pictures: int, seed: int, threads: int) -> dict[str, di
             _do(onnx_infer.main, "--model", graph, *places, "--threads", threads)
     plain, flipped = work / ASCEND / "out", work / ASCEND / "out_flip"
     negated = [_derived(folder, folder.with_name(f"{folder.name}_negated"), _negated) for folder in (plain, flipped)]
-    dumps = {
+    outputs = {
         DIALECT: (work / ONNX / "out", work / ONNX / "out_flip"),
         UNSHIFTED: (plain, work / ASCEND / "out_unshifted"),
         UNSWAPPED: (plain, _derived(flipped, flipped.with_name("out_unswapped"), _swapped)),
@@ -92,12 +91,12 @@ def ablation(work: Path, pictures: int, seed: int, threads: int) -> dict[str, di
     }
     settings = {
         MATCHED: ("TEST.MATCH_HMP", "True"),
-        SINGLE: ("TEST.FLIP_TEST", "False"),
-        RAW: ("RESCORE.VALID", "False"),
-        BARE: ("TEST.FLIP_TEST", "False", "RESCORE.VALID", "False"),
+        NO_FLIP: ("TEST.FLIP_TEST", "False"),
+        NO_RESCORE: ("RESCORE.VALID", "False"),
+        NEITHER: ("TEST.FLIP_TEST", "False", "RESCORE.VALID", "False"),
     }
     return {
-        variant: _figures(work, data, dumps.get(variant, (plain, flipped)), settings.get(variant, ()))
+        variant: _metrics(work, data, outputs.get(variant, (plain, flipped)), settings.get(variant, ()))
         for variant in VARIANTS
     }
 
@@ -108,12 +107,12 @@ def _config(data: Path) -> list[str]:
     return ["--cfg", str(ROOT / "dekr_infer/config/demo.yaml"), *map(str, pairs)]
 
 
-def _figures(work: Path, data: Path, dumps: Sequence[Path], settings: Sequence[str]) -> dict[str, float]:
+def _metrics(work: Path, data: Path, outputs: Sequence[Path], settings: Sequence[str]) -> dict[str, float]:
     results = work / "results"
-    folders = ("--dump_dir", dumps[0], "--dump_dir_flip", dumps[1], "--output", results)
+    folders = ("--dump_dir", outputs[0], "--dump_dir_flip", outputs[1], "--output", results)
     _do(postprocess_command.main, *folders, *_config(data), *settings)
-    figures: dict[str, float] = read_json(results / "metrics.json")["figures"]
-    return figures
+    metrics: dict[str, float] = read_json(results / "metrics.json")["figures"]
+    return metrics
 
 
 def _do(command: Callable[[Arguments], int], *words: object) -> None:
@@ -124,7 +123,7 @@ def _do(command: Callable[[Arguments], int], *words: object) -> None:
 
 
 def _derived(source: Path, target: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
-    """A folder with every tensor of another one changed; made anew each time."""
+    """Write every tensor of a folder, changed, into another folder, which is returned."""
     shutil.rmtree(target, ignore_errors=True)
     with tensors.exclusive(target):
         for name in sorted(tensors.names_in(source)):
@@ -141,7 +140,7 @@ def _negated(values: np.ndarray) -> np.ndarray:
 
 
 def _swapped(values: np.ndarray) -> np.ndarray:
-    """Left and right exchanged once more, so that the merge's own exchange undoes it."""
+    """Exchange left and right once more, so that the merge's own exchange undoes it."""
     if _is_heat(values):
         return values[:, [*COCO_17.partners, CENTRE]]
     by_joint = values.reshape(1, len(COCO_17.partners), 2, *values.shape[2:])

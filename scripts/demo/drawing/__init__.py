@@ -1,1 +1,1 @@
-"""Drawing: body (a pose in 3-D), appearance, painter, torso, face, drawn_person, backdrop, and scene, which joins them."""
+"""Drawing: body (a pose in 3-D), appearance, painter, torso, face, drawn_person, backdrop; scene joins all."""

@@ -1,6 +1,6 @@
-"""What stands around the drawn people: places, textures, things behind them and things in front of them.
+"""The surroundings of the drawn people: places, textures, objects behind the people and in front of them.
 
-Positions are fractions of the picture unless said otherwise; everything here belongs to nobody (owner 0).
+Lengths are pixels; everything here belongs to nobody (owner 0).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 
 from dekr_infer.geometry import Size
-from scripts.demo.drawing.painter import CIRCLE, Painter
 from scripts.demo.drawing.appearance import HAIR, SKIN, Colour, cloth, shade, vivid
+from scripts.demo.drawing.painter import CIRCLE, Painter
 
 
 def _pastel(rng: np.random.Generator) -> Colour:
-    """A wall, a road, a field: any colour, muted."""
+    """Sample a muted colour for a wall, a road or a field."""
     grey = rng.uniform(60, 235)
     mix = rng.uniform(0.1, 0.55)
     red, green, blue = (grey + mix * (np.array(vivid(rng)) - grey)).tolist()
@@ -24,7 +24,7 @@ def _pastel(rng: np.random.Generator) -> Colour:
 
 
 def _smooth(rng: np.random.Generator, size: Size, base: Colour, contrast: float, cells: int) -> np.ndarray:
-    """(h, w, 3) uint8: a colour that drifts across the picture."""
+    """Return (h, w, 3) uint8: a colour that drifts across the image."""
     grid = (
         np.array(base) + rng.normal(0, contrast, (cells, cells, 1)) + rng.normal(0, 0.4 * contrast, (cells, cells, 3))
     )
@@ -46,7 +46,7 @@ def _box(left: float, top: float, right: float, bottom: float) -> np.ndarray:
 
 
 def _room(rng: np.random.Generator, painter: Painter) -> None:
-    """A floor with boards, frames or windows on the wall."""
+    """Paint a floor with boards, and frames or windows on the wall."""
     h, w = painter.owners.shape
     horizon = rng.uniform(0.45, 0.8) * h
     floor = _pastel(rng)
@@ -65,7 +65,7 @@ def _room(rng: np.random.Generator, painter: Painter) -> None:
 
 
 def _field(rng: np.random.Generator, painter: Painter) -> None:
-    """Sky, clouds, hills, trees."""
+    """Paint clouds, hills and trees on the sky."""
     h, w = painter.owners.shape
     for _ in range(rng.integers(0, 4)):
         x, y, r = rng.uniform(0, w), rng.uniform(0, 0.3) * h, rng.uniform(0.03, 0.08) * w
@@ -81,7 +81,7 @@ def _field(rng: np.random.Generator, painter: Painter) -> None:
 
 
 def _street(rng: np.random.Generator, painter: Painter) -> None:
-    """Houses with windows along a road."""
+    """Paint houses with windows along a road."""
     h, w = painter.owners.shape
     ground = rng.uniform(0.5, 0.75) * h
     x = -rng.uniform(0, 0.2) * w
@@ -100,15 +100,15 @@ def _street(rng: np.random.Generator, painter: Painter) -> None:
 
 
 def _tree(rng: np.random.Generator, painter: Painter, x: float, y: float, size: float) -> None:
-    torso = 0.05 * size
-    painter.capsule(np.array([x, y]), np.array([x, y - 0.6 * size]), torso, 0.7 * torso, (104.0, 76.0, 52.0))
+    radius = 0.05 * size
+    painter.capsule(np.array([x, y]), np.array([x, y - 0.6 * size]), radius, 0.7 * radius, (104.0, 76.0, 52.0))
     crown = shade((70, 130, 62), rng.uniform(0.6, 1.4))
     for dx, dy in rng.uniform(-0.16, 0.16, (3, 2)) * size:
         painter.solid((x + dx, y - 0.72 * size + dy) + CIRCLE * rng.uniform(0.14, 0.24, 2) * size, crown, 0.15 * size)
 
 
 def paint_backdrop(rng: np.random.Generator, size: Size) -> Painter:
-    """A painter on a new picture with a place painted on it."""
+    """Return a painter on a new image with a place painted on it."""
     place = rng.choice(5, p=[0.22, 0.26, 0.2, 0.17, 0.15])
     base = (rng.uniform(120, 200), rng.uniform(170, 220), rng.uniform(210, 250)) if place == 2 else _pastel(rng)
     cells = int(rng.integers(2, 12)) if place in (0, 4) else 2
@@ -122,7 +122,7 @@ def paint_backdrop(rng: np.random.Generator, size: Size) -> Painter:
 
 
 def _crate(rng: np.random.Generator, painter: Painter, x: float, y: float, size: float) -> None:
-    """A box with a lit top and a dark side; cupboards and tables are long or tall ones."""
+    """Paint a box with a lit top and a dark side; a long or tall box resembles a table or a cupboard."""
     wide, high = size * rng.uniform(0.3, 1.0), size * rng.uniform(0.3, 1.1)
     deep, colour = size * rng.uniform(0.08, 0.2), cloth(rng, 0.5)
     up, back = y - high, (x + deep, y - deep)
@@ -136,7 +136,7 @@ def _crate(rng: np.random.Generator, painter: Painter, x: float, y: float, size:
 
 
 def _ball(rng: np.random.Generator, painter: Painter, x: float, y: float, size: float) -> None:
-    """A ball, or a balloon on a string: round like a head, without a face."""
+    """Paint a ball, or a balloon on a string: round like a head, without a face."""
     palette = SKIN if rng.random() < 0.3 else HAIR
     colour = vivid(rng) if rng.random() < 0.5 else tuple(palette[rng.integers(len(palette))].tolist())
     radii = size * rng.uniform(0.07, 0.16) * np.array([1.0, rng.uniform(0.9, 1.35)])
@@ -146,7 +146,7 @@ def _ball(rng: np.random.Generator, painter: Painter, x: float, y: float, size: 
 
 
 def _stick(rng: np.random.Generator, painter: Painter, x: float, y: float, size: float) -> None:
-    """One or two capsules that resemble a limb, in clothing or skin colours."""
+    """Paint one to three joined capsules that resemble a limb, in clothing or skin colours."""
     colour = cloth(rng, 0.3) if rng.random() < 0.65 else tuple(SKIN[rng.integers(len(SKIN))].tolist())
     radius, angle, start = size * rng.uniform(0.02, 0.05), rng.uniform(0, 2 * np.pi), np.array([x, y])
     for _ in range(rng.integers(1, 4)):
@@ -156,26 +156,26 @@ def _stick(rng: np.random.Generator, painter: Painter, x: float, y: float, size:
 
 
 def _lamp(rng: np.random.Generator, painter: Painter, x: float, y: float, size: float) -> None:
-    """A pole with something round or long on top."""
+    """Paint a pole with a round or oval lamp on top."""
     colour, radius = cloth(rng, 0.7), size * rng.uniform(0.012, 0.03)
     painter.capsule(np.array([x, y]), np.array([x, y - size]), radius, radius, colour)
     painter.solid((x, y - size) + CIRCLE * size * rng.uniform(0.05, 0.13, 2), cloth(rng, 0.3), 0.05 * size)
 
 
-THINGS = (_crate, _ball, _stick, _lamp, _tree)
+OBJECTS = (_crate, _ball, _stick, _lamp, _tree)
 
 
 def paint_clutter(rng: np.random.Generator, painter: Painter, count: int) -> None:
-    """Things here and there, behind whatever is painted later."""
+    """Paint `count` objects at random places, behind everything that is painted later."""
     h, w = painter.owners.shape
     painter.owner = 0
     for _ in range(count):
-        thing = THINGS[rng.choice(len(THINGS), p=[0.32, 0.2, 0.28, 0.12, 0.08])]
-        thing(rng, painter, rng.uniform(0, w), rng.uniform(0.25, 1.0) * h, rng.uniform(0.12, 0.75) * min(h, w))
+        paint_object = OBJECTS[rng.choice(len(OBJECTS), p=[0.32, 0.2, 0.28, 0.12, 0.08])]
+        paint_object(rng, painter, rng.uniform(0, w), rng.uniform(0.25, 1.0) * h, rng.uniform(0.12, 0.75) * min(h, w))
 
 
 def paint_stool(painter: Painter, seat: np.ndarray, floor: float, width: float, colour: Colour) -> None:
-    """A block from a seat (x, y) down to the floor, all in pixels."""
+    """Paint a block from a seat (x, y) down to the floor, all in pixels."""
     painter.owner = 0
     (x, y), rim = seat, 0.16 * width
     painter.fill(_box(x - width / 2, y, x + width / 2, max(floor, y + rim)), shade(colour, 0.8))
@@ -196,10 +196,9 @@ def paint_shadow(painter: Painter, centre: np.ndarray, radii: np.ndarray) -> Non
 
 
 def paint_front(rng: np.random.Generator, painter: Painter, may_cover: Callable[[np.ndarray], bool]) -> None:
-    """Now and then a post, a bush or a crate before everybody.
+    """Paint a post, a bush or a crate in front of everybody, sometimes.
 
-    Args:
-        may_cover: is asked before something covers the box (left, top, right, bottom), in pixels.
+    An object is painted only where `may_cover` allows its box: (left, top, right, bottom) in pixels.
     """
     h, w = painter.owners.shape
     painter.owner = 0

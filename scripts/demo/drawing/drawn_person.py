@@ -1,4 +1,4 @@
-"""Paint one person: limbs as shaded capsules, farthest first, and say which joints show.
+"""A person to draw: limbs are painted as shaded capsules, the farthest first; then it is known which joints show.
 
 Body units become pixels by `origin + height * point`; the map of owners gets `32 * number + part`.
 """
@@ -10,10 +10,10 @@ from enum import IntEnum
 
 import numpy as np
 
+from scripts.demo.drawing.appearance import Appearance, Colour, shade
 from scripts.demo.drawing.body import Body
-from scripts.demo.drawing.painter import CIRCLE, Painter
 from scripts.demo.drawing.face import Head, landmarks, landmarks_seen
-from scripts.demo.drawing.appearance import Colour, Appearance, shade
+from scripts.demo.drawing.painter import CIRCLE, Painter
 from scripts.demo.drawing.torso import HEM, Torso
 
 PARTS_PER_PERSON = 32
@@ -22,23 +22,23 @@ SLEEVE = 0.006  # body heights that cloth adds to a limb's radius
 
 
 class Part(IntEnum):
-    """What a painted pixel belongs to; of limbs the number is the left one's, the right one's is one more."""
+    """Body part of a painted pixel; a limb's number is that of the left side, the right side's is one higher."""
 
     HEAD, NECK, TORSO, PELVIS, SKIRT, HAIR, BAG = range(7)
     UPPER_ARM, FOREARM, THIGH, SHIN, FOOT = range(8, 18, 2)
 
 
-Painting = tuple[float, int, Callable[[Painter], None]]  # depth (larger is nearer), part, what paints it
+Painting = tuple[float, int, Callable[[Painter], None]]  # depth (larger is nearer), part, painting function
 
 
 def joint_points(body: Body) -> np.ndarray:
-    """The 17 joints in COCO order: (17, 3) x, y, z in body heights."""
+    """Return the 17 joints in COCO order: (17, 3) x, y, z in body heights."""
     limbs = (body.shoulder, body.elbow, body.wrist, body.hip, body.knee, body.ankle)
     return np.concatenate([landmarks(body), np.stack(limbs).reshape(12, 3)])
 
 
 def _showing_parts() -> list[set[int]]:
-    """For every joint the parts it belongs to: a pixel painted last by one of these shows the joint."""
+    """Return for every joint its body parts: a pixel that shows one of these parts shows the joint."""
     showing: list[set[int]] = [{Part.HEAD} for _ in range(5)]
     for upper, lower, shared in (
         (Part.UPPER_ARM, Part.UPPER_ARM, {Part.TORSO}),
@@ -53,11 +53,10 @@ def _showing_parts() -> list[set[int]]:
 
 
 SHOWING_PARTS = _showing_parts()
-TRUNK_PARTS = (Part.TORSO, Part.PELVIS, Part.SKIRT)
 
 
 class DrawnPerson:
-    """A body with its appearance, at a place in the picture.
+    """A body with its appearance, at a place in the image.
 
     Args:
         origin: (2,), the pelvis in pixels.
@@ -70,22 +69,22 @@ class DrawnPerson:
         self.torso = Torso(body, appearance, self.origin, height)
 
     def moved(self, shift: np.ndarray) -> DrawnPerson:
-        """The same person elsewhere: `shift` is (2,), x and y in pixels."""
+        """Return the same person shifted by (2,) pixels, x and y."""
         return DrawnPerson(self.body, self.appearance, self.origin[:2] + shift, self.height)
 
     def at(self, point: np.ndarray) -> np.ndarray:
-        """Body units to pixels; z is scaled too."""
+        """Return points in body heights as pixels; z is scaled too."""
         return self.origin + self.height * point
 
     def joints(self) -> np.ndarray:
-        """(17, 2) x, y in pixels."""
+        """Return the joints, (17, 2) x, y in pixels."""
         return self.at(joint_points(self.body))[:, :2]
 
     def paint(self, painter: Painter, number: int) -> np.ndarray:
-        """Paint it all.
+        """Paint the whole person.
 
         Returns:
-            (17,) int, SEEN or HIDDEN by the person's own body; joints outside the picture are HIDDEN.
+            (17,) int, SEEN or HIDDEN by the person's own body; joints outside the image are HIDDEN.
         """
         for _, part, paint in sorted(self._paintings(), key=lambda painting: painting[0]):
             painter.owner = PARTS_PER_PERSON * number + part
@@ -101,10 +100,10 @@ class DrawnPerson:
                 continue
             part = int(owners[y, x]) - PARTS_PER_PERSON * number
             shown = part in SHOWING_PARTS[joint] and (joint >= 5 or bool(face_seen[joint]))
-            if joint >= 5 and part in TRUNK_PARTS[:2]:
+            if joint >= 5 and part in (Part.TORSO, Part.PELVIS):
                 partner = joint + 1 if joint % 2 else joint - 1
                 across = points[partner] - points[joint]
-                shown = shown and across[2] < 0.85 * np.linalg.norm(across)  # else on the far side of the torso
+                shown = shown and across[2] < 0.85 * np.linalg.norm(across)  # otherwise on the far side of the torso
             if shown:
                 result[joint] = SEEN
         return result
@@ -141,7 +140,7 @@ class DrawnPerson:
     def _limb(
         self, painter: Painter, a: np.ndarray, b: np.ndarray, radii: tuple[float, float], cloth: Colour, covered: float
     ) -> None:
-        """A limb from a to b (body units) of which cloth covers the fraction `covered`, from a on."""
+        """Paint a limb from a to b (body heights); cloth covers the fraction `covered`, beginning at a."""
         size = self.height * self.body.build.girth
         depth = 1 + 1.1 * float(np.clip((a[2] + b[2]) / 2, -0.16, 0.08))  # farther limbs are darker
         skin, cloth = shade(self.appearance.skin, depth), shade(cloth, depth)
@@ -184,7 +183,9 @@ class DrawnPerson:
 
     def _foot(self, side: int) -> Callable[[Painter], None]:
         heel, toe = self.at(self.body.heel[side]), self.at(self.body.toe[side])
-        return lambda painter: painter.capsule(heel, toe, 0.025 * self.height, 0.02 * self.height, self.appearance.shoes)
+        return lambda painter: painter.capsule(
+            heel, toe, 0.025 * self.height, 0.02 * self.height, self.appearance.shoes
+        )
 
     def _neck(self, painter: Painter) -> None:
         top = self.at(self.body.head_point + self.body.head @ (0.0, 0.02, -0.01))
@@ -192,7 +193,7 @@ class DrawnPerson:
         painter.capsule(self.at(self.body.neck_point), top, radius * 1.1, radius, shade(self.appearance.skin, 0.9))
 
     def _skirt(self, painter: Painter) -> None:
-        """From the hem of the shirt around both thighs."""
+        """Paint a skirt from the hem of the shirt around both thighs."""
         body, reach = self.body, self.appearance.skirt
         ends = self.at(body.hip + reach * (body.knee - body.hip))
         rings = [self.torso.outline(HEM)] + [end[:2] + (0.045 + 0.03 * reach) * self.height * CIRCLE for end in ends]
@@ -200,7 +201,7 @@ class DrawnPerson:
         painter.hull(np.concatenate(rings), colour, thickness=0.07 * self.height)
 
     def _hair_axes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Middle and half axes of hair that hangs down the back, in body heights."""
+        """Return middle and half axes of hair that hangs down the back, in body heights."""
         middle, radii = (0.0, 0.5, -0.26), (0.42, 0.6, 0.2)
         if self.appearance.hair_style == "tail":
             middle, radii = (0.0, 0.1, -0.62), (0.13, 0.45, 0.13)
@@ -212,7 +213,7 @@ class DrawnPerson:
         painter.ellipsoid(self.at(centre), axes * self.height, shade(self.appearance.hair, 0.95))
 
     def _bag_axes(self) -> tuple[np.ndarray, np.ndarray]:
-        """Middle and half axes of a bag on the back, in body heights."""
+        """Return middle and half axes of a bag on the back, in body heights."""
         chest = self.body.chest
         return self.body.neck_point + chest @ (0.0, 0.12, -0.09), chest * (0.075, 0.1, 0.05)
 

@@ -1,4 +1,4 @@
-"""The head: where nose, eyes and ears are on it, and how it is painted.
+"""The head of a drawn person: where nose, eyes and ears are, and how it is painted.
 
 Landmarks live on the unit sphere that the head's ellipsoid stretches: x to the person's left, y down, z forwards.
 """
@@ -7,31 +7,31 @@ from __future__ import annotations
 
 import numpy as np
 
+from scripts.demo.drawing.appearance import Appearance, Colour, shade
 from scripts.demo.drawing.body import Body
 from scripts.demo.drawing.painter import CIRCLE, Painter
-from scripts.demo.drawing.appearance import Colour, Appearance, shade
 
 LANDMARKS = np.array(
     [(0, 0.22, 1.08), (0.355, -0.02, 0.89), (-0.355, -0.02, 0.89), (1.0, 0.1, -0.1), (-1.0, 0.1, -0.1)]
 )  # nose, eyes, ears
-SEEN_FROM = np.array([-0.05, 0.1, 0.1, -0.3, -0.3])  # least z of the outward normal at which each of them shows
+SEEN_FROM = np.array([-0.05, 0.1, 0.1, -0.3, -0.3])  # smallest z of the outward normal at which each landmark shows
 COVERED_EARS = ("bob", "long", "curls")
 Point = tuple[float, float, float]  # on the unit sphere
 VOLUME = {"bald": 1.0, "curls": 1.22}  # size of hair and skull against the head; 1.07 for the other styles
 
 
 def head_axes(body: Body) -> np.ndarray:
-    """(3, 3): the head's half axes as columns, in body heights."""
+    """Return the head's half axes as columns, in body heights: (3, 3)."""
     return body.head @ np.diag(np.array([0.39, 0.5, 0.44]) * body.build.head)
 
 
 def landmarks(body: Body) -> np.ndarray:
-    """Nose, eyes and ears, left before right: (5, 3) in body heights."""
+    """Return nose, eyes and ears, left before right: (5, 3) in body heights."""
     return body.head_point + LANDMARKS @ head_axes(body).T
 
 
 def landmarks_seen(body: Body, appearance: Appearance) -> np.ndarray:
-    """Which of the five the head itself does not hide: (5,) bool."""
+    """Return which of the five landmarks the head itself does not hide: (5,) bool."""
     normals = LANDMARKS @ np.linalg.inv(head_axes(body))
     seen = normals[:, 2] / np.linalg.norm(normals, axis=1) > SEEN_FROM
     if appearance.hair_style in COVERED_EARS:
@@ -40,13 +40,14 @@ def landmarks_seen(body: Body, appearance: Appearance) -> np.ndarray:
 
 
 def cap_outline(axes: np.ndarray, direction: np.ndarray, angle: float) -> np.ndarray:
-    """Outline of the part of an ellipsoid within `angle` of a direction, as far as it faces the viewer.
+    """Return the outline of the part of an ellipsoid within `angle` of a direction, as far as it faces the viewer.
 
     Args:
         axes: (3, 3), half axes as columns.
         direction: (3,), on the unit sphere before `axes` stretches it.
+        angle: radians.
     Returns:
-        (n, 2) relative to the middle, not always convex; n = 0 where all of it is turned away.
+        (n, 2) relative to the middle, not always convex; n = 0 where the whole part is turned away.
     """
     pole = direction / np.linalg.norm(direction)
     viewer = np.linalg.solve(axes, np.array([0.0, 0.0, 1.0]))
@@ -60,13 +61,13 @@ def cap_outline(axes: np.ndarray, direction: np.ndarray, angle: float) -> np.nda
 
 
 def _run(points: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """The kept points of a closed line, which are consecutive, from the first after the gap."""
+    """Return the kept points of a closed line, which are consecutive, from the first after the gap."""
     start = int(np.argmax(keep & ~np.roll(keep, 1)))
     return np.roll(points, -start, 0)[np.roll(keep, -start)]
 
 
 def _great_circle(pole: np.ndarray) -> np.ndarray:
-    """(20, 3) points of the unit sphere at right angles to `pole`."""
+    """Return (20, 3) points of the unit sphere at right angles to `pole`."""
     x, y, z = pole
     across = np.array([z, 0.0, -x]) if abs(y) < 0.9 else np.array([0.0, z, -y])
     across /= np.linalg.norm(across)
@@ -74,12 +75,12 @@ def _great_circle(pole: np.ndarray) -> np.ndarray:
 
 
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The vector product of two (3,), without the overhead of numpy's."""
+    """Return the vector product of two (3,), without the overhead of numpy's function."""
     return np.array([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
 
 
 class Head:
-    """Paints one head.
+    """The head of one person, ready to paint.
 
     Args:
         centre: (3,) in pixels.
@@ -94,7 +95,7 @@ class Head:
         self.size = body.build.head * height  # pixels, chin to crown
 
     def _place(self, point: Point) -> np.ndarray:
-        """A point on (or off) the unit sphere, in pixels (3,)."""
+        """Return a point given relative to the unit sphere in pixels: (3,)."""
         return self.centre + self.axes @ np.array(point)
 
     def _cap(self, painter: Painter, direction: Point, degrees: float, volume: float, colour: Colour) -> None:
@@ -111,7 +112,7 @@ class Head:
         painter.fill(self.centre[:2] + ring @ self.axes[:2].T, colour, claim=False)
 
     def paint(self, painter: Painter) -> None:
-        """Everything, from back to front."""
+        """Paint hair, ears, face and cap, from back to front."""
         style, skin, hair = self.appearance.hair_style, self.appearance.skin, self.appearance.hair
         facing = self.forward[2] > 0
         if style == "cap" and not facing:
@@ -138,7 +139,9 @@ class Head:
             return
         for ear, seen in zip(LANDMARKS[3:], self.seen[3:], strict=True):
             if seen == in_front:
-                painter.ellipsoid(self._place(tuple(ear)), self.axes * (0.14, 0.2, 0.17), shade(self.appearance.skin, 0.94))
+                painter.ellipsoid(
+                    self._place(tuple(ear)), self.axes * (0.14, 0.2, 0.17), shade(self.appearance.skin, 0.94)
+                )
 
     def _nose(self, painter: Painter) -> None:
         painter.ellipsoid(self._place((0, 0.2, 1.0)), self.axes * (0.13, 0.15, 0.2), shade(self.appearance.skin, 0.88))
@@ -165,7 +168,7 @@ class Head:
             self._nose(painter)
 
     def _facing(self, point: Point) -> float:
-        """The z of the outward normal at a point of the unit sphere."""
+        """Return the z of the outward normal at a point of the unit sphere."""
         normal = np.array(point) @ np.linalg.inv(self.axes)
         return float(normal[2] / np.linalg.norm(normal))
 

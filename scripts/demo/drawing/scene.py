@@ -1,4 +1,4 @@
-"""Compose a picture of several drawn people with everything known about them: joints, visibility, silhouettes."""
+"""A scene: an image of several drawn people with exact labels for joints, visibility and silhouettes."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ import numpy as np
 
 from dekr_infer.geometry import Size
 from scripts.demo.drawing import backdrop
-from scripts.demo.drawing.body import assemble, sample_build, sample_pose, view
-from scripts.demo.drawing.painter import Painter
-from scripts.demo.drawing.drawn_person import HIDDEN, PARTS_PER_PERSON, DrawnPerson
 from scripts.demo.drawing.appearance import cloth, sample_appearance
+from scripts.demo.drawing.body import assemble, sample_build, sample_pose, view
+from scripts.demo.drawing.drawn_person import HIDDEN, PARTS_PER_PERSON, DrawnPerson
+from scripts.demo.drawing.painter import Painter
 
 MAX_PEOPLE = 6  # fits the uint8 map of owners
-PLAIN_SIDE = 480  # pixels: the short side of a picture to which the two heights refer
+REFERENCE_SIDE = 480  # pixels: the short side of an image to which heights and distances refer
 HEIGHTS = (66, 500)  # pixels: body heights
-MIN_DISTANCE = 36  # pixels: between the middles of two people, at PLAIN_SIDE
+MIN_DISTANCE = 36  # pixels: between the middles of two people, at REFERENCE_SIDE
 NORMAL_QUANTILES = np.array([NormalDist().inv_cdf((byte + 0.5) / 256) for byte in range(256)])
 
 
 @dataclass(frozen=True)
 class LabelledPerson:
-    """One labelled person.
+    """The label of one person.
 
     Attributes:
-        keypoints: (17, 3) float64, x, y in pixels and v: 2 seen, 1 hidden, 0 outside the picture (x = y = 0).
+        keypoints: (17, 3) float64, x, y in pixels and v: 2 seen, 1 hidden, 0 outside the image (x = y = 0).
         mask: (h, w) uint8 of the box only: 1 where the person shows.
         corner: x, y of the mask's first pixel.
     """
@@ -39,18 +39,18 @@ class LabelledPerson:
 
     @property
     def bbox(self) -> list[float]:
-        """x, y, width, height of what shows, in pixels."""
+        """Box around the visible pixels: x, y, width, height."""
         height, width = self.mask.shape
         return [float(self.corner[0]), float(self.corner[1]), float(width), float(height)]
 
     @cached_property
     def area(self) -> float:
-        """How many pixels show."""
+        """Number of visible pixels."""
         return float(cv2.countNonZero(self.mask))
 
     @cached_property
     def segmentation(self) -> list[list[float]]:
-        """COCO polygons [x0, y0, x1, y1, ...] around what shows; holes are filled."""
+        """COCO polygons [x0, y0, x1, y1, ...] around the visible pixels; holes are filled."""
         contours, _ = cv2.findContours(self.mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE, offset=self.corner)
         simple = [cv2.approxPolyDP(contour, 0.7, True).reshape(-1) for contour in contours]
         return [polygon.astype(float).tolist() for polygon in simple if len(polygon) >= 6]
@@ -58,20 +58,23 @@ class LabelledPerson:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture, (h, w, 3) uint8 RGB, and the people to be found in it."""
+    """An image, (h, w, 3) uint8 RGB, and the labels of its people."""
 
     image: np.ndarray
     people: list[LabelledPerson]
 
 
 def draw_scene(rng: np.random.Generator, size: Size, people: int | None = None) -> Scene:
-    """Draw a picture.
+    """Return a drawn scene.
 
     Args:
-        size: of the picture, in pixels.
+        rng: the source of all randomness.
+        size: of the image, in pixels.
         people: how many to draw, 0 to 6; 1 to 6 at random if not given. Fewer where they would not fit.
     Returns:
-        the scene; people of whom nothing shows, or no joint lies in the picture, are not listed.
+        The scene; a person without a visible pixel or without a joint in the image has no label.
+    Raises:
+        ValueError: `people` is out of range.
     """
     count = int(rng.choice(np.arange(1, 7), p=[0.2, 0.25, 0.21, 0.15, 0.11, 0.08])) if people is None else people
     if not 0 <= count <= MAX_PEOPLE:
@@ -95,8 +98,8 @@ def draw_scene(rng: np.random.Generator, size: Size, people: int | None = None) 
 
 
 def _cast(rng: np.random.Generator, size: Size, count: int) -> list[DrawnPerson]:
-    """Up to `count` people of related sizes, at places where each can be told from the others."""
-    zoom = min(size) / PLAIN_SIDE
+    """Return up to `count` people of related sizes, at places where each is distinct from the others."""
+    zoom = min(size) / REFERENCE_SIDE
     smallest, largest = np.log(90), np.log(HEIGHTS[1] / max(1, count - 1) ** 0.3)
     usual = np.exp(smallest + (largest - smallest) * rng.random() ** 0.75)
     crowding = rng.uniform(0.1, 0.55)  # the greatest share of a person's joints within another's box
@@ -106,7 +109,7 @@ def _cast(rng: np.random.Generator, size: Size, count: int) -> list[DrawnPerson]
             height = zoom * float(np.clip(usual * np.exp(rng.normal(0, 0.25)), *HEIGHTS))
             friend = cast[rng.integers(len(cast))] if cast and rng.random() < 0.4 else None
             person = _place(rng, size, height, friend)
-            if _in_picture(person.joints(), size).any() and all(
+            if _on_image(person.joints(), size).any() and all(
                 _distinct(person, other, crowding, size) for other in cast
             ):
                 cast.append(person)
@@ -115,7 +118,7 @@ def _cast(rng: np.random.Generator, size: Size, count: int) -> list[DrawnPerson]
 
 
 def _place(rng: np.random.Generator, size: Size, height: float, friend: DrawnPerson | None) -> DrawnPerson:
-    """A new person beside a friend or anywhere; mostly whole, else with about 40 % of the joints in the picture."""
+    """Return a new person next to a friend or anywhere; mostly whole, otherwise with 40 % of the joints inside."""
     lying = rng.random() < 0.05
     lean = rng.choice((-1, 1)) * rng.uniform(60, 115) if lying else rng.normal(0, 25 if rng.random() < 0.08 else 6)
     facing = rng.normal(0, 45) if rng.random() < 0.45 else rng.uniform(-180, 180)
@@ -134,34 +137,34 @@ def _place(rng: np.random.Generator, size: Size, height: float, friend: DrawnPer
         return person.moved(origin)
     for _ in range(8):
         origin = rng.uniform(0, 1, 2) * frame_wh - joints.mean(0)
-        if _in_picture(joints + origin, size).mean() >= 0.4:
+        if _on_image(joints + origin, size).mean() >= 0.4:
             break
     return person.moved(origin)
 
 
 def _inside(points: np.ndarray, box: np.ndarray) -> float:
-    """The share of (n, 2) points within left, top, right, bottom."""
+    """Return the share of (n, 2) points within left, top, right, bottom."""
     return float(((points >= box[:2]) & (points <= box[2:])).all(1).mean())
 
 
 def _distinct(person: DrawnPerson, other: DrawnPerson, crowding: float, size: Size) -> bool:
-    """Whether two people do not cover each other too much, and do not share the middle of what is in the picture."""
+    """Return whether two people overlap little and the middles of their joints in the image are far apart."""
     pair = person.joints(), other.joints()
-    middles = [points[_in_picture(points, size)].mean(0) for points in pair]
-    least = max(MIN_DISTANCE * min(size) / PLAIN_SIDE, 0.15 * min(person.height, other.height))
+    middles = [points[_on_image(points, size)].mean(0) for points in pair]
+    least = max(MIN_DISTANCE * min(size) / REFERENCE_SIDE, 0.15 * min(person.height, other.height))
     if np.hypot(*(middles[0] - middles[1])) < least:
         return False
     boxes = [np.concatenate([points.min(0), points.max(0)]) for points in pair]
     return _inside(pair[0], boxes[1]) <= crowding and _inside(pair[1], boxes[0]) <= crowding
 
 
-def _in_picture(joints: np.ndarray, size: Size) -> np.ndarray:
-    """(17,) bool: which joints (17, 2) lie on a pixel."""
+def _on_image(joints: np.ndarray, size: Size) -> np.ndarray:
+    """Return which joints (17, 2) lie on a pixel: (17,) bool."""
     return np.all((joints >= 0) & (joints <= (size.w - 1, size.h - 1)), axis=1)
 
 
 def _feet(person: DrawnPerson) -> np.ndarray:
-    """(4, 2) heels and toes in pixels."""
+    """Return heels and toes, (4, 2) pixels."""
     return person.at(np.concatenate([person.body.heel, person.body.toe]))[:, :2]
 
 
@@ -173,7 +176,7 @@ def _shadow(painter: Painter, person: DrawnPerson) -> None:
 
 
 def _stool(rng: np.random.Generator, painter: Painter, person: DrawnPerson) -> None:
-    """Something to sit on, for those whose legs hang before it."""
+    """Paint a stool under a person whose legs hang in front of it."""
     if person.body.pelvis[2, 2] > -0.3:
         seat = person.origin[:2] + np.array([0.0, 0.05 * person.height])
         floor = float(_feet(person)[:, 1].max())
@@ -181,15 +184,16 @@ def _stool(rng: np.random.Generator, painter: Painter, person: DrawnPerson) -> N
 
 
 def _label(numbers: np.ndarray, number: int, joints: np.ndarray, shown: np.ndarray) -> LabelledPerson | None:
-    """The annotation of one person; None if nothing shows.
+    """Return the label of a person; `None` if no pixel shows the person.
 
     Args:
-        numbers: (h, w) uint8, whom each pixel shows.
+        numbers: (h, w) uint8, the number of the person that each pixel shows.
+        number: of this person.
         joints: (17, 2) pixels.
         shown: (17,) SEEN or HIDDEN, before others were painted.
     """
     h, w = numbers.shape
-    inside = _in_picture(joints, Size(h, w))
+    inside = _on_image(joints, Size(h, w))
     x, y = np.rint(joints[inside]).astype(int).T
     keypoints = np.zeros((17, 3))
     keypoints[inside, :2] = joints[inside]
@@ -202,20 +206,20 @@ def _label(numbers: np.ndarray, number: int, joints: np.ndarray, shown: np.ndarr
 
 
 def _develop(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
-    """What a camera does: exposure, colour cast, blur, noise."""
+    """Return the image as a camera sees it: with exposure, colour cast, blur and noise."""
     levels = np.linspace(0, 1, 256)[:, None] ** rng.uniform(0.75, 1.35)
     levels = 0.5 + rng.uniform(0.7, 1.1) * (levels - 0.5) + rng.normal(0, 0.05)
     table = np.clip(255 * levels * rng.uniform(0.9, 1.1, 3), 0, 255).astype(np.uint8)
     image = cv2.LUT(image, table[None])
     if rng.random() < 0.3:
-        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.4) * min(image.shape[:2]) / PLAIN_SIDE)
+        image = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.4, 1.4) * min(image.shape[:2]) / REFERENCE_SIDE)
     if rng.random() < 0.6:
         image = _noisy(rng, image, rng.uniform(1, 9))
     return image
 
 
 def _noisy(rng: np.random.Generator, image: np.ndarray, sigma: float) -> np.ndarray:
-    """Add Gaussian noise, looked up from uniform bytes by its quantiles: much faster than drawing it."""
+    """Return the image with Gaussian noise, looked up from uniform bytes by its quantiles, which is fast."""
     uniform = rng.integers(0, 256, image.shape, np.uint8)
     quantiles = np.rint(sigma * NORMAL_QUANTILES)
     brighter = cv2.LUT(uniform, np.maximum(quantiles, 0).astype(np.uint8))

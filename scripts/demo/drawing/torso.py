@@ -1,12 +1,12 @@
-"""The torso of a drawn person: elliptic cross sections from the neck to the crotch, and the clothes on them."""
+"""The torso of a drawn person: elliptic cross sections from the neck to the crotch, and the clothes on it."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from scripts.demo.drawing.appearance import Appearance, Colour, shade
 from scripts.demo.drawing.body import Body
 from scripts.demo.drawing.painter import CIRCLE, LIGHT, Painter
-from scripts.demo.drawing.appearance import Colour, Appearance, shade
 
 HEM = 4  # index of the ring where the shirt ends
 BANDS = 9  # of a striped shirt
@@ -42,7 +42,7 @@ class Torso:
         self.through = height * depths[:, None] * np.array([frame[:, 2] for frame in frames])
 
     def ring(self, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Centre and half axes (3,) at a level between two rings, 0 at the neck."""
+        """Return centre and half axes, each (3,), at a level between two rings; level 0 is the neck."""
         low = min(int(level), 4)
         part = level - low
         centre, across, through = (
@@ -51,7 +51,7 @@ class Torso:
         return centre, across, through
 
     def outline(self, level: float, inset: float = 0.0) -> np.ndarray:
-        """(20, 2) pixels around a level, drawn in by `inset` pixels and then moved towards the light."""
+        """Return the outline of a level, (20, 2) pixels, shrunk by `inset` pixels and then moved towards the light."""
         centre, across, through = self.ring(level)
         points = CIRCLE @ np.stack([across[:2], through[:2]])
         if inset:
@@ -60,15 +60,17 @@ class Torso:
         return centre[:2] + points
 
     def surface(self, level: float, angle: float) -> tuple[np.ndarray, float]:
-        """A point (3,) in pixels on the torso, `angle` radians to the left of the middle of the front, and how much
-        it faces the viewer (1 fully, negative: turned away)."""
+        """Return a point on the surface, (3,) pixels, and how much it faces the viewer (1 fully, negative: away).
+
+        `angle` is in radians from the middle of the front to the person's left.
+        """
         centre, across, through = self.ring(level)
         point = centre + np.sin(angle) * across + np.cos(angle) * through
         normal = np.sin(angle) * across / (across @ across) + np.cos(angle) * through / (through @ through)
         return point, float(normal[2] / np.linalg.norm(normal))
 
     def bands(self, painter: Painter, edges: np.ndarray, colours: list[Colour]) -> None:
-        """Paint the torso between consecutive levels, the farthest band first, round-looking."""
+        """Paint the torso between consecutive levels, the farthest band first, each with a dark rim."""
         order = np.argsort([self.ring(level)[0][2] for level in (edges[:-1] + edges[1:]) / 2], kind="stable")
         rim = 0.012 * self.height
         for band in order:
@@ -79,7 +81,7 @@ class Torso:
             painter.hull(np.concatenate(pair), colours[band])
 
     def paint_shirt(self, painter: Painter) -> None:
-        """Shirt with its pattern, and the straps of a bag."""
+        """Paint the shirt with its pattern, and the straps of a bag."""
         appearance = self.appearance
         if appearance.pattern == "stripes":
             edges = np.interp(np.linspace(0, 1, BANDS + 1), np.linspace(0, 1, 5), np.arange(5))
@@ -103,12 +105,12 @@ class Torso:
                     self._mark(painter, float(level), angle, 0.011, shade(appearance.accent, 0.6))
 
     def paint_pelvis(self, painter: Painter) -> None:
-        """Trousers or skirt from the waist to the crotch."""
+        """Paint trousers or skirt from the waist to the crotch."""
         colour = self.appearance.shirt if self.appearance.skirt > 0.85 else self.appearance.trousers
         self.bands(painter, np.array([3.6, 4.0, 5.0]), [colour] * 2)
 
     def _mark(self, painter: Painter, level: float, angle: float, radius: float, colour: Colour | None = None) -> None:
-        """A disc of `radius` body heights that lies on the torso and turns with it."""
+        """Paint a disc of `radius` body heights that lies on the torso and turns with it."""
         point, facing = self.surface(level, angle)
         if facing < 0.1:
             return

@@ -1,1 +1,1 @@
-"""Training on drawn people: targets and dataset, the grouped network, losses, schedule, the training loop, evaluation."""
+"""Training on drawn people: targets and dataset, the grouped network, losses, schedule, training loop, evaluation."""

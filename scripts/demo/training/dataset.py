@@ -1,7 +1,7 @@
-"""Batches of drawn people without end: each is a function of the seed and its number alone.
+"""An endless dataset of batches of drawn people: a batch depends on the seed and its number alone.
 
-A scene is drawn at the size of an ordinary picture, then turned, scaled, mirrored and crop to a square as a input size
-would show it. Small squares hold many small people cheaply, large ones teach the large people.
+A scene is drawn at the size of an ordinary image, then rotated, scaled, mirrored and cropped to a square at the scale
+of the network's input. Small crops hold many small people cheaply, large crops teach large people.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from dekr_infer.skeleton import COCO_17
 from scripts.demo.drawing.scene import Scene, draw_scene
 from scripts.demo.training.targets import heat_targets, keep_inside, offset_targets
 
-SHORT_SIDES = (300, 521)  # pixels: what pictures are drawn at before they are brought to a input size
+SHORT_SIDES = (300, 521)  # pixels: the sides of scenes before they are scaled
 
 
 class Crop(NamedTuple):
-    """A kind of batch: squares of `side` pixels, `pictures` of them from half or all as many `scenes`, zoomed."""
+    """A kind of batch: `per_scene` squares of `side` pixels from each of `scenes` scenes, drawn with chance `share`."""
 
     side: int
     scenes: int
@@ -61,15 +61,15 @@ class Batch(NamedTuple):
 
 
 def normalised(image: Tensor) -> Tensor:
-    """(N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32 in channels_last order, as the network wants it."""
+    """Return (N, H, W, 3) uint8 RGB as the network's input, (N, 3, H, W) float32 in channels_last order."""
     mean, std = (torch.tensor(v, device=image.device) * 255 for v in (MEAN, STD))
     return ((image.float() - mean) / std).permute(0, 3, 1, 2)
 
 
 def crop_affine(rng: np.random.Generator, scene: Scene, crop: Crop, upright: bool = False) -> np.ndarray:
-    """(2, 3) float64: scene pixels to the pixels of a square that holds some labelled joint.
+    """Return an affine from scene pixels to the pixels of a square with a whole person: (2, 3) float64.
 
-    Mirroring is part of it (its determinant is then negative). `upright`: the whole scene, centred, as a input size.
+    It may mirror (its determinant is then negative). `upright` asks for the whole scene, centred.
     """
     short = min(scene.image.shape[:2])
     zoom = min(PUBLISHED_SIZES.sizes[0]) / short * np.exp(rng.uniform(*np.log(crop.zoom)))
@@ -91,13 +91,13 @@ def crop_affine(rng: np.random.Generator, scene: Scene, crop: Crop, upright: boo
 
 
 def transform_joints(joints: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Joints (people, 17, 3) through an affine; mirrored people swap their left and right."""
+    """Return joints (people, 17, 3) carried through an affine; a mirrored person's left and right are swapped."""
     moved = np.concatenate([joints[..., :2] @ affine[:, :2].T + affine[:, 2], joints[..., 2:]], -1)
     return moved[:, list(COCO_17.partners)] if np.linalg.det(affine[:, :2]) < 0 else moved
 
 
 def make_batch(seed: tuple[int, ...], crop: Crop | None = None, upright: bool = False) -> Batch:
-    """Draw a batch; of the kind `cut`, or of a kind at random."""
+    """Return a drawn batch of the kind `crop`, or of a random kind."""
     rng = np.random.default_rng(seed)
     crop = crop or CROPS[rng.choice(len(CROPS), p=[kind.share for kind in CROPS])]
     cells_side = crop.side // STRIDE
@@ -127,10 +127,10 @@ def make_batch(seed: tuple[int, ...], crop: Crop | None = None, upright: bool = 
 
 
 class DrawnBatches(IterableDataset):
-    """The batches of one training process from step `first` on."""
+    """The batches of one training process, beginning at step `first`."""
 
     def __init__(self, seed: int, rank: int, first: int, crop: Crop | None = None) -> None:
-        self.seed, self.rank, self.step, self.crop = seed, rank, first, cut
+        self.seed, self.rank, self.step, self.crop = seed, rank, first, crop
 
     def __iter__(self) -> Iterator[Batch]:
         cv2.setNumThreads(0)

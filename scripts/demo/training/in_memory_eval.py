@@ -1,8 +1,8 @@
-"""The project's own chain in memory, for validating while training: pictures -> two passes -> people -> COCO figures.
+"""Evaluation of a network in training, in memory: images -> two passes -> people -> COCO metrics.
 
-    python3 scripts/demo/detect.py --root data/demo --state models/demo_train/state.pth
+    python3 scripts/demo/training/in_memory_eval.py --root data/demo --state models/demo_train/state.pth
 
-prints the ten figures of a training state's averaged weights on a data set that people.py wrote.
+prints the ten metrics of a training state's averaged weights on a data set that people.py wrote.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
     sys.path.insert(0, str(ROOT))
 
@@ -39,27 +39,28 @@ SPLIT = "val2017"
 
 
 def read_training_file(path: Path) -> dict[str, Any]:
-    """What a training state or a checkpoint holds.
+    """Return the content of a training state or a checkpoint.
 
     Raises:
-        DekrError: it is missing or damaged.
+        DekrError: the file is missing or damaged.
     """
     if not path.is_file():
-        raise DekrError(f"{path}: no such file; train with scripts/demo/train.py")
+        raise DekrError(f"{path}: no such file; create it with scripts/demo/train.py")
     try:
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for damaged files
-        raise DekrError(f"{path}: damaged ({type(error).__name__}); delete it and train again") from None
+        raise DekrError(f"{path}: damaged ({type(error).__name__}); delete it and run scripts/demo/train.py") from None
     return loaded
 
 
 def load_grouped(path: Path, cfg: str | Path = DEMO, widen: bool = False) -> GroupedNet:
-    """The network in evaluation mode, from a training state (its average) or from a checkpoint.
+    """Return the network in evaluation mode, from a training state (its average) or from a checkpoint.
 
     Args:
-        widen: the file may have fewer channels for every joint than `cfg` asks for.
+        path: the file. cfg: name or file of the configuration.
+        widen: allow a file with fewer channels for every joint than `cfg` has.
     Raises:
-        DekrError: the file is missing, damaged, or of another network.
+        DekrError: the file is missing, damaged, or belongs to another network.
     """
     network = GroupedNet(load_config(cfg).MODEL.SPEC)
     loaded = read_training_file(path)
@@ -67,13 +68,13 @@ def load_grouped(path: Path, cfg: str | Path = DEMO, widen: bool = False) -> Gro
         state = loaded["average"] if "average" in loaded else grouped_state(read_state(path))
         network.load_state_dict(widened(state, network.state_dict()) if widen else state)
     except (RuntimeError, KeyError, AttributeError):
-        raise DekrError(f"{path}: of another network than {cfg}; name the right --cfg or another file") from None
+        raise DekrError(f"{path}: belongs to another network than {cfg}; pass its --cfg or another file") from None
     return network.eval()
 
 
 @torch.inference_mode()
 def run_network(network: GroupedNet, warped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Heat (18, h, w) and offset (34, h, w) float32 of a picture in its input size, (H, W, 3) uint8 BGR."""
+    """Return heatmap (18, h, w) and offset (34, h, w), float32, of an input image (H, W, 3) uint8 BGR."""
     image = torch.from_numpy(normalise(warped)).to(memory_format=torch.channels_last)
     h, w = image.shape[2] // 4, image.shape[3] // 4
     heat, offset = network(image, torch.arange(h * w))
@@ -83,7 +84,7 @@ def run_network(network: GroupedNet, warped: np.ndarray) -> tuple[np.ndarray, np
 def detect(
     network: GroupedNet, data: DataSet, files: PictureFiles, settings: DecodeSettings, flip: bool = True
 ) -> Iterator[tuple[Picture, np.ndarray, np.ndarray]]:
-    """Yields each picture with its poses (people, 17, 3) in image pixels and their scores (people,)."""
+    """Yield each image with its poses (people, 17, 3) in image pixels and their scores (people,)."""
     for picture in data.pictures:
         input_size = PUBLISHED_SIZES.place(picture.size).input
         warped = warp(decode_picture(files.read(picture.file_name), picture.file_name), input_size)
@@ -94,8 +95,8 @@ def detect(
         yield picture, transform_poses(poses, Placement(picture.size, input_size).to_image), scores
 
 
-def figures(network: GroupedNet, root: Path, rescore: RescoreNet | None = None, flip: bool = True) -> dict[str, float]:
-    """The ten COCO figures of the network on a data set below `root`."""
+def evaluate(network: GroupedNet, root: Path, rescore: RescoreNet | None = None, flip: bool = True) -> dict[str, float]:
+    """Return the ten COCO metrics of the network on the data set below `root`."""
     data = load_data_set(root, SPLIT)
     files = PictureFiles(picture_source(root, SPLIT), SPLIT)
     results = []
@@ -107,7 +108,7 @@ def figures(network: GroupedNet, root: Path, rescore: RescoreNet | None = None, 
 
 
 def main(argv: Arguments = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = Parser(__doc__)
     parser.add_argument("--root", type=Path, required=True, help="data set, as people.py writes it")
     parser.add_argument("--state", type=Path, default=ROOT / "models/demo_train/state.pth", help="state or checkpoint")
@@ -119,7 +120,7 @@ def main(argv: Arguments = None) -> int:
     def work() -> None:
         torch.set_num_threads(args.threads)
         rescore = load_rescore_net(args.rescore) if args.rescore else None
-        print(figures_table(figures(load_grouped(args.state), args.root, rescore, args.flip)))
+        print(figures_table(evaluate(load_grouped(args.state), args.root, rescore, args.flip)))
 
     return run(work)
 
