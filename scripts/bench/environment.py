@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""The machine and the library versions of a measurement."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from dekr_infer.cli.app import cores
 LIBRARIES = ("numpy", "opencv-python-headless", "torch", "onnxruntime", "pycocotools")
 
 
-def machine() -> dict[str, str | int | float]:
-    """Processor, cores, memory, system and the versions that matter."""
+def environment() -> dict[str, str | int | float]:
+    """Return processor, cores, memory, system and the versions that matter."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "processor": _processor(),
@@ -25,18 +25,8 @@ def machine() -> dict[str, str | int | float]:
     }
 
 
-def sentence() -> str:
-    """The same as one line."""
-    facts = machine()
-    libraries = ", ".join(f"{name} {facts[name]}" for name in LIBRARIES)
-    return (
-        f"{facts['processor']}, {facts['cores']} cores, {facts['memory_GiB']} GiB; {facts['system']}; "
-        f"Python {facts['python']}, {libraries}"
-    )
-
-
 def _processor() -> str:
-    """The processor's name and, for those that hide it in a virtual machine, its vector units."""
+    """Return the processor's name and its widest vector units, which a virtual machine's name may hide."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
