@@ -67,7 +67,7 @@ class Maps(NamedTuple):
         Raises:
             DekrError: a value is NaN or infinite.
         """
-        return _finite(np.asarray(self.offset[:, y, x]), self.sources[1]).T.reshape(len(y), -1, 2)
+        return _finite(np.asarray(self.offset[:, y, x]), self.sources[1]).T.reshape(len(y), len(self.offset) // 2, 2)
 
 
 def _finite(values: np.ndarray, source: str) -> np.ndarray:
@@ -125,13 +125,19 @@ class Frame:
     """One image on its way through the chain.
 
     Args:
-        key: names the image in files and records; unique in a run.
+        key: names the image's tensors, outputs and records; unique in a run.
         placement: the image's place in the network's input.
         read: decodes the image: (h, w, 3) uint8 BGR. Backends that read outputs from files never call it.
-        image_id: the id in the annotation file, where there is one.
+        image_id, file_name: of the annotation file, where there is one.
     """
 
     key: str
     placement: Placement
     read: Callable[[], np.ndarray] = field(repr=False)
+    file_name: str = ""
     image_id: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The image's name for messages: its file name where it has one."""
+        return self.file_name or self.key

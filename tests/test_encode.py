@@ -8,7 +8,7 @@ import pytest
 
 from dekr_infer.cli import postprocess as postprocess_command
 from dekr_infer.data.coco import load_data_set
-from dekr_infer.evaluation.coco_metrics import FIGURES
+from dekr_infer.evaluation.coco_metrics import METRICS
 from dekr_infer.pose.encode import Encoding, noisy, write_dumps
 from scripts.demo import people
 from tests.support.helpers import COCO_MINI, run_command
@@ -41,7 +41,7 @@ def evaluate(root: Path, folder: Path, encoding: Encoding, flip: bool = True) ->
     )
     assert ran.code == 0, ran.err
     figures = json.loads((folder / "results" / "metrics.json").read_text())["figures"]
-    assert tuple(figures) == FIGURES
+    assert tuple(figures) == METRICS
     return figures, json.loads((folder / "results" / "keypoints_val2017_results.json").read_text())
 
 
@@ -50,7 +50,7 @@ def evaluate(root: Path, folder: Path, encoding: Encoding, flip: bool = True) ->
 def test_the_truth_comes_back_with_ap_1(root, flip, tmp_path):
     """With a centre cell of their own, the people of real pictures reach 1.000 too, not only the expected 0.96."""
     figures, _ = evaluate(root, tmp_path, PLAIN, flip)
-    assert figures == pytest.approx(dict.fromkeys(FIGURES, 1.0), abs=1e-3)
+    assert figures == pytest.approx(dict.fromkeys(METRICS, 1.0), abs=1e-3)
 
 
 @pytest.mark.parametrize("flip", [True, False], ids=["flip", "no flip"])
@@ -60,7 +60,7 @@ def test_every_labelled_joint_comes_back_within_a_hundredth_of_a_pixel(root, fli
     found = {image: [] for image in {entry["image_id"] for entry in results}}
     for entry in results:
         found[entry["image_id"]].append(np.reshape(entry["keypoints"], (17, 3)))
-    truth = [entry for entry in load_data_set(root, "val2017").content["annotations"] if entry["num_keypoints"]]
+    truth = [entry for entry in load_data_set(root, "val2017").ground_truth() if entry.num_keypoints]
     for entry in truth:
         joints = np.reshape(entry["keypoints"], (17, 3))
         there = joints[:, 2] > 0

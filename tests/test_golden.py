@@ -10,10 +10,12 @@ import pytest
 
 from dekr_infer.geometry import PUBLISHED_SIZES, Placement, Size
 from dekr_infer.pose import preprocess
-from dekr_infer.pose.decode import DecodeSettings, Passes, decode, transform_poses
-from dekr_infer.pose.refine import MatchSettings, match_to_heatmap
+from dekr_infer.pose.decode import decode, transform_poses
+from dekr_infer.pose.refine import match_to_heatmap
 from dekr_infer.pose.rescore import RescoreNet, layer_shapes
+from dekr_infer.structures import Passes
 from tests.golden import cases
+from tests.support.recipe import DECODE, REFINE, passes_of
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 PICTURES = dict(np.load(GOLDEN / "pictures.npz"))
@@ -27,7 +29,7 @@ CASES = pytest.mark.parametrize(
 
 def passes(name: str, flip: str) -> Passes:
     maps = MAPS[name]
-    return Passes(*maps) if flip == "flip" else Passes(maps.heat, maps.offset)
+    return passes_of(*maps) if flip == "flip" else passes_of(maps.heat, maps.offset)
 
 
 @pytest.mark.parametrize("size", cases.PICTURE_SIZES, ids=str)
@@ -59,7 +61,7 @@ def test_the_tiny_network_has_upstreams_keys_and_outputs():
 
 @CASES
 def test_the_same_people_are_kept_in_the_same_order(name, flip):
-    poses, scores = decode(passes(name, flip), DecodeSettings())
+    poses, scores = decode(passes(name, flip), DECODE)
     kept = DECODING[f"{name}/{flip}/kept"]
     assert poses.shape == kept.shape
     np.testing.assert_allclose(poses[:, :, :2], kept[:, :, :2], rtol=0, atol=1e-3)
@@ -71,7 +73,7 @@ def test_the_same_people_are_kept_in_the_same_order(name, flip):
 def test_final_poses_and_rescored_scores_are_upstreams(name, flip):
     if f"{name}/{flip}/final" not in DECODING:
         pytest.skip("nobody is found in this case")
-    poses, scores = decode(passes(name, flip), DecodeSettings())
+    poses, scores = decode(passes(name, flip), DECODE)
     final = transform_poses(poses, Placement(cases.IMAGE, INPUT_SIZE).to_image)
     np.testing.assert_allclose(final, DECODING[f"{name}/{flip}/final"], rtol=0, atol=1e-3)
     np.testing.assert_allclose(rescore_net()(final) * scores, DECODING[f"{name}/{flip}/rescored"], rtol=0, atol=1e-5)
@@ -87,13 +89,13 @@ def rescore_net() -> RescoreNet:
 @pytest.mark.parametrize("flip", ["flip", "single"])
 def test_matched_joints_are_upstreams(flip):
     kept = DECODING[f"hills/{flip}/kept"]
-    found = match_to_heatmap(kept, passes("hills", flip), MatchSettings())
+    found = match_to_heatmap(kept, passes("hills", flip), REFINE)
     np.testing.assert_allclose(found, DECODING[f"hills/{flip}/matched"], rtol=0, atol=1e-2)
     assert (np.abs(found - kept)[:, :, :2].max(2) > 0.1).mean() > 0.5  # most joints do move
 
 
 def test_a_pose_without_size_stays_where_upstream_fails():
-    poses, _ = decode(passes("no size", "single"), DecodeSettings())
+    poses, _ = decode(passes("no size", "single"), DECODE)
     assert len(poses) == 3
     extents = np.ptp(poses[:, :, :2], axis=1).max(1)
     assert sorted(extents < 1.5) == [False, True, True]

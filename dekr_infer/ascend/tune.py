@@ -38,7 +38,7 @@ from dekr_infer.ascend.subprocess_runner import run_tool
 from dekr_infer.ascend.tuning_report import Outcome, shares_of
 from dekr_infer.backends.folder_runner import output_names
 from dekr_infer.backends.onnxruntime import open_network
-from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, cores, count, non_negative_int, run
+from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, cores, non_negative_int, positive_int, run
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.export.difference import SEED, Difference, difference_of, test_picture
 from dekr_infer.export.variants.names import SEPARATE, VARIANTS
@@ -69,7 +69,9 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument(
         "--device", type=non_negative_int, metavar="N", help="NPU to convert for and run on (default: 0)"
     )
-    parser.add_argument("--loop", type=count, default=LOOP, metavar="N", help=f"passes per size (default: {LOOP})")
+    parser.add_argument(
+        "--loop", type=positive_int, default=LOOP, metavar="N", help=f"passes per size (default: {LOOP})"
+    )
     for name, share in (("heat", HEAT_SHARE), ("offset", OFFSET_SHARE)):
         told = f"difference from the CPU, as a share of the largest value (default: {share})"
         parser.add_argument(f"--{name}_tolerance", type=_share, default=share, metavar="X", help=told)

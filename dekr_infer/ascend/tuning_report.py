@@ -45,8 +45,8 @@ def shares_of(root: Path | None) -> Shares:
     if root is None:
         return Shares(SAMPLE, SAMPLE_SOURCE)
     data = load_data_set(root, SPLIT)
-    counts = Counter(PUBLISHED_SIZES.place(picture.size).input for picture in data.pictures)
-    return Shares(counts, f"{len(data.pictures)} pictures of {data.annotation}")
+    counts = Counter(PUBLISHED_SIZES.place(picture.size).input for picture in data.images)
+    return Shares(counts, f"{len(data.images)} pictures of {data.annotation}")
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from dekr_infer.errors import DekrError
 from dekr_infer.geometry import InputSizes, Size, cells
 from dekr_infer.onnx_graph.cpu_optimize import optimize_for_cpu
 from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
+from dekr_infer.pose.preprocess import mirror, normalise, warp
 from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage.atomic import read_regular
+from dekr_infer.structures import INPUT_NAME, OUTPUT_NAMES, Frame, Maps, Passes, output_shapes
 
-INPUT = "image"
-OUTPUTS = {"heatmap": COCO_17.heatmap_channels, "offset": COCO_17.offset_channels}
 EXPORT_AGAIN = "export it again with DEKR_pth2onnx.py"
 MALFORMED = (  # what the rewrites stumble over in nodes that lack something, or hold it in another type
     *(LookupError, ValueError, TypeError, AttributeError, ArithmeticError, StopIteration, RuntimeError),
@@ -52,17 +52,28 @@ class Network:
         """
         started = time.perf_counter()
         try:
-            heatmap, offset = self.session.run(list(OUTPUTS), {INPUT: image})
+            heatmap, offset = self.session.run(OUTPUT_NAMES, {INPUT_NAME: image})
         except RUNTIME_ERRORS as error:
             raise DekrError(f"{self.path}: cannot be run: {_first_line(error)}; {EXPORT_AGAIN}") from None
         milliseconds = (time.perf_counter() - started) * 1000
-        small = cells(Size(*image.shape[2:]))
-        for (name, channels), values in zip(OUTPUTS.items(), (heatmap, offset), strict=True):
-            if values.shape != (1, channels, *small):
-                raise DekrError(
-                    f"{self.path}: {name} has shape {values.shape}, not {(1, channels, *small)}; {EXPORT_AGAIN}"
-                )
+        expected = output_shapes(COCO_17, cells(Size(*image.shape[2:])))
+        for name, shape, values in zip(OUTPUT_NAMES, expected, (heatmap, offset), strict=True):
+            if values.shape != shape:
+                raise DekrError(f"{self.path}: {name} has shape {values.shape}, not {shape}; {EXPORT_AGAIN}")
         return heatmap, offset, milliseconds
+
+    def infer(self, frame: Frame, flip: bool) -> Passes:
+        """Decode a frame's image, warp it once, and run both passes.
+
+        Raises:
+            DekrError: the image cannot be decoded, or ONNX Runtime fails.
+        """
+        warped = warp(frame.read(), frame.placement.input)
+        maps = []
+        for pixels in (warped, mirror(warped))[: 1 + flip]:
+            heatmap, offset, _ = self.run(normalise(pixels))
+            maps.append(Maps(heatmap[0], offset[0], (f"{frame.name}: heatmap", f"{frame.name}: offset")))
+        return Passes(*maps)
 
 
 def load_graph(path: Path) -> tuple[onnx.ModelProto, str]:
@@ -82,10 +93,10 @@ def load_graph(path: Path) -> tuple[onnx.ModelProto, str]:
     if not model.graph.node:
         raise DekrError(f"{path}: not an ONNX file, or cut short; export it again with DEKR_pth2onnx.py")
     inputs, outputs = ([str(entry.name) for entry in ends] for ends in (model.graph.input, model.graph.output))
-    if inputs != [INPUT] or outputs != list(OUTPUTS):
+    if inputs != [INPUT_NAME] or outputs != list(OUTPUT_NAMES):
         raise DekrError(
-            f"{path}: goes from {', '.join(inputs)} to {', '.join(outputs)}, not from {INPUT} to "
-            f"{', '.join(OUTPUTS)}; export it with DEKR_pth2onnx.py"
+            f"{path}: goes from {', '.join(inputs)} to {', '.join(outputs)}, not from {INPUT_NAME} to "
+            f"{', '.join(OUTPUT_NAMES)}; export it with DEKR_pth2onnx.py"
         )
     return model, hashlib.sha256(data).hexdigest()
 

@@ -48,7 +48,7 @@ def config_of(args: argparse.Namespace) -> CfgNode:
     return load_config(args.cfg, args.pairs)
 
 
-def count(text: str) -> int:
+def positive_int(text: str) -> int:
     """An argument type: a whole number from 1 on, of at most 31 bits."""
     return _within(text, 1, 2**31 - 1)
 
@@ -70,7 +70,7 @@ def _within(text: str, least: int, most: int) -> int:
     return value
 
 
-def switch(text: str) -> bool:
+def yes_no(text: str) -> bool:
     """An argument type: on or off in any of the spellings that ais_bench takes."""
     word = text.lower()
     if word in ("yes", "true", "t", "y", "1"):
@@ -94,7 +94,7 @@ class Stopped(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def stoppable() -> Iterator[None]:
+def raise_on_sigterm() -> Iterator[None]:
     """Within it, SIGTERM and SIGHUP raise `Stopped`, to clean up as Ctrl-C does; ignored ones (nohup) stay ignored."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -142,7 +142,7 @@ def run(work: Callable[[], None]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text
     try:
-        with stoppable():
+        with raise_on_sigterm():
             work()
             _flush_stdout()
     except DekrError as error:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dekr_infer.backends.upstream_comparison import TOLERANCES, Comparison, Differences
-from dekr_infer.cli.app import Arguments, Parser, cores, count, run, worker_count
+from dekr_infer.cli.app import Arguments, Parser, cores, positive_int, run, worker_count
 from dekr_infer.cli.progress import progress
 from dekr_infer.config.load import load_config
-from dekr_infer.data.coco import DataSet, load_data_set
+from dekr_infer.data.coco import load_data_set
 from dekr_infer.errors import DekrError
+from dekr_infer.evaluation.upstream_comparison import TOLERANCES, Comparison, Differences
 from dekr_infer.model.upstream import upstream_config, use_checkout
 from dekr_infer.storage.atomic import write_json
 
@@ -31,29 +31,29 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--cfg", default="dekr_w32_coco", help="the network's configuration (default: dekr_w32_coco)")
     parser.add_argument("--checkpoint", type=Path, help="compare the network's maps, and decode those")
     parser.add_argument("--rescore", type=Path, help="compare rescored scores with this checkpoint")
-    parser.add_argument("--limit", type=count, metavar="N", help="only the first N pictures")
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N images")
     parser.add_argument("--json", type=Path, help="write the table here as well")
     parser.add_argument("--threads", type=worker_count, default=cores(), metavar="N", help="(default: all cores)")
     args = parser.parse_args(argv)
 
     def work() -> None:
         use_checkout(args.upstream)
-        data = load_data_set(args.root, SPLIT)
-        data = DataSet(data.annotation, data.pictures[: args.limit], data.content)
+        whole = load_data_set(args.root, SPLIT)
+        data = whole.first(args.limit)
         pairs = ["DATASET.ROOT", str(args.root), "DATASET.TEST", SPLIT]
         pairs += ["RESCORE.MODEL_FILE", str(args.rescore)] if args.rescore else ["RESCORE.VALID", "False"]
         config = load_config(args.cfg, pairs)
         comparison = Comparison(config, upstream_config(args.upstream, None, pairs), args.checkpoint, args.threads)
         differences = Differences()
-        with progress("compare", len(data.pictures)) as advance:
-            for picture in data.pictures:
-                comparison.compare(picture, data, differences)
+        with progress("compare", len(data.images)) as advance:
+            for image in data.images:
+                comparison.compare(image, data, differences)
                 advance(1)
-        comparison.compare_results(data, differences)
-        print(f"largest differences between upstream and ours over {len(data.pictures)} pictures")
+        comparison.compare_results(whole, differences)
+        print(f"largest differences between upstream and ours over {len(data.images)} images")
         print(differences.table())
         if args.json:
-            write_json(args.json, {"pictures": len(data.pictures), "stages": differences.rows()}, indent=2)
+            write_json(args.json, {"pictures": len(data.images), "stages": differences.rows()}, indent=2)
         exceeded = [stage for stage in differences.largest if not differences.holds(stage)]
         if exceeded:
             raise DekrError(f"beyond tolerance: {', '.join(exceeded)}")

@@ -23,7 +23,7 @@ from dekr_infer.backends.folder_runner import (
     summary_path,
 )
 from dekr_infer.backends.onnxruntime import open_network
-from dekr_infer.cli.app import Arguments, Parser, cores, count, non_negative_int, run, switch, worker_count
+from dekr_infer.cli.app import Arguments, Parser, cores, non_negative_int, positive_int, run, worker_count, yes_no
 from dekr_infer.cli.progress import progress
 from dekr_infer.errors import ConfigError, DekrError
 
@@ -36,12 +36,12 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--output", "-o", type=Path, help="where the output folders go (default: here)")
     parser.add_argument("--output_dirname", help="the output folder's name (default: the time, as ais_bench)")
     parser.add_argument("--outfmt", choices=FORMATS, default="NPY", help="(default: NPY)")
-    parser.add_argument("--loop", type=count, default=1, metavar="N", help="passes per tensor, each timed")
+    parser.add_argument("--loop", type=positive_int, default=1, metavar="N", help="passes per tensor, each timed")
     parser.add_argument(
         "--warmup_count", type=non_negative_int, default=1, metavar="N", help="untimed passes before the first"
     )
     parser.add_argument(
-        "--auto_set_dymdims_mode", type=switch, default=True, help="must be on: the graph has input sizes"
+        "--auto_set_dymdims_mode", type=yes_no, default=True, help="must be on: the graph has input sizes"
     )
     parser.add_argument("--threads", type=worker_count, default=cores(), metavar="N", help="(default: all cores)")
     parser.add_argument("--overwrite", action="store_true", help="run tensors anew whose outputs are there")

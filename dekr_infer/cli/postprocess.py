@@ -1,11 +1,11 @@
 """Turn the network's outputs into people and evaluate them: flip merge, poses, rescoring, COCO keypoint AP.
 
-Reads <picture>_0.npy (heatmap) and <picture>_1.npy (offset) from both dump folders and writes
-keypoints_<split>_results.json and metrics.json. The pictures themselves are not needed, only their annotation file.
-What looks wrong with the figures is said on stderr in lines that start with `warning:`, and kept in metrics.json.
+Reads <image>_0.npy (heatmap) and <image>_1.npy (offset) from both output folders and writes
+keypoints_<split>_results.json and metrics.json. The images themselves are not needed, only their annotation file.
+What looks wrong with the metrics is reported on stderr in lines that start with `warning:`, and kept in metrics.json.
 
---compare FILE lists what differs from an earlier run: inputs, settings, versions, counts, figures. The exit code is
-then 0 when the ten figures are the same, whatever else differs, and 1 when they are not; both files are written anyway.
+--compare FILE lists what differs from an earlier run: inputs, settings, versions, counts, metrics. The exit code is
+then 0 when the ten metrics are equal, whatever else differs, and 1 otherwise; both files are written in either case.
 
   python3 DEKR_postprocess.py --dump_dir ./out --dump_dir_flip ./out_flip \\
       RESCORE.MODEL_FILE models/final_rescore_coco_kpt.pth
@@ -20,95 +20,96 @@ from pathlib import Path
 
 from yacs.config import CfgNode
 
+from dekr_infer.backends.output_folder import OutputFolder
 from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, run
 from dekr_infer.cli.progress import progress
+from dekr_infer.config.settings import decode_settings, influences, refine_settings, rescore_net
 from dekr_infer.data.coco import load_data_set
+from dekr_infer.data.sources import frames_of
+from dekr_infer.detector import Detector
 from dekr_infer.errors import ConfigError, one_line
-from dekr_infer.evaluation.coco_metrics import coco_figures, figures_table
-from dekr_infer.evaluation.evaluate import Settings, available, process
+from dekr_infer.evaluation.coco_metrics import metrics_table
+from dekr_infer.evaluation.evaluate import evaluate
 from dekr_infer.evaluation.metrics_file import (
     difference_lines,
-    metrics_of,
+    metrics_content,
     read_metrics,
-    require_same_figures,
+    require_same_metrics,
     write_both,
 )
-from dekr_infer.pose.decode import DecodeSettings
-from dekr_infer.pose.refine import MatchSettings
-from dekr_infer.pose.rescore import load_rescore_net
 from dekr_infer.storage.npy import held
 
 
 def main(argv: Arguments = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = Parser(__doc__)
     parser.add_argument("--dump_dir", type=Path, default=Path("out"), help="outputs for the original tensors")
     parser.add_argument("--dump_dir_flip", type=Path, default=Path("out_flip"), help="outputs for the flipped tensors")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder for the two JSON files")
-    parser.add_argument("--allow_missing", action="store_true", help="evaluate the pictures whose outputs are there")
+    parser.add_argument("--allow_missing", action="store_true", help="evaluate the images that have outputs")
     parser.add_argument(
-        "--compare", type=Path, metavar="FILE", help="say what differs from an earlier metrics.json; see above"
+        "--compare", type=Path, metavar="FILE", help="list what differs from an earlier metrics.json; see above"
     )
     add_config(parser)
     args = parser.parse_args(argv)
-
-    def work() -> None:
-        config = config_of(args)
-        started = time.monotonic()
-        folders = [args.dump_dir] + [args.dump_dir_flip] * config.TEST.FLIP_TEST
-        if len(set(map(os.path.realpath, folders))) < len(folders):
-            raise ConfigError("--dump_dir and --dump_dir_flip name the same folder")
-        data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST)
-        pictures = available(data, folders, args.allow_missing)
-        earlier = read_metrics(args.compare) if args.compare else None
-        settings = settings_of(config)
-        with held(args.output):
-            with progress("postprocess", len(pictures)) as advance:
-                outcome = process(data, pictures, folders, settings, advance)
-            figures = coco_figures(data, outcome.results, [picture.id for picture in pictures])
-            metrics = metrics_of(config, data, folders, figures, outcome)
-            metrics["seconds"] = {"decoding": outcome.seconds, "all": time.monotonic() - started}
-            results = args.output / f"keypoints_{config.DATASET.TEST}_results.json"
-            write_both(results, outcome.results, args.output / "metrics.json", metrics)
-        left_out = len(data.pictures) - outcome.pictures
-        print(figures_table(figures))
-        print(
-            f"{outcome.pictures} pictures, {outcome.people} people, nobody in {outcome.empty} pictures"
-            + (f"; NOT THE WHOLE DATA SET: {left_out} pictures were missing and left out" if left_out else "")
+    return run(
+        lambda: postprocess(
+            config_of(args),
+            args.dump_dir,
+            args.dump_dir_flip,
+            args.output,
+            allow_missing=args.allow_missing,
+            compare=args.compare,
         )
-        print(
-            f"flip {'on' if config.TEST.FLIP_TEST else 'off'}, rescoring {'on' if config.RESCORE.VALID else 'off'}; "
-            f"{results} and metrics.json in {metrics['seconds']['all']:.1f} s"
-        )
-        for warning in metrics["warnings"].values():
-            print(f"warning: {one_line(warning)}", file=sys.stderr)
-        if earlier is not None:
-            print("\n".join(difference_lines(earlier, metrics, args.compare)))
-            require_same_figures(earlier, metrics, args.compare)
-
-    return run(work)
+    )
 
 
-def settings_of(config: CfgNode) -> Settings:
-    """What the configuration says about decoding; reads the rescoring checkpoint when it is wanted.
+def postprocess(
+    config: CfgNode,
+    dump_dir: Path,
+    dump_dir_flip: Path,
+    output: Path,
+    *,
+    allow_missing: bool = False,
+    compare: Path | None = None,
+) -> None:
+    """Evaluate two output folders, print the metrics, and write both JSON files below `output`.
 
     Raises:
-        DekrError: that checkpoint is missing or does not fit.
+        DekrError: see `OutputFolder.complete` and `evaluate`; or a metric differs from those in `compare`.
     """
-    test = config.TEST
-    decoding = DecodeSettings(
-        max_people=config.DATASET.MAX_NUM_PEOPLE,
-        threshold=test.KEYPOINT_THRESHOLD,
-        nms_distance=test.NMS_THRE,
-        nms_joints=test.NMS_NUM_THRE,
-        pool_sides=(test.POOL_THRESHOLD1, test.POOL_THRESHOLD2),
+    started = time.monotonic()
+    flip, split = config.TEST.FLIP_TEST, config.DATASET.TEST
+    folders = [dump_dir, dump_dir_flip] if flip else [dump_dir]
+    if len(set(map(os.path.realpath, folders))) < len(folders):
+        raise ConfigError("--dump_dir and --dump_dir_flip name the same folder")
+    data = load_data_set(config.DATASET.ROOT, split)
+    backend = OutputFolder(dump_dir, dump_dir_flip if flip else None)
+    frames = backend.complete(frames_of(data, backend.input_sizes), data.annotation.name, allow_missing)
+    earlier = read_metrics(compare) if compare else None
+    detector = Detector(
+        backend, decode_settings(config), flip=flip, refine=refine_settings(config), rescore=rescore_net(config)
     )
-    matching = MatchSettings(
-        max_people=config.DATASET.MAX_NUM_PEOPLE,
-        absorb_distance=test.MAX_ABSORB_DISTANCE,
-        threshold=test.ADJUST_THRESHOLD,
-        reach=test.GUASSIAN_KERNEL,
-        sigma=config.DATASET.SIGMA,
+    with held(output):
+        with progress("postprocess", len(frames)) as advance:
+            evaluation = evaluate(detector, data, frames, advance)
+        rescore = Path(config.RESCORE.MODEL_FILE) if config.RESCORE.VALID else None
+        metrics = metrics_content(evaluation, data, influences(config), rescore, folders)
+        metrics["seconds"] = {"decoding": evaluation.seconds, "all": time.monotonic() - started}
+        results = output / f"keypoints_{split}_results.json"
+        write_both(results, evaluation.results, output / "metrics.json", metrics)
+    left_out = len(data.images) - len(frames)
+    print(metrics_table(evaluation.metrics))
+    print(
+        f"{len(frames)} images, {len(evaluation.results)} people, nobody in {evaluation.empty} images"
+        + (f"; NOT THE WHOLE DATA SET: {left_out} images were missing and left out" if left_out else "")
     )
-    rescore = load_rescore_net(config.RESCORE.MODEL_FILE, config.RESCORE.HIDDEN_LAYER) if config.RESCORE.VALID else None
-    return Settings(decoding, matching if test.MATCH_HMP else None, rescore)
+    print(
+        f"flip {'on' if flip else 'off'}, rescoring {'on' if config.RESCORE.VALID else 'off'}; "
+        f"{results} and metrics.json in {metrics['seconds']['all']:.1f} s"
+    )
+    for warning in metrics["warnings"].values():
+        print(f"warning: {one_line(warning)}", file=sys.stderr)
+    if earlier is not None and compare is not None:
+        print("\n".join(difference_lines(earlier, metrics, compare)))
+        require_same_metrics(earlier, metrics, compare)

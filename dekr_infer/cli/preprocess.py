@@ -15,9 +15,10 @@ from pathlib import Path
 
 import cv2
 
-from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, cores, count, run, worker_count
+from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, cores, positive_int, run, worker_count
 from dekr_infer.cli.progress import progress
-from dekr_infer.data.coco import load_data_set, picture_source
+from dekr_infer.data.coco import load_data_set
+from dekr_infer.data.sources import image_source
 from dekr_infer.errors import ConfigError
 from dekr_infer.evaluation.provenance import Making, moved_warning
 from dekr_infer.geometry import PUBLISHED_SIZES
@@ -33,7 +34,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument(
         "--workers", type=worker_count, default=cores(), metavar="N", help="processes (default: all cores)"
     )
-    parser.add_argument("--limit", type=count, metavar="N", help="only the first N pictures")
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N pictures")
     parser.add_argument("--overwrite", action="store_true", help="write tensors anew that are there already")
     add_config(parser)
     args = parser.parse_args(argv)
@@ -51,12 +52,12 @@ def main(argv: Arguments = None) -> int:
         started = time.monotonic()
         root, split = config.DATASET.ROOT, config.DATASET.TEST
         data = load_data_set(root, split)
-        source = picture_source(root, split, config.DATASET.DATA_FORMAT)
+        source = image_source(root, split, config.DATASET.DATA_FORMAT)
         moved = moves_pixels()
         if moved:
             print(f"warning: {moved_warning([cv2.__version__])}", file=sys.stderr)
         folders = (args.output, args.output_flip)
-        with progress("preprocess", len(data.pictures[: args.limit])) as advance:
+        with progress("preprocess", len(data.images[: args.limit])) as advance:
             summary = write_tensors(
                 data,
                 source,

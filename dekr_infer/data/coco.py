@@ -1,259 +1,215 @@
-"""The data set: the annotation file's pictures in its own order, and their bytes from the zip or a folder."""
+"""The data set: a COCO annotation file's images in its own order, its people, and the category of the people.
+
+The file is decoded into types, so every value is checked once, when it is loaded; what this project does not use is
+dropped there.
+"""
 
 from __future__ import annotations
 
-import json
-import os
-import zipfile
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
-from dekr_infer.errors import ConfigError, DekrError, excerpt
+import msgspec
+
+from dekr_infer.errors import DekrError, excerpt
 from dekr_infer.geometry import Size
-from dekr_infer.storage.atomic import open_regular, read_regular
+from dekr_infer.skeleton import COCO_17, Skeleton
+from dekr_infer.storage.atomic import read_regular
 
-JPEG_START = b"\xff\xd8"
-JPEG_SCAN = 0xDA  # the marker after which compressed pixels follow
-JPEG_END = b"\xff\xd9"
-JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the markers of segments that tell the size
-PNG_START = b"\x89PNG\r\n\x1a\n"
-PNG_HEAD = b"IHDR"  # the first chunk's name: width and height follow
 LARGEST_SIDE = 32_766  # pixels; OpenCV warps nothing larger
-LARGEST_FILE = 1 << 28  # bytes of one encoded picture; a small zip may announce far more
-LARGEST_ID = (1 << 63) - 1  # what numpy, and so pycocotools, keeps exactly
+LARGEST_NUMBER = 1e12  # pixels, or square pixels; beyond any image
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+Id = Annotated[int, msgspec.Meta(ge=1 - (1 << 63), le=(1 << 63) - 1)]  # what numpy, and so pycocotools, keeps exactly
+Side = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_SIDE)]
+Number = Annotated[float, msgspec.Meta(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One entry of the annotation file: `id`, `file_name`, `size` in pixels, and the `stem` that names its tensors."""
+class ImageEntry(msgspec.Struct, frozen=True):
+    """One image of the annotation file; `stem` names its tensors."""
 
-    id: int
+    id: Id
     file_name: str
-    size: Size
-    stem: str
+    height: Side
+    width: Side
+
+    @property
+    def size(self) -> Size:
+        """Height and width in pixels."""
+        return Size(self.height, self.width)
+
+    @property
+    def stem(self) -> str:
+        """The file's name without folders and ending."""
+        return PurePosixPath(self.file_name).stem
+
+
+class PersonEntry(msgspec.Struct, frozen=True):
+    """One annotated person, or a crowd: keypoints are x, y, visibility of each joint, in image pixels."""
+
+    id: Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]  # pycocotools takes 0 for "not matched"
+    image_id: Id
+    category_id: Id
+    iscrowd: Literal[0, 1]
+    area: Annotated[float, msgspec.Meta(ge=0, le=LARGEST_NUMBER)]
+    bbox: Annotated[list[Number], msgspec.Meta(min_length=4, max_length=4)]
+    keypoints: list[Number]
+    num_keypoints: int
+
+
+class Category(msgspec.Struct, frozen=True):
+    """A kind of object; the people's has the names of the joints."""
+
+    id: Id
+    name: str = ""
+    keypoints: list[str] | None = None
+
+
+class _File(msgspec.Struct):
+    images: list[msgspec.Raw]
+    annotations: list[msgspec.Raw] | None = None
+    categories: list[Category] = []
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """The pictures of a split in the order of the annotation file, people in them or not.
+    """The images of a split, people in them or not, and the annotated people.
 
-    `content` is the whole annotation file as parsed, for the evaluation.
+    `people` is `None` where the file has no annotations.
     """
 
     annotation: Path
-    pictures: tuple[Picture, ...]
-    content: Mapping[str, Any]
+    images: tuple[ImageEntry, ...]
+    people: tuple[PersonEntry, ...] | None
+    category: Category | None
+
+    def first(self, count: int | None) -> DataSet:
+        """Return the data set with only its first images; the people stay."""
+        return replace(self, images=self.images[:count])
+
+    def ground_truth(self) -> tuple[PersonEntry, ...]:
+        """Return the annotated people, crowds too.
+
+        Raises:
+            DekrError: the annotation file has none.
+        """
+        if self.people is None:
+            raise DekrError(f"{self.annotation}: has no annotations; the ten metrics need them")
+        return self.people
 
 
 def annotation_path(root: str | Path, split: str) -> Path:
-    """Where COCO keeps the keypoints of a split below its root."""
+    """Return where COCO keeps the keypoints of a split below its root."""
     return Path(root) / "annotations" / f"person_keypoints_{split}.json"
 
 
-def load_data_set(root: str | Path, split: str) -> DataSet:
+def load_data_set(root: str | Path, split: str, skeleton: Skeleton = COCO_17) -> DataSet:
     """Read and check the annotation file of a split.
 
     Raises:
-        DekrError: the file is missing or not a COCO annotation, or names pictures that cannot be told apart.
+        DekrError: the file is missing or no COCO annotation, an entry is not as COCO's are, or images cannot be told
+            apart by id or tensor name.
     """
     path = annotation_path(root, split)
     try:
-        content = json.loads(read_regular(path))
+        content = msgspec.json.decode(read_regular(path).removeprefix(BYTE_ORDER_MARK), type=_File)
     except OSError as error:
         raise DekrError(f"{path}: cannot be read ({error.strerror}); set DATASET.ROOT to the COCO folder") from None
-    except (ValueError, RecursionError):
-        raise DekrError(f"{path}: not a JSON file, or cut short; fetch it again") from None
-    entries = content.get("images") if isinstance(content, dict) else None
-    if not isinstance(entries, list) or not entries:
+    except msgspec.ValidationError as error:
+        raise DekrError(f"{path}: lists no images; it must be a COCO annotation file ({_located(error)})") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DekrError(f"{path}: not a JSON file, or cut short ({error}); download it again") from None
+    if not content.images:
         raise DekrError(f"{path}: lists no images; it must be a COCO annotation file")
-    return DataSet(path, _checked([_picture(entry, path) for entry in entries], path), content)
+    images = _checked_images(_entries(content.images, ImageEntry, "image", path), path)
+    if content.annotations is None:
+        return DataSet(path, images, None, content.categories[0] if content.categories else None)
+    category = _person_category(content.categories, skeleton, path)
+    people = _entries(content.annotations, PersonEntry, "annotation", path)
+    _check_people(people, {image.id for image in images}, {entry.id for entry in content.categories}, skeleton, path)
+    return DataSet(path, images, tuple(people), category)
 
 
-def _picture(entry: Any, path: Path) -> Picture:
-    try:
-        name, number = entry["file_name"], entry["id"]
-        size = Size(entry["height"], entry["width"])
-    except (KeyError, TypeError):
-        raise DekrError(
-            f"{path}: an image lacks id, file_name, height or width; correct it: {excerpt(entry)}"
-        ) from None
-    pure = PurePosixPath(str(name))
-    if not isinstance(name, str) or not pure.stem or pure.is_absolute() or ".." in pure.parts or "\\" in name:
-        raise DekrError(f"{path}: {name!r} is no file name below the images folder; correct it")
-    if "." in pure.stem:
-        raise DekrError(f"{path}: {name}: ais_bench cuts names at the first dot; rename the picture")
-    if type(number) is not int or abs(number) > LARGEST_ID:
-        raise DekrError(f"{path}: {name}: needs a whole-number id of at most 64 bits; correct it")
-    if any(type(side) is not int or not 0 < side <= LARGEST_SIDE for side in size):
-        raise DekrError(f"{path}: {name}: needs a whole-number height and width from 1 to {LARGEST_SIDE}; correct it")
-    return Picture(number, name, size, pure.stem)
+T = TypeVar("T")
 
 
-def _checked(pictures: Sequence[Picture], path: Path) -> tuple[Picture, ...]:
-    ids: dict[int, Picture] = {}
-    stems: dict[str, Picture] = {}
-    for picture in pictures:
-        name = picture.file_name
-        other = ids.setdefault(picture.id, picture)
-        if other is not picture:
-            raise DekrError(f"{path}: {other.file_name} and {name} have the same id {picture.id}; correct one")
-        other = stems.setdefault(picture.stem, picture)
-        if other is not picture:
-            raise DekrError(
-                f"{path}: {other.file_name} and {name} would write the same tensor {picture.stem}.npy; rename one"
-            )
-    return tuple(pictures)
-
-
-class PictureFiles:
-    """The encoded pictures of a split: members of one zip, never unpacked, or files of a folder.
-
-    Each process opens its own; the zip's directory is read once.
-    """
-
-    def __init__(self, source: Path, split: str) -> None:
-        """`source` is what `picture_source` returned."""
-        self.source = source
-        self.split = split
-        self._zip = _open_zip(source) if source.suffix == ".zip" else None
-
-    def check_present(self, file_names: Sequence[str]) -> None:
-        """Refuse to start when pictures are missing, naming the first.
-
-        Raises:
-            DekrError: some files are not there.
-        """
-        if self._zip is None:
-            missing = [name for name in file_names if not (self.source / name).is_file()]
-        else:
-            members = set(self._zip.namelist())
-            missing = [name for name in file_names if f"{self.split}/{name}" not in members]
-        if missing:
-            raise DekrError(
-                f"{self.source}: {len(missing)} of {len(file_names)} pictures are missing, the first is {missing[0]}; "
-                "fetch the pictures of this annotation file again"
-            )
-
-    def mark(self, file_name: str) -> str:
-        """What tells a picture from others of its name: its length and CRC-32, the same from a zip and a folder.
-
-        Raises:
-            DekrError: it is missing, or cannot be read.
-        """
-        if self._zip is None:
-            data = self.read(file_name)
-            length, checksum = len(data), zlib.crc32(data)
-        else:
-            member = self._member(self._zip, file_name)
-            length, checksum = member.file_size, member.CRC
-        return f"{length}-{checksum:08x}"
-
-    def _member(self, archive: zipfile.ZipFile, file_name: str) -> zipfile.ZipInfo:
+def _entries(raws: Sequence[msgspec.Raw], kind: type[T], what: str, path: Path) -> list[T]:
+    decoder = msgspec.json.Decoder(kind)
+    entries = []
+    for index, raw in enumerate(raws):
         try:
-            return archive.getinfo(f"{self.split}/{file_name}")
-        except KeyError:
-            raise self._failure(file_name, "no such member") from None
-
-    def _failure(self, file_name: str, reason: str) -> DekrError:
-        return DekrError(f"{self.source}: {file_name}: {reason}; fetch this file again")
-
-    def read(self, file_name: str) -> bytes:
-        """The encoded picture.
-
-        Raises:
-            DekrError: it is missing, too large, encrypted, or fails the zip's checksum.
-        """
-        try:
-            if self._zip is None:
-                with open_regular(self.source / file_name) as file:
-                    size = os.fstat(file.fileno()).st_size
-                    if size <= LARGEST_FILE:
-                        return file.readall()
-            else:
-                member = self._member(self._zip, file_name)
-                size = member.file_size
-                if size <= LARGEST_FILE:
-                    return self._zip.read(member)
-            reason = f"announces {size:,} bytes, which no picture has"
-        except DekrError:
-            raise
-        except OSError as error:
-            reason = error.strerror or str(error)
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError) as error:
-            reason = str(error)
-        except RuntimeError:
-            reason = "encrypted"
-        except Exception as error:  # zlib.error, lzma.LZMAError and the like: damaged bytes
-            reason = f"damaged ({error})"
-        raise self._failure(file_name, reason)
+            entries.append(decoder.decode(raw))
+        except msgspec.ValidationError as error:
+            raise DekrError(f"{path}: {what} {index + 1}{_label(raw)}: {_located(error)}; correct the file") from None
+    return entries
 
 
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except OSError as error:
-        raise DekrError(f"{path}: cannot be read ({error.strerror or error}); fetch it again") from None
-    except Exception:  # zipfile raises many kinds for a damaged directory; all mean the same to the user
-        raise DekrError(f"{path}: not a zip file, or cut short; fetch it again") from None
+def _label(raw: msgspec.Raw) -> str:
+    """Return what identifies a bad entry: its id and its image's id or file name, where it has these."""
+    value: Any = msgspec.json.decode(raw)
+    keys = ("id", "image_id", "file_name") if isinstance(value, dict) else ()
+    named = [f"{key} {excerpt(value[key])}" for key in keys if key in value]
+    return f" ({', '.join(named)})" if named else ""
 
 
-def picture_source(root: str | Path, split: str, data_format: str = "") -> Path:
-    """The zip or folder that holds the pictures of a split.
-
-    Args:
-        data_format: `zip`, `jpg` for a plain folder, or empty for what is there (the zip first).
-    Raises:
-        DekrError: it is not there.
-        ConfigError: the format is none of these.
-    """
-    folder = Path(root) / "images"
-    choices = {"zip": folder / f"{split}.zip", "jpg": folder / split}
-    if data_format and data_format not in choices:
-        raise ConfigError(f"DATASET.DATA_FORMAT {data_format}: zip (images/{split}.zip) or jpg (images/{split}/)")
-    wanted = [choices[data_format]] if data_format else list(choices.values())
-    for path in wanted:
-        if path.is_file() if path.suffix == ".zip" else path.is_dir():
-            return path
-    raise DekrError(f"{' or '.join(map(str, wanted))}: not there; put COCO's pictures there or set DATASET.ROOT")
+def _located(error: msgspec.ValidationError) -> str:
+    """Return msgspec's complaint with the field in front: `height: Expected int >= 1`."""
+    match = re.fullmatch(r"(.*) - at `\$?\.?(.*)`", str(error))
+    return (f"{match[2]}: {match[1]}" if match else str(error)).replace("`", "")
 
 
-def is_cut_short(data: bytes) -> bool:
-    """Whether JPEG bytes end before their picture does. Decoders fill the rest with grey and say nothing.
-
-    The end marker of an embedded thumbnail does not count: header segments are skipped by their length.
-    """
-    if not data.startswith(JPEG_START):
-        return False
-    scan = next((start for marker, start in _segments(data) if marker == JPEG_SCAN), None)
-    return scan is None or JPEG_END not in data[scan:]
-
-
-def picture_size(data: bytes) -> Size | None:
-    """The size that a JPEG's or a PNG's header announces, without decoding it; `None` for everything else."""
-    at = len(PNG_START) + 4  # behind the chunk's length
-    if data.startswith(PNG_START):
-        head, width, height = (data[start : start + 4] for start in (at, at + 4, at + 8))
-        return Size(int.from_bytes(height, "big"), int.from_bytes(width, "big")) if head == PNG_HEAD else None
-    return jpeg_size(data)
-
-
-def jpeg_size(data: bytes) -> Size | None:
-    """The size that a JPEG's header announces, without decoding it; `None` where it says nothing."""
-    for marker, start in _segments(data):
-        if marker in JPEG_FRAMES and start + 9 <= len(data):
-            return Size(*(int.from_bytes(data[start + at : start + at + 2], "big") for at in (5, 7)))
-    return None
+def _checked_images(images: Iterable[ImageEntry], path: Path) -> tuple[ImageEntry, ...]:
+    ids: dict[int, ImageEntry] = {}
+    stems: dict[str, ImageEntry] = {}
+    for image in images:
+        name = image.file_name
+        pure = PurePosixPath(name)
+        if not pure.stem or pure.is_absolute() or ".." in pure.parts or "\\" in name:
+            raise DekrError(f"{path}: {name!r} is no file name below the images folder; correct it")
+        if "." in pure.stem:
+            raise DekrError(f"{path}: {name}: ais_bench cuts names at the first dot; rename the image")
+        other = ids.setdefault(image.id, image)
+        if other is not image:
+            raise DekrError(f"{path}: {other.file_name} and {name} have the same id {image.id}; correct one")
+        other = stems.setdefault(image.stem, image)
+        if other is not image:
+            raise DekrError(
+                f"{path}: {other.file_name} and {name} would write the same tensor {image.stem}.npy; rename one"
+            )
+    return tuple(ids.values())
 
 
-def _segments(data: bytes) -> Iterator[tuple[int, int]]:
-    """The segments of a JPEG's header up to its first scan: marker and position."""
-    position = len(JPEG_START) if data.startswith(JPEG_START) else len(data)
-    while position + 4 <= len(data) and data[position] == 0xFF:
-        marker = data[position + 1]
-        yield marker, position
-        if marker == JPEG_SCAN:
-            return
-        position += 1 if marker == 0xFF else 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+def _person_category(categories: Sequence[Category], skeleton: Skeleton, path: Path) -> Category:
+    if not categories:
+        raise DekrError(f"{path}: lists no category; it must be a COCO keypoint annotation")
+    category, joints = categories[0], skeleton.joints
+    names = tuple(category.keypoints or joints)
+    if len(names) != len(joints):
+        raise DekrError(f"{path}: its people have {len(names)} joints, COCO's have {len(joints)}; use COCO's form")
+    if names != joints and set(names) == set(joints):
+        raise DekrError(f"{path}: its joints are COCO's in another order; bring them into COCO's order")
+    return category
+
+
+def _check_people(
+    people: Sequence[PersonEntry], images: set[int], categories: set[int], skeleton: Skeleton, path: Path
+) -> None:
+    numbers: set[int] = set()
+    for person in people:
+        wrong = ""
+        if person.id in numbers:
+            raise DekrError(f"{path}: two annotations have the id {person.id}; correct one")
+        numbers.add(person.id)
+        if person.image_id not in images:
+            wrong = "image_id: the file lists no such image"
+        elif person.category_id not in categories:
+            wrong = f"category_id: {person.category_id} is no category of the file"
+        elif len(person.keypoints) != 3 * len(skeleton):
+            wrong = f"keypoints: {len(person.keypoints)} numbers, expected {3 * len(skeleton)}"
+        elif person.num_keypoints != (labelled := sum(value > 0 for value in person.keypoints[2::3])):
+            wrong = f"num_keypoints: {person.num_keypoints}, but {labelled} joints are labelled"
+        if wrong:
+            raise DekrError(f"{path}: annotation {person.id} of image {person.image_id}: {wrong}; correct the file")

@@ -1,8 +1,8 @@
-"""Two passes of the network -> people: merge, candidates, poses, joint scores, duplicates. Numpy only.
+"""Decode the network's outputs of one image into scored poses: merge, candidates, poses, joint scores, duplicates.
 
-Nothing of full size is computed: the maps may be memory-mapped files, and only the centre map, the offsets at the
-candidates and four cells around each joint are read. Follows the DEKR reference; where two candidates tie exactly,
-the one further up and left comes first (the reference leaves it open).
+Numpy only. Nothing of full size is computed: the maps may be memory-mapped files, and only the centre map, the offsets
+at the candidates and four cells around each joint are read. Follows the DEKR reference; where two candidates tie
+exactly, the one further up and left comes first (the reference leaves the order open).
 """
 
 from __future__ import annotations
@@ -12,32 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 
 from dekr_infer.geometry import STRIDE
-from dekr_infer.skeleton import COCO_17
+from dekr_infer.skeleton import COCO_17, Skeleton
+from dekr_infer.structures import Maps, Passes
 
-CENTRE = 17  # the heatmap channel of the person centre
-JOINTS = COCO_17.offset_channels // 2
-
-
-@dataclass(frozen=True)
-class Passes:
-    """The network's outputs for a picture and, if it was run too, for its flipped twin.
-
-    heat (18, h, w) and offset (34, h, w) float32, in cells; `heat_flip` and `offset_flip` alike or `None`, as the
-    network gave them for the flipped tensor.
-    """
-
-    heat: np.ndarray
-    offset: np.ndarray
-    heat_flip: np.ndarray | None = None
-    offset_flip: np.ndarray | None = None
+CENTRE = -1  # the heatmap channel of the person centre
+EVERYWHERE = slice(None)
 
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """What decoding can be told; the names of the configuration are in brackets.
+    """Settings of decoding; the configuration's keys are in brackets.
 
     Args:
-        max_people: candidates kept per picture [DATASET.MAX_NUM_PEOPLE].
+        max_people: candidates kept per image [DATASET.MAX_NUM_PEOPLE].
         threshold: a centre must score more than this [TEST.KEYPOINT_THRESHOLD].
         nms_distance: joints are near below this share of a person's size [TEST.NMS_THRE].
         nms_joints: more near joints than this make a duplicate [TEST.NMS_NUM_THRE].
@@ -45,29 +32,26 @@ class DecodeSettings:
             [TEST.POOL_THRESHOLD1, TEST.POOL_THRESHOLD2].
     """
 
-    max_people: int = 30
-    threshold: float = 0.01
-    nms_distance: float = 0.05
-    nms_joints: int = 8
-    pool_sides: tuple[int, int] = (300, 200)
+    max_people: int
+    threshold: float
+    nms_distance: float
+    nms_joints: int
+    pool_sides: tuple[int, int]
 
 
-class NotFiniteError(ValueError):
-    """A value that decoding needs is NaN or infinite; the argument names the map (a field of `Passes`)."""
-
-
-def decode(passes: Passes, settings: DecodeSettings) -> tuple[np.ndarray, np.ndarray]:
-    """The people of one picture, in input size pixels.
+def decode(passes: Passes, settings: DecodeSettings, skeleton: Skeleton = COCO_17) -> tuple[np.ndarray, np.ndarray]:
+    """Find the people of one image.
 
     Returns:
-        poses_input (people, 17, 3) float32: x, y, joint score; scores (people,) float32. Nobody: (0, 17, 3) and (0,).
+        poses_input (people, J, 3) float32: x, y in input pixels, joint score; scores (people,) float32.
+        Nobody: (0, J, 3) and (0,).
     Raises:
-        NotFiniteError: a value that matters is NaN or infinite.
+        DekrError: a value that matters is NaN or infinite.
     """
     cells_yx, centre_scores = find_centres(merged_centre(passes), settings)
-    joints = joints_at(passes, cells_yx)
-    heat = heat_at(passes, joints)
-    mean_heat = heat.sum(1) / np.float32(JOINTS)
+    joints = joints_at(passes, cells_yx, skeleton)
+    heat = heat_at(passes, joints, skeleton)
+    mean_heat = heat.sum(1) / np.float32(len(skeleton))
     kept = remove_duplicates(joints, mean_heat, settings)
     joint_scores = centre_scores[kept, None] * heat[kept]
     poses = np.concatenate((joints[kept], joint_scores[:, :, None]), axis=2)
@@ -75,15 +59,15 @@ def decode(passes: Passes, settings: DecodeSettings) -> tuple[np.ndarray, np.nda
 
 
 def merged_centre(passes: Passes) -> np.ndarray:
-    """The mean centre map of both passes: (h, w) float32."""
-    centre = _finite(np.asarray(passes.heat[CENTRE]), "heat")
-    if passes.heat_flip is None:
+    """Return the mean centre map of both passes: (h, w) float32."""
+    centre = passes.original.heat_at(CENTRE, EVERYWHERE, EVERYWHERE)
+    if passes.flipped is None:
         return centre
-    return (centre + _finite(np.asarray(passes.heat_flip[CENTRE]), "heat_flip")[:, ::-1]) / 2
+    return (centre + passes.flipped.heat_at(CENTRE, EVERYWHERE, EVERYWHERE)[:, ::-1]) / 2
 
 
 def find_centres(centre: np.ndarray, settings: DecodeSettings) -> tuple[np.ndarray, np.ndarray]:
-    """The candidates: cells that are the maximum of their neighbourhood, the highest first.
+    """Find the candidates: cells that are the maximum of their neighbourhood, the highest first.
 
     Args:
         centre: (h, w) float32.
@@ -102,88 +86,86 @@ def find_centres(centre: np.ndarray, settings: DecodeSettings) -> tuple[np.ndarr
 
 
 def _maximum(values: np.ndarray, reach: int) -> np.ndarray:
-    """The maximum over the square of 2 * reach + 1 cells around each cell of (h, w)."""
+    """Return the maximum over the square of 2 * reach + 1 cells around each cell of (h, w)."""
     for axis in (0, 1):
         best = values.copy()
         for step in range(1, reach + 1):
-            ahead, behind = _ahead(best, axis, step), _ahead(best, axis, -step)
-            np.maximum(ahead, _ahead(values, axis, -step), out=ahead)
-            np.maximum(behind, _ahead(values, axis, step), out=behind)
+            later, earlier = _without(best, axis, step), _without(best, axis, -step)
+            np.maximum(later, _without(values, axis, -step), out=later)
+            np.maximum(earlier, _without(values, axis, step), out=earlier)
         values = best
     return values
 
 
-def _ahead(values: np.ndarray, axis: int, step: int) -> np.ndarray:
-    """`values` without its first `step` entries along an axis (the last ones when negative)."""
+def _without(values: np.ndarray, axis: int, step: int) -> np.ndarray:
+    """Return `values` without its first `step` entries along an axis (the last ones when negative)."""
     chosen = [slice(None)] * values.ndim
     chosen[axis] = slice(step, None) if step > 0 else slice(None, step)
     return values[tuple(chosen)]
 
 
-def joints_at(passes: Passes, cells_yx: np.ndarray) -> np.ndarray:
-    """Where the people centred at some cells have their joints.
+def joints_at(passes: Passes, cells_yx: np.ndarray, skeleton: Skeleton = COCO_17) -> np.ndarray:
+    """Return the joints of the people centred at some cells.
 
     Args:
         cells_yx: (n, 2) int.
     Returns:
-        (n, 17, 2) float32: x, y in input size pixels.
+        (n, J, 2) float32: x, y in input pixels.
     """
     y, x = cells_yx.T
-    joints = _pose_cell(passes.offset, y, x, "offset")
-    if passes.offset_flip is not None:
-        width = passes.offset.shape[2]
-        flipped = _pose_cell(passes.offset_flip, y, width - 1 - x, "offset_flip")[:, COCO_17.partners]
+    joints = _pose_cell(passes.original, y, x)
+    if passes.flipped is not None:
+        width = passes.original.cells.w
+        flipped = _pose_cell(passes.flipped, y, width - 1 - x)[:, skeleton.partners]
         flipped[:, :, 0] = width - flipped[:, :, 0] - 1
         joints = (joints + flipped) / 2
     return joints * np.float32(STRIDE)
 
 
-def _pose_cell(offset: np.ndarray, y: np.ndarray, x: np.ndarray, name: str) -> np.ndarray:
-    """cell - offset at some cells: (n, 17, 2) float32, x and y in cells."""
-    moved = _finite(np.asarray(offset[:, y, x]), name).T.reshape(-1, JOINTS, 2)
-    return np.stack((x, y), axis=1).astype(np.float32)[:, None] - moved
+def _pose_cell(maps: Maps, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return cell - offset at some cells: (n, J, 2) float32, x and y in cells."""
+    return np.stack((x, y), axis=1).astype(np.float32)[:, None] - maps.offset_at(y, x)
 
 
-def heat_at(passes: Passes, joints: np.ndarray) -> np.ndarray:
-    """The merged heat of each joint at its place, as read off maps up-sampled by the stride.
+def heat_at(passes: Passes, joints: np.ndarray, skeleton: Skeleton = COCO_17) -> np.ndarray:
+    """Return the merged heat of each joint at its place, as read off maps up-sampled by the stride.
 
-    Pixel p of the up-sampled map stands at cell p / 4, interpolated linearly, the last cell repeated; a joint is read
-    at the pixel it lies in, brought to the border when it lies outside.
+    Pixel p of the up-sampled map is at cell p / 4, interpolated linearly, the last cell repeated; a joint is read at
+    the pixel that contains it, clamped to the border when it is outside.
 
     Args:
-        joints: (n, 17, 2) float32: x, y in input size pixels.
+        joints: (n, J, 2) float32: x, y in input pixels.
     Returns:
-        (n, 17) float32.
+        (n, J) float32.
     """
-    h, w = passes.heat.shape[1:]
+    h, w = passes.original.cells
     x, x_share = _cell_and_share(joints[:, :, 0], w)
     y, y_share = _cell_and_share(joints[:, :, 1], h)
     x_next, y_next = np.minimum(x + 1, w - 1), np.minimum(y + 1, h - 1)
     rows, columns = np.stack((y, y, y_next, y_next)), np.stack((x, x_next, x, x_next))
-    joint = np.arange(JOINTS)
-    values = _finite(np.asarray(passes.heat[joint, rows, columns]), "heat")
-    if passes.heat_flip is not None:
-        flipped = passes.heat_flip[np.array(COCO_17.partners), rows, w - 1 - columns]
-        values = (values + _finite(np.asarray(flipped), "heat_flip")) / 2
+    values = passes.original.heat_at(np.arange(len(skeleton)), rows, columns)
+    if passes.flipped is not None:
+        flipped = passes.flipped.heat_at(np.array(skeleton.partners), rows, w - 1 - columns)
+        values = (values + flipped) / 2
     upper = (1 - x_share) * values[0] + x_share * values[1]
     lower = (1 - x_share) * values[2] + x_share * values[3]
     return (1 - y_share) * upper + y_share * lower
 
 
 def _cell_and_share(pixels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The cell at or before each pixel coordinate, and how far the pixel lies towards the next one (0 to 0.75)."""
+    """Return the cell at or before each pixel coordinate, and the share of the way to the next one (0 to 0.75)."""
     pixel = np.clip(np.floor(pixels), 0, STRIDE * (count - 1)).astype(np.int64)
     return pixel // STRIDE, (pixel % STRIDE).astype(np.float32) / np.float32(STRIDE)
 
 
 def remove_duplicates(joints: np.ndarray, mean_heat: np.ndarray, settings: DecodeSettings) -> list[int]:
-    """Which people stay, in the order in which they are kept.
+    """Return the people to keep, in the order in which they are kept.
 
-    j duplicates i when enough of their joints are near by *i's* size; of i and its duplicates the one with the
-    highest mean heat stays, unless an earlier group took it.
+    j duplicates i when enough of their joints are near by *i's* size. Of i and its duplicates the one with the highest
+    mean heat is kept, unless an earlier group contains it.
 
     Args:
-        joints: (n, 17, 2) float32, candidates in the order of their centre scores.
+        joints: (n, J, 2) float32, candidates in the order of their centre scores.
         mean_heat: (n,) float32.
     """
     extent = joints.max(1) - joints.min(1)
@@ -198,7 +180,7 @@ def remove_duplicates(joints: np.ndarray, mean_heat: np.ndarray, settings: Decod
         if person in taken:
             continue
         group = np.flatnonzero(row)
-        if not len(group):  # all joints in one point: no size, so not even its own duplicate; such a pose stays
+        if not len(group):  # all joints in one point: no size, so it is not even its own duplicate; keep it
             group = np.array([person])
         best = int(group[np.argmax(mean_heat[group])])
         if best in taken:
@@ -209,13 +191,7 @@ def remove_duplicates(joints: np.ndarray, mean_heat: np.ndarray, settings: Decod
 
 
 def transform_poses(poses: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """Poses (people, 17, 3) float32 with x, y carried by an affine (2, 3), computed in float64; scores as they are."""
+    """Return poses (people, J, 3) float32 with x, y mapped by an affine (2, 3) in float64; the scores are kept."""
     moved = poses.copy()
     moved[:, :, :2] = poses[:, :, :2].astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
     return moved
-
-
-def _finite(values: np.ndarray, name: str) -> np.ndarray:
-    if not np.isfinite(values).all():
-        raise NotFiniteError(name)
-    return values

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dekr_infer.data.coco import DataSet, Picture
-from dekr_infer.geometry import PUBLISHED_SIZES, Placement, Size, cells
+from dekr_infer.data.coco import DataSet, ImageEntry
+from dekr_infer.geometry import PUBLISHED_SIZES, Size
+from dekr_infer.structures import output_files
 
 # Written once more, so that a mistake in the project's own constants shows.
 STRIDE = 4  # input size pixels per cell
@@ -45,33 +46,36 @@ class Encoding:
 
 
 @dataclass(frozen=True)
-class People:
-    """People of one picture, in cells: joints (n, 17, 2), which of them are labelled (n, 17), and centres (n, 2)."""
+class Encoded:
+    """The people of one image, in cells: joints (n, 17, 2), which of them are labelled (n, 17), and centres (n, 2)."""
 
     joints: np.ndarray
     labelled: np.ndarray
     centres: np.ndarray
 
 
-def people_of(data: DataSet, picture: Picture) -> People:
-    """A picture's people: centres are cells of their own at the mean of the labelled joints; the others stand there."""
-    input_size = PUBLISHED_SIZES.place(picture.size).input
-    matrix = Placement(picture.size, input_size).to_input
+def people_of(data: DataSet, image: ImageEntry) -> Encoded:
+    """Return an image's people: each centre is a cell of its own at the mean of the labelled joints.
+
+    Joints that are not labelled are placed at that mean.
+    """
+    placement = PUBLISHED_SIZES.place(image.size)
+    matrix = placement.to_input
     joints, labelled = [], []
     centres: list[np.ndarray] = []
-    for entry in data.content["annotations"]:
-        if entry["image_id"] != picture.id or entry["iscrowd"] or not entry["num_keypoints"]:
+    for person in data.ground_truth():
+        if person.image_id != image.id or person.iscrowd or not person.num_keypoints:
             continue
-        keypoints = np.array(entry["keypoints"], float).reshape(17, 3)
+        keypoints = np.array(person.keypoints, float).reshape(17, 3)
         there = keypoints[:, 2] > 0
         places = (keypoints[:, :2] @ matrix[:, :2].T + matrix[:, 2]) / STRIDE
         middle = places[there].mean(0)
         places[~there] = middle
         joints.append(places)
         labelled.append(there)
-        centres.append(_free_cell(middle, centres, cells(input_size)))
+        centres.append(_free_cell(middle, centres, placement.cells))
     count = len(joints)
-    return People(
+    return Encoded(
         np.array(joints).reshape(count, 17, 2), np.array(labelled, bool).reshape(count, 17),
         np.array(centres, float).reshape(count, 2),
     )  # fmt: skip
@@ -87,17 +91,17 @@ def _free_cell(wanted: np.ndarray, taken: list[np.ndarray], size: Size) -> np.nd
     return np.array([column, row], float)
 
 
-def flipped(people: People, width: int, encoding: Encoding) -> People:
+def flipped(people: Encoded, width: int, encoding: Encoding) -> Encoded:
     """The people as the flipped tensor shows them, in a map of `width` cells."""
     order = SWAPPED if encoding.swap_joints else list(range(17))
     last = (STRIDE * width - 1 - encoding.flip_shift) / STRIDE  # where the first column went
     joints, centres = people.joints[:, order].copy(), people.centres.copy()
     joints[:, :, 0] = last - joints[:, :, 0]
     centres[:, 0] = last - centres[:, 0]
-    return People(joints, people.labelled[:, order], centres)
+    return Encoded(joints, people.labelled[:, order], centres)
 
 
-def outputs(people: People, size: Size, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
+def outputs(people: Encoded, size: Size, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
     """Heatmap (18, h, w) and offset (34, h, w), float32, of a map of `size` cells."""
     heat = np.zeros((18, *size), np.float32)
     offset = np.zeros((17, 2, *size), np.float32)
@@ -135,11 +139,11 @@ def _add_hill(channel: np.ndarray, place: np.ndarray, sigma: float) -> None:
 
 
 def outputs_of(
-    data: DataSet, picture: Picture, encoding: Encoding, rng: np.random.Generator
+    data: DataSet, image: ImageEntry, encoding: Encoding, rng: np.random.Generator
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """What the network gives for a picture and for its flipped twin: heat (18, h, w) and offset (34, h, w) of each."""
-    size = cells(PUBLISHED_SIZES.place(picture.size).input)
-    people = people_of(data, picture)
+    size = PUBLISHED_SIZES.place(image.size).cells
+    people = people_of(data, image)
     passes = []
     for seen in (people, flipped(people, size.w, encoding)):
         heat, offset = outputs(seen, size, encoding)
@@ -166,10 +170,10 @@ def write_dumps(
     folders = folder / "out", folder / "out_flip"
     for place in folders:
         place.mkdir(parents=True)
-    for picture in data.pictures:
-        for place, (heat, offset) in zip(folders, outputs_of(data, picture, encoding, rng), strict=True):
-            write_sparse(place / f"{picture.stem}_0.npy", heat[None])
-            write_sparse(place / f"{picture.stem}_1.npy", offset[None])
+    for image in data.images:
+        for place, (heat, offset) in zip(folders, outputs_of(data, image, encoding, rng), strict=True):
+            for name, values in zip(output_files(image.stem), (heat, offset), strict=True):
+                write_sparse(place / name, values[None])
     return folders
 
 

@@ -22,7 +22,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from dekr_infer.data.coco import DataSet, Picture, PictureFiles, is_cut_short, picture_size
+from dekr_infer.data.coco import DataSet, ImageEntry
+from dekr_infer.data.sources import ImageFiles
 from dekr_infer.errors import DekrError
 from dekr_infer.evaluation.provenance import Making, refuse_others, write_records
 from dekr_infer.geometry import FLIP_SHIFT, PUBLISHED_SIZES, Placement, Size
@@ -42,23 +43,6 @@ def normalisation() -> np.ndarray:
     values = np.arange(256, dtype=np.float32) / np.float32(255)
     mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
     return (values - mean[:, None]) / std[:, None]
-
-
-def decode(data: bytes, name: str) -> np.ndarray:
-    """An encoded picture as (h, w, 3) uint8 BGR, its EXIF orientation ignored.
-
-    Raises:
-        DekrError: the bytes are no JPEG and no PNG, or end too early.
-    """
-    image = None
-    if picture_size(data) is not None and not is_cut_short(data):  # other formats tell their size too late
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-        except cv2.error:
-            image = None
-    if image is None:
-        raise DekrError(f"{name}: not a picture, or damaged, or neither JPEG nor PNG; fetch this file again")
-    return image
 
 
 def warp(image: np.ndarray, input_size: Size) -> np.ndarray:
@@ -113,13 +97,13 @@ class _Worker:
     """The state of a worker process: the open zip and one pair of buffers per input size."""
 
     def __init__(self, job: Job) -> None:
-        self.files = PictureFiles(job.source, job.split)
+        self.files = ImageFiles(job.source, job.split)
         self.folders = job.folders
         self.buffers: dict[Size, np.ndarray] = {}
 
-    def convert(self, picture: Picture) -> int:
+    def convert(self, picture: ImageEntry) -> int:
         """Make both tensors of a picture; returns the bytes written."""
-        image = read_picture(self.files, picture)
+        image = self.files.decode(picture)
         input_size = PUBLISHED_SIZES.place(picture.size).input
         buffer = self.buffers.setdefault(input_size, np.empty((1, 3, *input_size), np.float32))
         warped = warp(image, input_size)
@@ -127,25 +111,6 @@ class _Worker:
         for folder, pixels in zip(self.folders, (warped, mirror(warped)), strict=True):
             written += tensors.write(folder, picture.stem + tensors.SUFFIX, normalise(pixels, buffer))
         return written
-
-
-def read_picture(files: PictureFiles, picture: Picture) -> np.ndarray:
-    """A picture of the data set as (h, w, 3) uint8 BGR.
-
-    Raises:
-        DekrError: it is missing, damaged, or of another size than annotated.
-    """
-    name = f"{files.source}: {picture.file_name}"
-    data = files.read(picture.file_name)
-    _check_size(picture_size(data) or picture.size, picture, name)  # before a header can ask for gigabytes
-    image = decode(data, name)
-    _check_size(Size(*image.shape[:2]), picture, name)
-    return image
-
-
-def _check_size(found: Size, picture: Picture, name: str) -> None:
-    if found != picture.size:
-        raise DekrError(f"{name}: is {found} pixels, the annotation says {picture.size}; fetch both again")
 
 
 _worker: _Worker
@@ -167,7 +132,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def convert_chunk(pictures: Sequence[Picture]) -> tuple[int, int]:
+def convert_chunk(pictures: Sequence[ImageEntry]) -> tuple[int, int]:
     """Make the tensors of some pictures, in a worker; returns the number of pictures and the bytes written."""
     return len(pictures), sum(_worker.convert(picture) for picture in pictures)
 
@@ -187,7 +152,7 @@ def write_tensors(
     """Write the original and the flipped tensor of every picture that has not got both yet.
 
     Args:
-        source: the zip or folder of pictures (`picture_source`).
+        source: the zip or folder of pictures (`image_source`).
         folders: for the original and the flipped tensors; created when absent.
         limit: only the first so many pictures of the data set.
         overwrite: write all of them anew.
@@ -197,10 +162,10 @@ def write_tensors(
         DekrError: a picture is missing, damaged or of another size, tensors that are there were made of other pictures,
             or a file cannot be written; finished tensors stay.
     """
-    chosen = data.pictures[:limit]
-    files = PictureFiles(source, split)
+    chosen = data.images[:limit]
+    files = ImageFiles(source, split)
     files.check_present([picture.file_name for picture in chosen])
-    own = {picture.stem + tensors.SUFFIX for picture in data.pictures}
+    own = {picture.stem + tensors.SUFFIX for picture in data.images}
     with tensors.exclusive(folders[0]), tensors.exclusive(folders[1]):
         for folder in folders:
             tensors.refuse_foreign(folder, own, str(data.annotation))
@@ -220,18 +185,18 @@ def write_tensors(
 
 def _begin(
     data: DataSet,
-    files: PictureFiles,
+    files: ImageFiles,
     folders: Sequence[Path],
-    chosen: Sequence[Picture],
-    anew: Sequence[Picture],
+    chosen: Sequence[ImageEntry],
+    anew: Sequence[ImageEntry],
     making: Making | None,
 ) -> None:
     """Note how the tensors are made, and remove those to be made anew, lest a stopped run leaves some of before."""
     there = set().union(*map(tensors.names_in, folders))
-    present = {p.stem for p in data.pictures if p.stem + tensors.SUFFIX in there}
+    present = {p.stem for p in data.images if p.stem + tensors.SUFFIX in there}
     kept = present - {picture.stem for picture in anew}
     noted = kept | {picture.stem for picture in chosen}
-    marks = {p.stem: files.mark(p.file_name) for p in data.pictures if p.stem in noted} if making else {}
+    marks = {p.stem: files.fingerprint(p.file_name) for p in data.images if p.stem in noted} if making else {}
     if making:
         refuse_others(folders, making, {stem: mark for stem, mark in marks.items() if stem in kept})
     for picture in anew:
@@ -248,12 +213,12 @@ def _remove(path: Path) -> None:
         raise DekrError(write_failure(path, error)) from None
 
 
-def _is_done(picture: Picture, folders: Sequence[Path]) -> bool:
+def _is_done(picture: ImageEntry, folders: Sequence[Path]) -> bool:
     shape = (1, 3, *PUBLISHED_SIZES.place(picture.size).input)
     return all(tensors.is_finished(folder / (picture.stem + tensors.SUFFIX), shape) for folder in folders)
 
 
-def _convert_all(pictures: Sequence[Picture], job: Job, workers: int, advance: Callable[[int], None]) -> int:
+def _convert_all(pictures: Sequence[ImageEntry], job: Job, workers: int, advance: Callable[[int], None]) -> int:
     chunks = [pictures[start : start + CHUNK] for start in range(0, len(pictures), CHUNK)]
     context = multiprocessing.get_context("spawn")
     count = min(workers, len(chunks))

@@ -1,7 +1,7 @@
 """TEST.MATCH_HMP: move joints to the heatmap's peaks and refine them by a Gaussian fit, as the reference does.
 
-This alone needs full-size maps and scipy. Where a window is cut by the border and not square, the reference's fit lays
-its values on a grid of the wrong shape; since the setting is defined by what the reference computes, so does `refine`.
+Only this module needs full-size maps and scipy. Where a window is cut by the border and not square, the reference's fit
+uses a grid of the wrong shape. The setting is defined by what the reference computes, so `refine` does the same.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from dekr_infer.geometry import STRIDE
-from dekr_infer.pose.decode import JOINTS, Passes
-from dekr_infer.skeleton import COCO_17
+from dekr_infer.skeleton import COCO_17, Skeleton
+from dekr_infer.structures import Passes
 
 PEAK_REACH = 2  # pixels: a peak is the maximum of 5 x 5
 FIT_EVALUATIONS = 300
 
 
 @dataclass(frozen=True)
-class MatchSettings:
-    """The configuration's names in brackets.
+class RefineSettings:
+    """Settings of the refinement; the configuration's keys are in brackets.
 
     Args:
         max_people: peaks per joint [DATASET.MAX_NUM_PEOPLE].
@@ -31,32 +31,34 @@ class MatchSettings:
         sigma: the fit's first guess, in pixels [DATASET.SIGMA].
     """
 
-    max_people: int = 30
-    absorb_distance: float = 75
-    threshold: float = 0.05
-    reach: int = 6
-    sigma: float = 2.0
+    max_people: int
+    absorb_distance: float
+    threshold: float
+    reach: int
+    sigma: float
 
 
-def match_to_heatmap(poses: np.ndarray, passes: Passes, settings: MatchSettings) -> np.ndarray:
-    """Poses (people, 17, 3) in input size pixels with their joints moved; scores as they are."""
-    heat = full_size(merged_joints(passes))
+def match_to_heatmap(
+    poses: np.ndarray, passes: Passes, settings: RefineSettings, skeleton: Skeleton = COCO_17
+) -> np.ndarray:
+    """Return poses (people, J, 3) in input pixels with their joints moved; the scores are kept."""
+    heat = full_size(merged_joints(passes, skeleton))
     moved = absorb(poses, heat, settings)
-    for joint in range(JOINTS):
+    for joint in range(len(skeleton)):
         refine(moved[:, joint], heat[joint], settings)
     return moved
 
 
-def merged_joints(passes: Passes) -> np.ndarray:
-    """The mean heatmaps of both passes, joints only: (17, h, w) float32."""
-    heat = np.asarray(passes.heat[:JOINTS])
-    if passes.heat_flip is None:
+def merged_joints(passes: Passes, skeleton: Skeleton = COCO_17) -> np.ndarray:
+    """Return the mean heatmaps of both passes, joints only: (J, h, w) float32."""
+    heat = np.asarray(passes.original.heatmap[: len(skeleton)])
+    if passes.flipped is None:
         return heat
-    return (heat + np.asarray(passes.heat_flip)[list(COCO_17.partners), :, ::-1]) / 2
+    return (heat + np.asarray(passes.flipped.heatmap)[list(skeleton.partners), :, ::-1]) / 2
 
 
 def full_size(maps: np.ndarray) -> np.ndarray:
-    """Maps (joints, h, w) up-sampled by the stride: corner on corner, the last row and column repeated; float32."""
+    """Return maps (J, h, w) up-sampled by the stride: corner on corner, last row and column repeated; float32."""
     for axis in (1, 2):
         count = maps.shape[axis]
         pixel = np.minimum(np.arange(STRIDE * count), STRIDE * (count - 1))
@@ -69,8 +71,8 @@ def full_size(maps: np.ndarray) -> np.ndarray:
     return maps
 
 
-def absorb(poses: np.ndarray, heat: np.ndarray, settings: MatchSettings) -> np.ndarray:
-    """Poses whose joints went to the nearest of the joint's highest peaks, where one is near enough."""
+def absorb(poses: np.ndarray, heat: np.ndarray, settings: RefineSettings) -> np.ndarray:
+    """Return poses whose joints moved to the nearest of the joint's highest peaks, where one is near enough."""
     moved = poses.copy()
     for joint, values in enumerate(heat):
         peaks = _peaks(values, settings.max_people)
@@ -82,7 +84,7 @@ def absorb(poses: np.ndarray, heat: np.ndarray, settings: MatchSettings) -> np.n
 
 
 def _peaks(values: np.ndarray, count: int) -> np.ndarray:
-    """The highest local maxima of (h, w) as (count, 2) float32, x and y in pixels; of equal ones those further up."""
+    """Return the highest local maxima of (h, w) as (count, 2) float32: x, y in pixels; of equal ones the upper."""
     from scipy.ndimage import maximum_filter
 
     highest = maximum_filter(values, 2 * PEAK_REACH + 1, mode="constant", cval=-np.inf)
@@ -99,10 +101,10 @@ def _gaussian(at: np.ndarray, height: float, y0: float, x0: float, sigma: float)
     return np.asarray(height * np.exp(-((x - x0) ** 2 + (y - y0) ** 2) / (2 * sigma**2)))
 
 
-def refine(joints: np.ndarray, heat: np.ndarray, settings: MatchSettings) -> None:
-    """Refine one joint of all people, (people, 3) in input size pixels, in place, on its full-size map (h, w).
+def refine(joints: np.ndarray, heat: np.ndarray, settings: RefineSettings) -> None:
+    """Refine one joint of all people, (people, 3) in input pixels, in place, on its full-size map (h, w).
 
-    A joint whose fit does not converge stays. People whose joints fall on the same pixel get the same result.
+    A joint whose fit does not converge is kept. People whose joints fall on the same pixel get the same result.
     """
     from scipy.optimize import OptimizeWarning, curve_fit
 
@@ -116,7 +118,7 @@ def refine(joints: np.ndarray, heat: np.ndarray, settings: MatchSettings) -> Non
             row, column = min(max(0, pixel[0]), h - 1), min(max(0, pixel[1]), w - 1)
             top, left = max(0, row - settings.reach), max(0, column - settings.reach)
             window = heat[top : row + settings.reach + 1, left : column + settings.reach + 1]
-            # (column count, row count): the same as the window only where that is square.
+            # (column count, row count): equal to the window's shape only where that is square
             grid = np.indices(window.shape[::-1], dtype=np.float64)
             guess = (heat[row, column], row - top, column - left, settings.sigma)
             try:

@@ -1,4 +1,4 @@
-"""The rescoring net: 74 features of a final pose -> how much its score should count. Numpy only.
+"""The rescoring net: features of a final pose -> a factor for its score. Numpy only.
 
 The checkpoint is a torch file, so torch is imported when one is read, and only then.
 """
@@ -11,30 +11,32 @@ from pathlib import Path
 import numpy as np
 
 from dekr_infer.errors import DekrError
+from dekr_infer.skeleton import COCO_17, Skeleton
 
-# Joint pairs whose differences are features. Source: the DEKR reference's link lists for COCO.
-PAIR_FROM = (0, 0, 1, 1, 2, 3, 4, 5, 5, 5, 6, 6, 7, 8, 11, 11, 12, 13, 14)
-PAIR_TO = (1, 2, 2, 3, 4, 5, 6, 6, 7, 11, 8, 12, 9, 10, 12, 13, 14, 15, 16)
-TORSO_PAIRS = (9, 11)  # left and right shoulder to hip: their mean length is the unit
 LARGEST_WEIGHT = 1e6  # trained ones are below 100; three layers of these stay finite in float32
-FEATURES = 3 * len(PAIR_FROM) + 17
 
 
-def features(poses: np.ndarray) -> np.ndarray:
-    """What the net looks at.
+def features(poses: np.ndarray, skeleton: Skeleton = COCO_17) -> np.ndarray:
+    """Compute the net's input.
 
     Args:
-        poses: (people, 17, 3) float32: x, y in image pixels, joint score.
+        poses: (people, J, 3) float32: x, y in image pixels, joint score.
     Returns:
-        (people, 74) float32: 19 differences (x, y), 19 lengths, both in torso lengths (at least a pixel), 17 scores.
+        (people, 3 P + J) float32 for P pairs: P differences (x, y), P lengths, both in torso lengths (at least a
+        pixel), J scores. COCO: 74.
     """
     joints, scores = poses[:, :, :2], poses[:, :, 2]
-    difference = joints[:, PAIR_FROM] - joints[:, PAIR_TO]
+    start, end = zip(*skeleton.rescore_pairs, strict=True)
+    difference = joints[:, start] - joints[:, end]
     length = np.sqrt((difference**2).sum(2))
-    torso = np.maximum(length[:, TORSO_PAIRS].sum(1) / 2, 1)
-    people = len(poses)
-    parts = ((difference / torso[:, None, None]).reshape(people, 2 * len(PAIR_FROM)), length / torso[:, None], scores)
+    torso = np.maximum(length[:, skeleton.torso_pairs].sum(1) / 2, 1)
+    parts = ((difference / torso[:, None, None]).reshape(len(poses), 2 * len(start)), length / torso[:, None], scores)
     return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+def feature_count(skeleton: Skeleton = COCO_17) -> int:
+    """Return the width of the net's input."""
+    return 3 * len(skeleton.rescore_pairs) + len(skeleton)
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,11 @@ class RescoreNet:
 
     weights: tuple[np.ndarray, ...]
     biases: tuple[np.ndarray, ...]
+    skeleton: Skeleton = COCO_17
 
     def __call__(self, poses: np.ndarray) -> np.ndarray:
-        """Factors (people,) float32 for the scores of poses (people, 17, 3) in image pixels; NaN becomes 0."""
-        values = features(poses)
+        """Return factors (people,) float32 for the scores of poses (people, J, 3) in image pixels; NaN becomes 0."""
+        values = features(poses, self.skeleton)
         *hidden, last = zip(self.weights, self.biases, strict=True)
         for weight, bias in hidden:
             values = np.maximum(values @ weight.T + bias, 0)
@@ -54,7 +57,7 @@ class RescoreNet:
         return np.where(np.isnan(factors), np.float32(0), factors)
 
 
-def load_rescore_net(path: str | Path, hidden: int = 256) -> RescoreNet:
+def load_rescore_net(path: str | Path, hidden: int, skeleton: Skeleton = COCO_17) -> RescoreNet:
     """Read a rescoring checkpoint, strictly.
 
     Args:
@@ -70,17 +73,17 @@ def load_rescore_net(path: str | Path, hidden: int = 256) -> RescoreNet:
         raise DekrError(
             f"{path}: reading it needs torch; install torch, or evaluate without rescoring by RESCORE.VALID False"
         ) from None
-    net = nn.ModuleDict({name: nn.Linear(*shape) for name, shape in layer_shapes(hidden).items()})
+    net = nn.ModuleDict({name: nn.Linear(*shape) for name, shape in layer_shapes(hidden, skeleton).items()})
     load_network(net, path)
     state = {key: value.numpy() for key, value in net.state_dict().items()}
     if any(np.abs(value).max() > LARGEST_WEIGHT for value in state.values()):
-        raise DekrError(f"{path}: holds weights beyond all bounds; fetch or train it again")
+        raise DekrError(f"{path}: holds weights beyond all bounds; download or train it again")
+    names = layer_shapes(hidden, skeleton)
     return RescoreNet(
-        tuple(state[f"{name}.weight"] for name in layer_shapes(hidden)),
-        tuple(state[f"{name}.bias"] for name in layer_shapes(hidden)),
+        tuple(state[f"{name}.weight"] for name in names), tuple(state[f"{name}.bias"] for name in names), skeleton
     )
 
 
-def layer_shapes(hidden: int) -> dict[str, tuple[int, int]]:
-    """The three layers by their names in the checkpoint: (inputs, outputs)."""
-    return {"l1": (FEATURES, hidden), "l2": (hidden, hidden), "l3": (hidden, 1)}
+def layer_shapes(hidden: int, skeleton: Skeleton = COCO_17) -> dict[str, tuple[int, int]]:
+    """Return the three layers by their names in the checkpoint: (inputs, outputs)."""
+    return {"l1": (feature_count(skeleton), hidden), "l2": (hidden, hidden), "l3": (hidden, 1)}

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from dekr_infer.cli import export as export_command
 from dekr_infer.cli import random_checkpoint
-from dekr_infer.cli.app import Arguments, Parser, add_config, cores, count, run
+from dekr_infer.cli.app import Arguments, Parser, add_config, cores, positive_int, run
 from dekr_infer.config.load import load_config
 from dekr_infer.data.coco import DataSet, load_data_set, picture_source
 from dekr_infer.pose.encode import Encoding, noisy, write_dumps
@@ -43,10 +43,10 @@ def main(argv: Arguments = None) -> int:
     """The command; returns its exit code."""
     parser = Parser(__doc__)
     parser.add_argument("--root", type=Path, help="data set in COCO's layout (default: drawn people)")
-    parser.add_argument("--pictures", type=count, default=PICTURES, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--pictures", type=positive_int, default=PICTURES, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--only", type=_stages, default=STAGES, metavar="STAGES", help=f"of {','.join(STAGES)}")
     parser.add_argument("--upstream", type=Path, metavar="DEKR", help="measure this patched checkout as well")
-    parser.add_argument("--rounds", type=count, default=ROUNDS, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--rounds", type=positive_int, default=ROUNDS, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything here as well")
     parser.add_argument("--work", type=Path, default=Path(), help="a folder on the disk to be measured (default: here)")
     add_config(parser)

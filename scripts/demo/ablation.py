@@ -24,7 +24,7 @@ from dekr_infer.cli import export as export_command
 from dekr_infer.cli import onnx_infer
 from dekr_infer.cli import postprocess as postprocess_command
 from dekr_infer.cli import preprocess as preprocess_command
-from dekr_infer.cli.app import Arguments, Parser, cores, count, non_negative_int, run, worker_count
+from dekr_infer.cli.app import Arguments, Parser, cores, non_negative_int, positive_int, run, worker_count
 from dekr_infer.errors import DekrError
 from dekr_infer.onnx_graph.dialects import ASCEND, ONNX
 from dekr_infer.pose.decode import CENTRE
@@ -48,7 +48,7 @@ def main(argv: Arguments = None) -> int:
     """Run the command; return its exit code."""
     parser = Parser(__doc__)
     parser.add_argument("--work", type=Path, default=Path("quickstart/ablation"), help="folder for all files")
-    parser.add_argument("--pictures", type=count, default=IMAGES, metavar="N", help="images to draw (%(default)s)")
+    parser.add_argument("--pictures", type=positive_int, default=IMAGES, metavar="N", help="images to draw (%(default)s)")
     parser.add_argument("--seed", type=non_negative_int, default=SEED)
     parser.add_argument("--threads", type=worker_count, default=cores(), help="(default: all cores)")
     args = parser.parse_args(argv)

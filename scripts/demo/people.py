@@ -22,7 +22,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from dekr_infer.cli.app import Arguments, Parser, count, non_negative_int, run
+from dekr_infer.cli.app import Arguments, Parser, non_negative_int, positive_int, run
 from dekr_infer.data.coco import annotation_path
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, Size
@@ -164,7 +164,7 @@ def main(argv: Arguments = None) -> int:
     """Run the command; return its exit code."""
     parser = Parser(__doc__)
     parser.add_argument("--output", type=Path, required=True, help="folder of the data set (DATASET.ROOT)")
-    parser.add_argument("--pictures", type=count, default=40, metavar="N", help="number of images (%(default)s)")
+    parser.add_argument("--pictures", type=positive_int, default=40, metavar="N", help="number of images (%(default)s)")
     parser.add_argument(
         "--seed", type=non_negative_int, default=1, help="the same seed draws the same (default: %(default)s)"
     )

@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # run as a script: the repository is not on the p
 
 import torch
 
-from dekr_infer.cli.app import Arguments, Parser, count, non_negative_int, run, worker_count
+from dekr_infer.cli.app import Arguments, Parser, non_negative_int, positive_int, run, worker_count
 from dekr_infer.evaluation.coco_metrics import figures_table
 from dekr_infer.model.checkpoint import save
 from scripts.demo.people import write_data_set
@@ -39,7 +39,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "models/demo_train", help="folder for state and weights")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--minutes", type=float, help="training time; the learning rate falls towards its end (80)")
-    length.add_argument("--steps", type=count, help="steps instead of minutes: the run can be repeated")
+    length.add_argument("--steps", type=positive_int, help="steps instead of minutes: the run can be repeated")
     parser.add_argument("--seed", type=non_negative_int, default=1, help="of weights and images (1)")
     parser.add_argument("--lr", type=float, default=2e-3, help="highest learning rate (0.002)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU if there is one")
@@ -51,7 +51,7 @@ def main(argv: Arguments = None) -> int:
         type=Path,
         help="weights to start from, a state or a checkpoint; it may have fewer channels per joint (random)",
     )
-    parser.add_argument("--validate", type=count, default=40, help="images for the COCO metrics at the end (40)")
+    parser.add_argument("--validate", type=positive_int, default=40, help="images for the COCO metrics at the end (40)")
     args = parser.parse_args(argv)
 
     def work() -> None:

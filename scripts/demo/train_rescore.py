@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from dekr_infer.cli.app import Arguments, Parser, count, non_negative_int, run, worker_count
+from dekr_infer.cli.app import Arguments, Parser, non_negative_int, positive_int, run, worker_count
 from dekr_infer.data.coco import PictureFiles, load_data_set, picture_source
 from dekr_infer.model.checkpoint import save
 from dekr_infer.pose.decode import DecodeSettings
@@ -122,8 +122,8 @@ def main(argv: Arguments = None) -> int:
         "--weights", type=Path, default=ROOT / "models/demo_train/pose_dekr_demo.pth", help="checkpoint"
     )
     parser.add_argument("--output", type=Path, default=ROOT / "models/demo_train/rescore_demo.pth", help="to write")
-    parser.add_argument("--pictures", type=count, default=300, help="images to draw (300)")
-    parser.add_argument("--epochs", type=count, default=40, help="passes over the poses (40)")
+    parser.add_argument("--pictures", type=positive_int, default=300, help="images to draw (300)")
+    parser.add_argument("--epochs", type=positive_int, default=40, help="passes over the poses (40)")
     parser.add_argument("--seed", type=non_negative_int, default=2001, help="of images and weights (2001)")
     parser.add_argument("--threads", type=worker_count, default=2, help="of torch (2)")
     args = parser.parse_args(argv)

@@ -11,7 +11,7 @@ import pytest
 from dekr_infer.ascend import ais_bench as bench
 from dekr_infer.ascend import subprocess_runner as tool
 from dekr_infer.ascend import tune
-from dekr_infer.cli.app import stoppable
+from dekr_infer.cli.app import raise_on_sigterm
 from scripts.demo import people
 from tests.support.ascend_host import DOUBLES, Done, Host, compile_double
 from tests.support.helpers import run_command
@@ -134,7 +134,7 @@ def test_a_signal_while_a_tool_is_being_started_ends_the_tool(monkeypatch, numbe
         return started[0]
 
     monkeypatch.setattr(tool, "_start", start_and_be_told)
-    with pytest.raises(KeyboardInterrupt), stoppable():
+    with pytest.raises(KeyboardInterrupt), raise_on_sigterm():
         tool.run_tool(["sleep", "60"])
     assert started[0].poll() is not None
 

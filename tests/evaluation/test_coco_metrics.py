@@ -9,8 +9,9 @@ from pycocotools.cocoeval import COCOeval
 
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.errors import DekrError
-from dekr_infer.evaluation.coco_metrics import FIGURES, coco_figures, figures_table, person_category, results_of
+from dekr_infer.evaluation.coco_metrics import METRICS, coco_metrics, metrics_table
 from dekr_infer.geometry import Size
+from dekr_infer.structures import People
 from tests.support.helpers import person, write_annotation
 
 IDS = (1000, 999, 998)  # of the pictures a, b, c
@@ -38,8 +39,8 @@ def data(tmp_path):
 
 
 def perfect() -> list[dict]:
-    first = results_of(1000, 1, poses(keypoints(1), keypoints(2)), np.array([0.9, 0.8]))
-    return first + results_of(999, 1, poses(keypoints(3, 60)), np.array([0.7]))
+    first = People(poses(keypoints(1), keypoints(2)), np.array([0.9, 0.8])).to_coco(1000, 1)
+    return first + People(poses(keypoints(3, 60)), np.array([0.7])).to_coco(999, 1)
 
 
 def test_a_result_holds_joints_score_and_the_joints_box():
@@ -47,7 +48,7 @@ def test_a_result_holds_joints_score_and_the_joints_box():
     pose[0, :, 0] = np.arange(17) * 2.5 - 7
     pose[0, :, 1] = 100 - np.arange(17)
     pose[0, :, 2] = np.linspace(-0.5, 1.5, 17)
-    first, second = results_of(77, 3, pose, np.array([0.25, -0.5], np.float32))
+    first, second = People(pose, np.array([0.25, -0.5], np.float32)).to_coco(77, 3)
     assert set(first) == {"image_id", "category_id", "keypoints", "score", "bbox"}
     assert (first["image_id"], first["category_id"], first["score"], second["score"]) == (77, 3, 0.25, -0.5)
     assert len(first["keypoints"]) == 51
@@ -55,20 +56,20 @@ def test_a_result_holds_joints_score_and_the_joints_box():
     assert first["bbox"] == [-7, 84, 40, 16]  # left, top, width, height
     assert second["bbox"] == [0, 0, 0, 0]
     assert json.loads(json.dumps(first)) == first
-    assert results_of(77, 3, pose[:0], np.zeros(0)) == []
+    assert People(pose[:0], np.zeros(0)).to_coco(77, 3) == []
 
 
 def test_the_truth_itself_scores_1(data):
-    figures = coco_figures(data, perfect(), IDS)
-    assert tuple(figures) == FIGURES
-    assert figures == pytest.approx(dict.fromkeys(FIGURES, 1.0))
+    figures = coco_metrics(data, perfect(), IDS)
+    assert tuple(figures) == METRICS
+    assert figures == pytest.approx(dict.fromkeys(METRICS, 1.0))
 
 
 def test_figures_are_pycocotools_own_from_the_files(data, tmp_path, capsys):
     found = perfect()
     found[0]["keypoints"] = (poses(keypoints(1))[0] + np.float32([6, 4, 0])).ravel().tolist()
     found[2]["keypoints"] = (poses(keypoints(3, 60))[0] + np.float32([30, 30, 0])).ravel().tolist()
-    figures = coco_figures(data, found, IDS)
+    figures = coco_metrics(data, found, IDS)
     assert 0 < figures["AP (L)"] < 1 and figures["AP (M)"] == 0
     (tmp_path / "results.json").write_text(json.dumps(found))
     truth = COCO(str(data.annotation))
@@ -79,78 +80,45 @@ def test_figures_are_pycocotools_own_from_the_files(data, tmp_path, capsys):
 
 
 def test_finding_nobody_is_a_valid_result_with_ap_0(data):
-    figures = coco_figures(data, [], IDS)
+    figures = coco_metrics(data, [], IDS)
     assert figures["AP"] == figures["AR"] == figures["AP (L)"] == 0
 
 
 def test_only_the_named_pictures_count(data):
-    only_second = coco_figures(data, perfect()[2:], [999])
+    only_second = coco_metrics(data, perfect()[2:], [999])
     assert only_second["AP"] == pytest.approx(1) and only_second["AP (L)"] == -1  # no large person is annotated there
-    assert coco_figures(data, perfect()[2:], IDS)["AP"] < 0.5
+    assert coco_metrics(data, perfect()[2:], IDS)["AP"] < 0.5
 
 
 def test_twenty_detections_a_picture_count(data):
-    wrong = results_of(1000, 1, poses(*[keypoints(50 + n) + 1000 for n in range(20)]), np.full(20, 0.95))
-    assert coco_figures(data, perfect() + wrong, IDS)["AR (L)"] == 0
-    assert coco_figures(data, perfect() + wrong[:18], IDS)["AR (L)"] == 1
+    wrong = People(poses(*[keypoints(50 + n) + 1000 for n in range(20)]), np.full(20, 0.95)).to_coco(1000, 1)
+    assert coco_metrics(data, perfect() + wrong, IDS)["AR (L)"] == 0
+    assert coco_metrics(data, perfect() + wrong[:18], IDS)["AR (L)"] == 1
 
 
 def test_evaluating_leaves_the_data_and_the_results_as_they_were(data):
     found = perfect()
-    before = json.dumps([data.content, found])
-    assert coco_figures(data, found, IDS) == coco_figures(data, found, IDS)
-    assert json.dumps([data.content, found]) == before
+    before = json.dumps(found), data.ground_truth()
+    assert coco_metrics(data, found, IDS) == coco_metrics(data, found, IDS)
+    assert (json.dumps(found), data.ground_truth()) == before
 
 
 def test_nothing_is_printed(data, capsys):
-    coco_figures(data, perfect(), IDS)
+    coco_metrics(data, perfect(), IDS)
     assert capsys.readouterr() == ("", "")
 
 
-def changed(tmp_path, change):
-    path = write_annotation(tmp_path, {"a.jpg": Size(400, 500)}, [person(1, 1000, keypoints(1))])
+def test_a_data_set_without_annotations_cannot_be_evaluated(tmp_path):
+    path = write_annotation(tmp_path, {"a.jpg": Size(400, 500)})
     content = json.loads(path.read_text())
-    change(content)
+    del content["annotations"]
     path.write_text(json.dumps(content))
-    return load_data_set(tmp_path, "val2017")
-
-
-def test_the_category_is_the_annotations_first(tmp_path):
-    assert person_category(changed(tmp_path, lambda content: content["categories"][0].update(id=7))) == 7
-
-
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [
-        (lambda content: content.update(categories=[]), "lists no category"),
-        (lambda content: content.pop("categories"), "lists no category"),
-        (lambda content: content["categories"][0].pop("id"), "lists no category"),
-        (lambda content: content["categories"][0].update(keypoints=["a"] * 14), "have 14 joints"),
-    ],
-)
-def test_an_annotation_without_a_category_of_17_joints_is_refused(tmp_path, change, part):
-    with pytest.raises(DekrError, match=part):
-        person_category(changed(tmp_path, change))
-
-
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [
-        (lambda content: content.pop("annotations"), "holds no annotations"),
-        (lambda content: content["annotations"][0].pop("area"), "not a COCO keypoint annotation"),
-        (lambda content: content["annotations"][0].update(keypoints=[1, 2, 3]), "not a COCO keypoint annotation"),
-        (lambda content: content["annotations"][0].update(image_id=5), "not a COCO keypoint annotation"),
-        (lambda content: content["annotations"].append(3), "not a COCO keypoint annotation"),
-        (lambda content: content["annotations"][0].update(keypoints=None), "not a COCO keypoint annotation"),
-    ],
-)
-def test_annotations_that_cannot_be_evaluated_are_refused(tmp_path, change, part):
-    with pytest.raises(DekrError, match=part):
-        coco_figures(changed(tmp_path, change), [], [1000])
+    with pytest.raises(DekrError, match="has no annotations; the ten metrics need them"):
+        coco_metrics(load_data_set(tmp_path, "val2017"), [], [1000])
 
 
 def test_the_table_shows_ten_names_over_ten_values():
-    names, values = figures_table({name: n / 8 for n, name in enumerate(FIGURES)}).split("\n")
+    names, values = metrics_table({name: n / 8 for n, name in enumerate(METRICS)}).split("\n")
     assert len(names) == len(values)
-    assert [names[8 * n : 8 * n + 6].strip() for n in range(10)] == list(FIGURES)
+    assert [names[8 * n : 8 * n + 6].strip() for n in range(10)] == list(METRICS)
     assert values.split() == [f"{n / 8:.3f}" for n in range(10)]

@@ -4,30 +4,52 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dekr_infer.backends.output_folder import OutputFolder
 from dekr_infer.data.coco import load_data_set
+from dekr_infer.data.sources import frames_of
+from dekr_infer.detector import Detector
 from dekr_infer.errors import DekrError
-from dekr_infer.evaluation.evaluate import Settings, available, find_people, process
-from dekr_infer.geometry import PUBLISHED_SIZES, Placement, Size, cells
-from dekr_infer.pose.decode import DecodeSettings, Passes, decode
-from dekr_infer.pose.refine import MatchSettings, match_to_heatmap
+from dekr_infer.evaluation.evaluate import Evaluation, evaluate
+from dekr_infer.geometry import PUBLISHED_SIZES, Size
+from dekr_infer.pose.decode import decode
+from dekr_infer.pose.refine import match_to_heatmap
 from dekr_infer.pose.rescore import RescoreNet
+from dekr_infer.structures import Passes
 from tests.support.helpers import write_annotation, write_dump
+from tests.support.recipe import DECODE, REFINE, passes_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"000000000030.jpg": Size(333, 481), "000000000007.jpg": Size(640, 427), "c.jpg": Size(90, 171)}
 STEMS = ["000000000030", "000000000007", "c"]
-PLAIN = Settings(DecodeSettings())
+
+
+def detector(folders, settings=DECODE, **options) -> Detector:
+    return Detector(OutputFolder(*folders), settings, flip=len(folders) == 2, **options)
+
+
+def frames(data):
+    return frames_of(data, PUBLISHED_SIZES)
+
+
+def process(data, folders, settings=DECODE, advance=lambda count: None, **options) -> Evaluation:
+    return evaluate(detector(folders, settings, **options), data, frames(data), advance)
+
+
+def complete(data, folders, allow_missing: bool) -> list[str]:
+    found = OutputFolder(*folders).complete(frames(data), data.annotation.name, allow_missing)
+    return [frame.key for frame in found]
 
 
 def maps(image: Size, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Heatmap (18, h, w) with three people and offsets (34, h, w) of a input size's size."""
+    """Heatmap (18, h, w) with three people and offsets (34, h, w) of the image's input size."""
     rng = np.random.default_rng(seed)
-    h, w = cells(PUBLISHED_SIZES.place(image).input)
+    h, w = PUBLISHED_SIZES.place(image).cells
     heat = 0.009 * rng.uniform(size=(18, h, w))
     for _ in range(3):
         heat[17, rng.integers(h), rng.integers(w)] = rng.uniform(0.3, 1)
@@ -54,77 +76,104 @@ def folders(data, tmp_path):
 
 
 def loaded(folders, stem: str) -> Passes:
-    return Passes(*(np.load(folder / f"{stem}_{index}.npy")[0] for folder in folders for index in (0, 1)))
+    return passes_of(*(np.load(folder / f"{stem}_{index}.npy")[0] for folder in folders for index in (0, 1)))
 
 
 # -- which dumps are there ---------------------------------------------------------------------------------------------
 
 
-def test_the_pictures_are_the_data_sets_in_its_order(data, folders):
-    assert available(data, folders, allow_missing=False) == list(data.pictures)
+def test_the_images_are_the_data_sets_in_its_order(data, folders):
+    assert complete(data, folders, allow_missing=False) == STEMS
 
 
-def test_missing_and_left_over_dumps_are_counted_and_named_for_each_folder(data, folders):
+def test_missing_and_foreign_outputs_are_counted_and_named_for_each_folder(data, folders):
     (folders[0] / "c_1.npy").unlink()
     (folders[0] / "000000000030_0.npy").unlink()
     (folders[1] / "zebra_0.npy").touch()
     with pytest.raises(DekrError) as caught:
-        available(data, folders, allow_missing=False)
+        complete(data, folders, allow_missing=False)
     message = str(caught.value)
     assert f"{folders[0]}: 2 of 6 files are missing, the first is 000000000030_0.npy" in message
     assert f"{folders[1]}: 1 of 7 files are not of person_keypoints_val2017.json, the first is zebra_0.npy" in message
     assert "--allow_missing" in message
 
 
-def test_missing_dumps_may_be_allowed_and_only_whole_pictures_count(data, folders):
+def test_missing_outputs_may_be_allowed_and_only_whole_images_count(data, folders):
     (folders[1] / "c_1.npy").unlink()
-    assert [picture.stem for picture in available(data, folders, allow_missing=True)] == STEMS[:2]
-    assert [picture.stem for picture in available(data, folders[:1], allow_missing=True)] == STEMS
+    assert complete(data, folders, allow_missing=True) == STEMS[:2]
+    assert complete(data, folders[:1], allow_missing=True) == STEMS
 
 
-def test_foreign_dumps_are_refused_even_then_and_so_is_nothing_at_all(data, folders, tmp_path):
-    with pytest.raises(DekrError, match="no picture's outputs are complete"):
-        available(data, [folders[0], tmp_path / "none"], allow_missing=True)
+def test_foreign_outputs_are_refused_even_then_and_so_are_none_at_all(data, folders, tmp_path):
+    with pytest.raises(DekrError, match="no image's outputs are complete"):
+        complete(data, [folders[0], tmp_path / "none"], allow_missing=True)
     (folders[0] / "zebra_0.npy").touch()
     with pytest.raises(DekrError, match=r"zebra_0\.npy"):
-        available(data, folders, allow_missing=True)
+        complete(data, folders, allow_missing=True)
     with pytest.raises(DekrError, match="6 of 6 files are missing"):
-        available(data, [tmp_path / "none"], allow_missing=False)
+        complete(data, [tmp_path / "none"], allow_missing=False)
 
 
 # -- people ------------------------------------------------------------------------------------------------------------
 
 
-def test_each_picture_gets_the_people_of_its_own_dumps_in_image_pixels(data, folders):
-    seen = list(find_people(data.pictures, folders, PLAIN))
-    assert [picture for picture, _, _ in seen] == list(data.pictures)
-    for picture, poses, scores in seen:
-        in_input_size, expected_scores = decode(loaded(folders, picture.stem), DecodeSettings())
-        matrix = Placement(picture.size, PUBLISHED_SIZES.place(picture.size).input).to_image
-        assert len(poses) == len(in_input_size)
-        for pose, before in zip(poses, in_input_size, strict=True):
+def test_each_image_gets_the_people_of_its_own_outputs_in_image_pixels(data, folders):
+    seen = list(detector(folders).stream(frames(data)))
+    assert [frame.key for frame, _ in seen] == STEMS
+    for frame, people in seen:
+        in_input, expected_scores = decode(loaded(folders, frame.key), DECODE)
+        matrix = frame.placement.to_image
+        assert len(people) == len(in_input)
+        for pose, before in zip(people.poses, in_input, strict=True):
             for joint, (x, y, score) in zip(pose, before.tolist(), strict=True):
                 expected = matrix @ [x, y, 1.0]
                 assert joint.tolist() == [np.float32(expected[0]), np.float32(expected[1]), score]
-        np.testing.assert_array_equal(scores, expected_scores)
-    assert [len(poses) > 0 for _, poses, _ in seen] == [True, False, True]
+        np.testing.assert_array_equal(people.scores, expected_scores)
+    assert [len(people) > 0 for _, people in seen] == [True, False, True]
+
+
+@pytest.mark.parametrize("workers", [2, 5])
+def test_a_stream_of_several_workers_yields_the_same_people_in_order(data, folders, workers):
+    many = frames(data) * 7
+    one, several = (list(detector(folders).stream(many, count)) for count in (1, workers))
+    assert [frame for frame, _ in several] == many
+    for (_, people), (_, other) in zip(one, several, strict=True):
+        np.testing.assert_array_equal(people.poses, other.poses)
+        np.testing.assert_array_equal(people.scores, other.scores)
+
+
+def test_a_stream_takes_only_as_many_frames_as_are_under_way(data, folders):
+    taken = []
+    source = (taken.append(frame) or frame for frame in frames(data) * 50)
+    stream = detector(folders).stream(source, 2)
+    next(stream)
+    assert len(taken) <= 5
+    stream.close()
 
 
 def test_without_flip_only_the_first_folder_is_read(data, folders):
     for path in folders[1].iterdir():
         path.unlink()
-    (_, poses, _), *_ = find_people(data.pictures, folders[:1], PLAIN)
+    _, people = next(detector(folders[:1]).stream(frames(data)))
     passes = loaded(folders[:1], STEMS[0])
-    assert passes.heat_flip is None and len(poses) == len(decode(passes, DecodeSettings())[0])
+    assert passes.flipped is None and len(people) == len(decode(passes, DECODE)[0])
 
 
 def test_matching_happens_in_input_pixels_before_the_way_back(data, folders):
-    first = DecodeSettings(max_people=1)
-    picture, poses, _ = next(find_people(data.pictures, folders, Settings(first, MatchSettings())))
-    passes = loaded(folders, picture.stem)
-    expected = match_to_heatmap(decode(passes, first)[0], passes, MatchSettings())
-    matrix = Placement(picture.size, PUBLISHED_SIZES.place(picture.size).input).to_image
-    np.testing.assert_allclose(poses[..., :2], expected[..., :2] @ matrix[:, :2].T + matrix[:, 2], rtol=1e-5, atol=1e-3)
+    first = replace(DECODE, max_people=1)
+    frame, people = next(detector(folders, first, refine=REFINE).stream(frames(data)))
+    passes = loaded(folders, frame.key)
+    expected = match_to_heatmap(decode(passes, first)[0], passes, REFINE)
+    matrix = frame.placement.to_image
+    np.testing.assert_allclose(
+        people.poses[..., :2], expected[..., :2] @ matrix[:, :2].T + matrix[:, 2], rtol=1e-5, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("image", [np.zeros((4, 5), np.uint8), np.zeros((4, 5, 3)), np.zeros((0, 5, 3), np.uint8)])
+def test_what_is_no_image_is_refused(folders, image):
+    with pytest.raises(DekrError, match=r"expected \(h, w, 3\) uint8 BGR"):
+        detector(folders)(image)
 
 
 @pytest.fixture
@@ -138,8 +187,8 @@ def net() -> RescoreNet:
 
 
 def test_a_rescored_person_has_the_nets_factor_of_the_final_pose_times_the_score(data, folders, net):
-    plain = process(data, data.pictures, folders, PLAIN).results
-    rescored = process(data, data.pictures, folders, Settings(DecodeSettings(), None, net)).results
+    plain = process(data, folders).results
+    rescored = process(data, folders, rescore=net).results
     assert len(rescored) == len(plain) > 3
     for entry, before in zip(rescored, plain, strict=True):
         pose = np.reshape(before["keypoints"], (1, 17, 3)).astype(np.float32)
@@ -147,33 +196,18 @@ def test_a_rescored_person_has_the_nets_factor_of_the_final_pose_times_the_score
         assert entry | {"score": 0} == before | {"score": 0}
 
 
-def test_the_net_sees_people_in_blocks_and_forgets_none(data, folders, net, monkeypatch):
-    whole = process(data, data.pictures, folders, Settings(DecodeSettings(), None, net)).results
-    monkeypatch.setattr("dekr_infer.evaluation.evaluate.BLOCK", 2)
-    sizes = []
-
-    class Counting:
-        def __call__(self, poses: np.ndarray) -> np.ndarray:
-            sizes.append(len(poses))
-            return net(poses)
-
-    blocks = process(data, data.pictures, folders, Settings(DecodeSettings(), None, Counting())).results
-    assert max(sizes) == 2 and sum(sizes) == len(whole) > 3
-    assert [entry["score"] for entry in blocks] == pytest.approx([entry["score"] for entry in whole], abs=1e-6)
-
-
 def test_nobody_in_the_whole_set_is_a_valid_result_rescored_or_not(data, folders, net):
     for path in [*folders[0].glob("*_0.npy"), *folders[1].glob("*_0.npy")]:
         np.save(path, 0 * np.load(path))
     for rescore in (None, net):
-        outcome = process(data, data.pictures, folders, Settings(DecodeSettings(), None, rescore))
-        assert (outcome.results, outcome.pictures, outcome.empty) == ([], 3, 3)
+        outcome = process(data, folders, rescore=rescore)
+        assert (outcome.results, len(outcome.evaluated), outcome.empty) == ([], 3, 3)
 
 
 def test_results_hold_no_entry_for_a_picture_with_nobody_and_count_it(data, folders):
     steps = []
-    outcome = process(data, data.pictures, folders, PLAIN, steps.append)
-    assert (outcome.pictures, outcome.empty, outcome.people) == (3, 1, len(outcome.results))
+    outcome = process(data, folders, advance=steps.append)
+    assert (outcome.evaluated, outcome.empty) == ([1000, 999, 998], 1)
     assert {entry["image_id"] for entry in outcome.results} == {1000, 998}
     assert {entry["category_id"] for entry in outcome.results} == {1}
     assert steps == [1, 1, 1] and outcome.seconds > 0
@@ -188,7 +222,7 @@ def test_a_dump_of_another_shape_is_refused_and_named(data, folders, tmp_path, n
     path = tmp_path / name / f"c_{index}.npy"
     np.save(path, np.ascontiguousarray(np.load(path).transpose(0, 1, 3, 2)))
     with pytest.raises(DekrError, match=rf"{name}/c_{index}\.npy: has shape .* c\.jpg needs"):
-        process(data, data.pictures, folders, PLAIN)
+        process(data, folders)
 
 
 @pytest.mark.parametrize("name", ["out", "out_flip"])
@@ -197,13 +231,13 @@ def test_exchanged_heatmap_and_offset_are_refused(data, folders, tmp_path, name)
     (tmp_path / name / "c_1.npy").rename(tmp_path / name / "c_0.npy")
     (tmp_path / "x.npy").rename(tmp_path / name / "c_1.npy")
     with pytest.raises(DekrError, match=r"c_0\.npy: has shape"):
-        process(data, data.pictures, folders, PLAIN)
+        process(data, folders)
 
 
 def test_a_dump_cut_short_is_named(data, folders):
     os.truncate(folders[1] / "c_1.npy", 4000)
     with pytest.raises(DekrError, match=r"out_flip/c_1\.npy: cut short"):
-        process(data, data.pictures, folders, PLAIN)
+        process(data, folders)
 
 
 @pytest.mark.parametrize("name", ["out", "out_flip"])
@@ -214,7 +248,7 @@ def test_nan_that_matters_is_refused_and_its_file_named(data, folders, tmp_path,
     values[0, :17] = np.nan  # of the heatmap: the joints, not the centre
     np.save(path, values)
     with pytest.raises(DekrError, match=rf"{name}/c_{index}\.npy: holds NaN or infinite values"):
-        process(data, data.pictures, folders, PLAIN)
+        process(data, folders)
 
 
 def test_scores_that_only_the_nets_factor_carries_beyond_all_bounds_are_refused(data, folders, net):
@@ -224,9 +258,9 @@ def test_scores_that_only_the_nets_factor_carries_beyond_all_bounds_are_refused(
         heat[:, 17][heat[:, 17] > 0.1] = 3e38
         np.save(folder / "c_0.npy", heat)
     large = RescoreNet(net.weights, (*net.biases[:2], np.full(1, 1e6, np.float32)))
-    assert np.isfinite(process(data, data.pictures, folders, PLAIN).results[-1]["score"])
+    assert np.isfinite(process(data, folders).results[-1]["score"])
     with pytest.raises(DekrError, match=r"c_0\.npy.*: holds values beyond all bounds; run the network"):
-        process(data, data.pictures, folders, Settings(DecodeSettings(), None, large))
+        process(data, folders, rescore=large)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 
 from dekr_infer.errors import DekrError
 from dekr_infer.evaluation import metrics_file as metrics
-from dekr_infer.evaluation.coco_metrics import FIGURES
+from dekr_infer.evaluation.coco_metrics import METRICS
 from dekr_infer.storage.atomic import sha256
 from tests.support import corruption as spoil
 from tests.support.helpers import assert_refused
@@ -61,7 +61,7 @@ def test_nobody_found_in_any_picture_is_a_result_too(place):
         spoil.resave(path, spoil.set_value(0))
     ran = place.run(pairs=("RESCORE.VALID", "False"), real=True)
     assert ran.code == 0 and ran.err == "", ran
-    assert "3 pictures, 0 people, nobody in 3 pictures" in ran.out
+    assert "3 images, 0 people, nobody in 3 images" in ran.out
     figures = written(place)["figures"]
     assert figures["AP"] == 0 and set(figures.values()) == {0.0, -1.0}, "nobody annotated is large"
     assert (place.outputs / "results" / "keypoints_val2017_results.json").read_bytes() == b"[]\n"
@@ -95,10 +95,10 @@ def test_another_setting_is_named_and_the_figures_decide_the_exit_code(place, tm
 
 def test_help_tells_the_exit_code(place):
     ran = place.run("--help")
-    assert "0 when the ten figures are the same" in ran.out
+    assert "0 when the ten metrics are equal" in ran.out
 
 
-BASE = {"figures": dict.fromkeys(FIGURES, 0.5), "sha256": {"graphs": ["a" * 64]}, "versions": {"numpy": "2.2.6"}}
+BASE = {"figures": dict.fromkeys(METRICS, 0.5), "sha256": {"graphs": ["a" * 64]}, "versions": {"numpy": "2.2.6"}}
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ BASE = {"figures": dict.fromkeys(FIGURES, 0.5), "sha256": {"graphs": ["a" * 64]}
         ("settings", "flip", False, "  settings: flip: nothing -> False"),
         ("counts", "people", 7, "  counts: people: nothing -> 7"),
         ("warnings", "ranking", "speaks", "  warnings: ranking: nothing -> speaks"),
-        ("figures", "AR", 0.502, "  figures: AR: 0.500000 -> 0.502000 (+0.002000)"),
+        ("figures", "AR", 0.502, "  metrics: AR: 0.500000 -> 0.502000 (+0.002000)"),
     ],
 )
 def test_each_part_has_its_line(part, key, value, line):
@@ -123,7 +123,7 @@ def test_each_part_has_its_line(part, key, value, line):
 def test_what_is_no_figure_is_not_compared_with(tmp_path, value):
     text = json.dumps(BASE).replace('"AR": 0.5', f'"AR": {value}')
     (tmp_path / "old.json").write_text(text)
-    with pytest.raises(DekrError, match=r"old\.json: holds no ten figures from -1 to 1; --compare wants"):
+    with pytest.raises(DekrError, match=r"old\.json: lacks the ten metrics, numbers from -1 to 1; --compare expects"):
         metrics.read_metrics(tmp_path / "old.json")
 
 

@@ -1,13 +1,13 @@
 """From maps to people: [16] to [22] of the reference's facts, against twins that compute everything at full size."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from dekr_infer.errors import DekrError
 from dekr_infer.pose.decode import (
-    DecodeSettings,
-    NotFiniteError,
-    Passes,
     decode,
     find_centres,
     heat_at,
@@ -16,6 +16,8 @@ from dekr_infer.pose.decode import (
     remove_duplicates,
     transform_poses,
 )
+from dekr_infer.structures import Passes
+from tests.support.recipe import DECODE, passes_of
 
 PARTNER = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 H, W = 26, 38  # cells
@@ -32,7 +34,7 @@ def random_passes(seed: int, h: int = H, w: int = W, flip: bool = True) -> Passe
     rng = np.random.default_rng(seed)
     heat, heat_flip = smooth(rng, 18, h, w), smooth(rng, 18, h, w)
     offset, offset_flip = 5 * smooth(rng, 34, h, w), 5 * smooth(rng, 34, h, w)
-    return Passes(heat, offset, heat_flip, offset_flip) if flip else Passes(heat, offset)
+    return passes_of(heat, offset, heat_flip, offset_flip) if flip else passes_of(heat, offset)
 
 
 # -- the twin: every line of the text in its own loop ------------------------------------------------------------------
@@ -40,32 +42,34 @@ def random_passes(seed: int, h: int = H, w: int = W, flip: bool = True) -> Passe
 
 def slow_heat(passes: Passes) -> np.ndarray:
     """[16] the mean heatmap of both passes."""
-    if passes.heat_flip is None:
-        return passes.heat
-    merged = np.empty_like(passes.heat)
+    if passes.flipped is None:
+        return passes.original.heatmap
+    merged = np.empty_like(passes.original.heatmap)
     channels, h, w = merged.shape
     for channel in range(channels):
         partner = channel if channel == 17 else PARTNER[channel]
         for y in range(h):
             for x in range(w):
-                merged[channel, y, x] = (passes.heat[channel, y, x] + passes.heat_flip[partner, y, w - 1 - x]) / 2
+                merged[channel, y, x] = (
+                    passes.original.heatmap[channel, y, x] + passes.flipped.heatmap[partner, y, w - 1 - x]
+                ) / 2
     return merged
 
 
 def slow_poses(passes: Passes) -> np.ndarray:
     """[16] the mean pose map: (h, w, 17, 2) float32, x and y in cells."""
-    _, h, w = passes.offset.shape
+    _, h, w = passes.original.offset.shape
     merged = np.empty((h, w, 17, 2), np.float32)
     for y in range(h):
         for x in range(w):
             for joint in range(17):
-                first = (x - passes.offset[2 * joint, y, x], y - passes.offset[2 * joint + 1, y, x])
-                if passes.offset_flip is None:
+                first = (x - passes.original.offset[2 * joint, y, x], y - passes.original.offset[2 * joint + 1, y, x])
+                if passes.flipped is None:
                     merged[y, x, joint] = first
                     continue
                 partner, there = PARTNER[joint], w - 1 - x
-                seen_x = there - passes.offset_flip[2 * partner, y, there]
-                seen_y = y - passes.offset_flip[2 * partner + 1, y, there]
+                seen_x = there - passes.flipped.offset[2 * partner, y, there]
+                seen_y = y - passes.flipped.offset[2 * partner + 1, y, there]
                 merged[y, x, joint] = (first[0] + ((w - seen_x) - 1)) / 2, (first[1] + seen_y) / 2
     return merged
 
@@ -143,7 +147,7 @@ def slow_decode(passes: Passes, pool: int = 3) -> tuple[np.ndarray, np.ndarray]:
 def test_people_are_those_of_the_twin_that_computes_everything(seed, flip):
     h, w = [(H, W), (31, 24), (26, 26)][seed % 3]
     passes = random_passes(seed, h, w, flip)
-    poses, scores = decode(passes, DecodeSettings())
+    poses, scores = decode(passes, DECODE)
     expected_poses, expected_scores = slow_decode(passes)
     assert len(expected_poses) >= 5
     assert poses.dtype == scores.dtype == np.float32
@@ -155,17 +159,19 @@ def test_people_are_those_of_the_twin_that_computes_everything(seed, flip):
 def test_maps_may_be_files_read_where_they_are_touched(tmp_path):
     passes = random_passes(3)
     mapped = []
-    for index, values in enumerate((passes.heat, passes.offset, passes.heat_flip, passes.offset_flip)):
+    for index, values in enumerate(
+        (passes.original.heatmap, passes.original.offset, passes.flipped.heatmap, passes.flipped.offset)
+    ):
         np.save(tmp_path / f"{index}.npy", values)
         mapped.append(np.load(tmp_path / f"{index}.npy", mmap_mode="r"))
-    for one, other in zip(decode(passes, DecodeSettings()), decode(Passes(*mapped), DecodeSettings()), strict=True):
+    for one, other in zip(decode(passes, DECODE), decode(passes_of(*mapped), DECODE), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_nobody_is_an_empty_array_of_the_right_shape():
     passes = random_passes(0)
-    passes.heat[17] = passes.heat_flip[17] = 0.01  # not above the threshold
-    poses, scores = decode(passes, DecodeSettings())
+    passes.original.heatmap[17] = passes.flipped.heatmap[17] = 0.01  # not above the threshold
+    poses, scores = decode(passes, DECODE)
     assert poses.shape == (0, 17, 3) and scores.shape == (0,)
 
 
@@ -189,11 +195,19 @@ def test_poses_of_both_passes_are_swapped_mirrored_and_averaged(flip):
 def test_two_passes_that_see_the_same_agree():
     """A flipped pass made from the first as the flipped tensor makes it changes nothing."""
     first = random_passes(4, flip=False)
-    heat = first.heat[[*PARTNER, 17]][:, :, ::-1]
-    offset = first.offset.reshape(17, 2, H, W)[list(PARTNER)][:, :, :, ::-1] * np.array([-1, 1])[None, :, None, None]
-    both = Passes(first.heat, first.offset, heat.astype(np.float32), offset.reshape(34, H, W).astype(np.float32))
-    poses, scores = decode(first, DecodeSettings())
-    poses_both, scores_both = decode(both, DecodeSettings())
+    heat = first.original.heatmap[[*PARTNER, 17]][:, :, ::-1]
+    offset = (
+        first.original.offset.reshape(17, 2, H, W)[list(PARTNER)][:, :, :, ::-1]
+        * np.array([-1, 1])[None, :, None, None]
+    )
+    both = passes_of(
+        first.original.heatmap,
+        first.original.offset,
+        heat.astype(np.float32),
+        offset.reshape(34, H, W).astype(np.float32),
+    )
+    poses, scores = decode(first, DECODE)
+    poses_both, scores_both = decode(both, DECODE)
     np.testing.assert_allclose(poses_both, poses, atol=1e-4)
     np.testing.assert_allclose(scores_both, scores, atol=1e-6)
 
@@ -204,7 +218,7 @@ def test_two_passes_that_see_the_same_agree():
 @pytest.mark.parametrize(("h", "w", "pool"), [(30, 44, 3), (150, 252, 5), (230, 371, 7), (200, 200, 3), (300, 300, 5)])
 def test_candidates_are_the_maxima_of_their_neighbourhood_highest_first(h, w, pool):
     centre = np.random.default_rng(h).normal(size=(h, w)).astype(np.float32)
-    cells, scores = find_centres(centre, DecodeSettings())
+    cells, scores = find_centres(centre, DECODE)
     expected_cells, expected_scores = slow_centres(centre, pool)
     np.testing.assert_array_equal(cells, expected_cells)
     np.testing.assert_array_equal(scores, expected_scores)
@@ -215,7 +229,7 @@ def test_maxima_at_the_border_and_in_the_corners_count():
     centre = np.zeros((9, 12), np.float32)
     for value, (y, x) in enumerate([(0, 0), (8, 11), (0, 11), (8, 0), (0, 6), (4, 11)], start=1):
         centre[y, x] = value
-    cells, scores = find_centres(centre, DecodeSettings())
+    cells, scores = find_centres(centre, DECODE)
     assert cells.tolist() == [[4, 11], [0, 6], [8, 0], [0, 11], [8, 11], [0, 0]]
     assert scores.tolist() == [6, 5, 4, 3, 2, 1]
 
@@ -224,22 +238,22 @@ def test_the_threshold_is_strict_and_in_float32():
     centre = np.zeros((5, 9), np.float32)
     threshold = np.float32(0.01)
     centre[2, 1], centre[2, 4], centre[2, 7] = threshold, np.nextafter(threshold, np.float32(1)), 0.0099
-    assert find_centres(centre, DecodeSettings())[0].tolist() == [[2, 4]]
-    assert len(find_centres(centre, DecodeSettings(threshold=0.0))[0]) == 3
+    assert find_centres(centre, DECODE)[0].tolist() == [[2, 4]]
+    assert len(find_centres(centre, replace(DECODE, threshold=0.0))[0]) == 3
 
 
 def test_no_more_than_the_highest_candidates_are_kept():
     centre = np.zeros((40, 40), np.float32)
     centre[::2, ::2] = np.random.default_rng(0).permutation(400).reshape(20, 20) + 1
-    assert find_centres(centre, DecodeSettings())[1].tolist() == list(range(400, 370, -1))
-    assert find_centres(centre, DecodeSettings(max_people=3))[1].tolist() == [400, 399, 398]
+    assert find_centres(centre, DECODE)[1].tolist() == list(range(400, 370, -1))
+    assert find_centres(centre, replace(DECODE, max_people=3))[1].tolist() == [400, 399, 398]
 
 
 def test_exact_ties_are_both_kept_the_upper_left_one_first():
     centre = np.zeros((6, 8), np.float32)
     centre[1, 2] = centre[1, 3] = centre[4, 1] = 0.5  # two neighbours on a plateau, one on its own
-    assert find_centres(centre, DecodeSettings())[0].tolist() == [[1, 2], [1, 3], [4, 1]]
-    assert find_centres(centre, DecodeSettings(max_people=1))[0].tolist() == [[1, 2]]
+    assert find_centres(centre, DECODE)[0].tolist() == [[1, 2], [1, 3], [4, 1]]
+    assert find_centres(centre, replace(DECODE, max_people=1))[0].tolist() == [[1, 2]]
 
 
 # -- heat reading ------------------------------------------------------------------------------------------------------
@@ -253,7 +267,7 @@ def place(x: float, y: float) -> np.ndarray:
 def ramp_passes() -> Passes:
     """Heat that grows by 100 from row to row and by 1 from column to column, and by 10000 from joint to joint."""
     joint, y, x = np.mgrid[:18, :H, :W].astype(np.float32)
-    return Passes(10000 * joint + 100 * y + x, np.zeros((34, H, W), np.float32))
+    return passes_of(10000 * joint + 100 * y + x, np.zeros((34, H, W), np.float32))
 
 
 def test_heat_is_read_at_the_floor_of_a_joints_place():
@@ -285,9 +299,9 @@ def test_heat_is_read_as_if_the_map_were_upsampled_to_full_size(flip):
 
 def test_scores_are_the_centres_times_the_heat_and_the_persons_their_mean_unclamped():
     passes = random_passes(6)
-    passes.heat[:17] *= 40
-    passes.heat_flip[:17] *= 40
-    poses, scores = decode(passes, DecodeSettings())
+    passes.original.heatmap[:17] *= 40
+    passes.flipped.heatmap[:17] *= 40
+    poses, scores = decode(passes, DECODE)
     assert poses[:, :, 2].max() > 1 and poses[:, :, 2].min() < 0
     np.testing.assert_allclose(scores, poses[:, :, 2].mean(1), rtol=1e-6)
     cells, centres = slow_centres(slow_heat(passes)[17])
@@ -308,7 +322,7 @@ def figure(size: float, x: float = 0.0, y: float = 0.0) -> np.ndarray:
 
 def kept(figures: list[np.ndarray], heats: list[float], **settings) -> list[int]:
     joints, heat = np.array(figures), np.array(heats, np.float32)
-    found = remove_duplicates(joints, heat, DecodeSettings(**settings))
+    found = remove_duplicates(joints, heat, replace(DECODE, **settings))
     assert found == slow_duplicates(joints, heat, settings.get("nms_distance", 0.05), settings.get("nms_joints", 8))
     return found
 
@@ -367,7 +381,7 @@ def test_people_stay_in_the_order_in_which_they_are_kept():
 def test_a_person_with_all_joints_in_one_point_stays():
     point = np.full((17, 2), 33, np.float32)
     found = remove_duplicates(
-        np.array([figure(100), point, point, figure(100, 900)]), np.array([1, 2, 3, 4], np.float32), DecodeSettings()
+        np.array([figure(100), point, point, figure(100, 900)]), np.array([1, 2, 3, 4], np.float32), DECODE
     )
     assert found == [0, 1, 2, 3]
 
@@ -381,29 +395,34 @@ def test_duplicates_agree_with_the_loops_on_crowds_of_all_sizes(seed):
 
 
 def test_nobody_has_no_duplicates():
-    assert remove_duplicates(np.zeros((0, 17, 2), np.float32), np.zeros(0, np.float32), DecodeSettings()) == []
+    assert remove_duplicates(np.zeros((0, 17, 2), np.float32), np.zeros(0, np.float32), DECODE) == []
 
 
 # -- what cannot be computed -------------------------------------------------------------------------------------------
 
 
+def map_of(passes: Passes, name: str) -> np.ndarray:
+    maps = passes.flipped if name.startswith("flipped") else passes.original
+    return maps.heatmap if name.endswith("heatmap") else maps.offset
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("name", ["heat", "heat_flip", "offset", "offset_flip"])
+@pytest.mark.parametrize("name", ["heatmap", "flipped heatmap", "offset", "flipped offset"])
 def test_nan_that_matters_is_refused_with_the_name_of_its_map(name, bad):
     passes = random_passes(7)
-    getattr(passes, name)[:] = bad
+    map_of(passes, name)[:] = bad
     if "offset" not in name:
-        getattr(passes, name)[17] = 0.5
-    with pytest.raises(NotFiniteError, match=f"^{name}$"):
-        decode(passes, DecodeSettings())
+        map_of(passes, name)[17] = 0.5
+    with pytest.raises(DekrError, match=f"^{name}: holds NaN or infinite"):
+        decode(passes, DECODE)
 
 
-@pytest.mark.parametrize("name", ["heat", "heat_flip"])
+@pytest.mark.parametrize("name", ["heatmap", "flipped heatmap"])
 def test_nan_anywhere_in_the_centre_map_is_refused(name):
     passes = random_passes(8)
-    getattr(passes, name)[17, 3, 5] = np.nan
-    with pytest.raises(NotFiniteError, match=f"^{name}$"):
-        decode(passes, DecodeSettings())
+    map_of(passes, name)[17, 3, 5] = np.nan
+    with pytest.raises(DekrError, match=f"^{name}: holds NaN or infinite"):
+        decode(passes, DECODE)
 
 
 # -- back to the picture -----------------------------------------------------------------------------------------------

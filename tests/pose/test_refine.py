@@ -1,14 +1,16 @@
 """TEST.MATCH_HMP as the reference defines it: joints go to the nearest peak, then a Gaussian is fitted around them."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import curve_fit
 
-from dekr_infer.pose.decode import Passes
-from dekr_infer.pose.refine import MatchSettings, absorb, full_size, match_to_heatmap, merged_joints, refine
+from dekr_infer.pose.refine import absorb, full_size, match_to_heatmap, merged_joints, refine
+from dekr_infer.structures import Passes
+from tests.support.recipe import REFINE, passes_of
 
 PARTNER = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
 H, W = 23, 34  # cells
@@ -25,7 +27,7 @@ def hills(seed: int, flip: bool = True) -> Passes:
     offset = np.zeros((34, H, W), np.float32)
     flipped = heat[[*PARTNER, 17]][:, :, ::-1] + 0.02 * rng.uniform(size=heat.shape)
     heat = heat.astype(np.float32)
-    return Passes(heat, offset, flipped.astype(np.float32), offset) if flip else Passes(heat, offset)
+    return passes_of(heat, offset, flipped.astype(np.float32), offset) if flip else passes_of(heat, offset)
 
 
 def poses_near(seed: int, people: int = 4) -> np.ndarray:
@@ -105,7 +107,7 @@ def test_poses_are_those_of_the_twin(seed, flip):
     expected = slow_absorb(poses, heat)
     for joint in range(17):
         expected[:, joint] = slow_refine(expected[:, joint], heat[joint])
-    moved = match_to_heatmap(poses, passes, MatchSettings())
+    moved = match_to_heatmap(poses, passes, REFINE)
     np.testing.assert_array_equal(moved[:, :, 2], poses[:, :, 2])
     close = np.abs(moved - expected).max(2) < 0.02
     assert close.mean() > 0.97, "a fit that hardly converges may end elsewhere; nearly all do"
@@ -119,9 +121,9 @@ def test_the_joints_maps_are_merged_with_partners_swapped(flip):
     for joint in range(17):
         for y in range(H):
             for x in range(W):
-                expected = passes.heat[joint, y, x]
+                expected = passes.original.heatmap[joint, y, x]
                 if flip:
-                    expected = (expected + passes.heat_flip[PARTNER[joint], y, W - 1 - x]) / 2
+                    expected = (expected + passes.flipped.heatmap[PARTNER[joint], y, W - 1 - x]) / 2
                 assert merged[joint, y, x] == expected
 
 
@@ -135,7 +137,7 @@ def test_maps_are_upsampled_corner_on_corner():
 @pytest.mark.parametrize("distance", [75, 12])
 def test_joints_go_to_the_nearest_peak_within_the_distance(distance):
     poses, heat = poses_near(5), slow_full_size(merged_joints(hills(5)))
-    moved = absorb(poses, heat, MatchSettings(absorb_distance=distance))
+    moved = absorb(poses, heat, replace(REFINE, absorb_distance=distance))
     np.testing.assert_array_equal(moved, slow_absorb(poses, heat, distance=distance))
     assert 0 < (moved != poses).any(2).mean() <= 1 and (distance == 75 or (moved == poses).all(2).any())
 
@@ -144,8 +146,8 @@ def test_only_the_highest_peaks_draw_joints():
     heat = np.zeros((17, 40, 50), np.float32)
     heat[:, 5, 5], heat[:, 30, 40] = 0.5, 0.9
     pose = np.full((1, 17, 3), (7, 7, 1), np.float32)
-    assert (absorb(pose, heat, MatchSettings(max_people=1))[0, :, :2] == (40, 30)).all()
-    assert (absorb(pose, heat, MatchSettings(max_people=2))[0, :, :2] == (5, 5)).all()
+    assert (absorb(pose, heat, replace(REFINE, max_people=1))[0, :, :2] == (40, 30)).all()
+    assert (absorb(pose, heat, replace(REFINE, max_people=2))[0, :, :2] == (5, 5)).all()
 
 
 def test_a_peak_is_the_maximum_of_five_by_five():
@@ -153,7 +155,7 @@ def test_a_peak_is_the_maximum_of_five_by_five():
     heat[:, 20, 20], heat[:, 20, 22], heat[:, 20, 25] = 0.9, 0.8, 0.7
     pose = np.full((1, 17, 3), (22, 20, 1), np.float32)
     pose[0, 8:, 0] = 24
-    moved = absorb(pose, heat, MatchSettings(max_people=2))
+    moved = absorb(pose, heat, replace(REFINE, max_people=2))
     assert (moved[0, :8, 0] == 20).all() and (moved[0, 8:, 0] == 25).all()
 
 
@@ -166,14 +168,14 @@ def test_the_fit_is_the_references_in_the_middle_and_at_every_border(cx, cy):
     expected = slow_refine(joints, heat)
     if 8 < cx < 76 and 8 < cy < 51:
         np.testing.assert_allclose(expected[0, :2], [cx, cy], atol=1e-3)
-    refine(joints, heat, MatchSettings())
+    refine(joints, heat, REFINE)
     np.testing.assert_allclose(joints, expected, atol=2e-3)
 
 
 def test_people_on_the_same_pixel_get_the_same_place_and_weak_joints_stay():
     heat = gaussian(31.3, 22.8)
     joints = np.array([[32.2, 22.1, 0.5], [31.6, 21.9, 0.9], [32, 22, 0.05], [32, 22, 0.04]], np.float32)
-    refine(joints, heat, MatchSettings())
+    refine(joints, heat, REFINE)
     np.testing.assert_allclose(joints[:2, :2], [[31.3, 22.8]] * 2, atol=1e-3)
     assert joints[2:].tolist() == np.array([[32, 22, 0.05], [32, 22, 0.04]], np.float32).tolist()
 
@@ -182,11 +184,11 @@ def test_a_joint_whose_fit_fails_stays():
     heat = np.random.default_rng(0).choice([0.0, 1.0], (60, 85)).astype(np.float32)
     joints = np.random.default_rng(1).uniform(5, 55, (25, 3)).astype(np.float32)
     before = joints.copy()
-    refine(joints, heat, MatchSettings())
+    refine(joints, heat, REFINE)
     stayed = (joints == before).all(1)
     assert stayed.any() and np.isfinite(joints).all()
     np.testing.assert_array_equal(stayed, (slow_refine(before, heat) == before).all(1))
 
 
 def test_nobody_stays_nobody():
-    assert match_to_heatmap(np.zeros((0, 17, 3), np.float32), hills(0), MatchSettings()).shape == (0, 17, 3)
+    assert match_to_heatmap(np.zeros((0, 17, 3), np.float32), hills(0), REFINE).shape == (0, 17, 3)

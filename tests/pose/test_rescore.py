@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from dekr_infer.errors import DekrError
-from dekr_infer.pose.rescore import FEATURES, RescoreNet, features, load_rescore_net
+from dekr_infer.pose.rescore import RescoreNet, feature_count, features, load_rescore_net
 
 FROM = (0, 0, 1, 1, 2, 3, 4, 5, 5, 5, 6, 6, 7, 8, 11, 11, 12, 13, 14)
 TO = (1, 2, 2, 3, 4, 5, 6, 6, 7, 11, 8, 12, 9, 10, 12, 13, 14, 15, 16)
@@ -36,7 +36,7 @@ def state(hidden: int = 12, seed: int = 0) -> dict[str, torch.Tensor]:
 def test_the_74_features_are_differences_lengths_and_scores():
     people = poses()
     found = features(people)
-    assert found.shape == (6, 74) and found.dtype == np.float32 and FEATURES == 74
+    assert found.shape == (6, 74) and found.dtype == np.float32 and feature_count() == 74
     np.testing.assert_allclose(found, [slow_features(pose) for pose in people], rtol=1e-5, atol=1e-6)
 
 

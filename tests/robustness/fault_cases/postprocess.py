@@ -213,7 +213,7 @@ POSTPROCESS_FAULTS = [
     Fault(
         "earlier metrics another file",
         at("m.json", spoil.replace, b"{}"),
-        ("m.json: holds no ten figures", "--compare wants"),
+        ("m.json: lacks the ten metrics", "--compare expects"),
         flags=("--compare", "m.json"),
     ),
     Fault(

@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from dekr_infer.backends.onnxruntime import Network, open_network
-from dekr_infer.cli.postprocess import settings_of
-from dekr_infer.data.coco import DataSet, Picture, PictureFiles, picture_source
-from dekr_infer.evaluation.coco_metrics import coco_figures, person_category, results_of
+from dekr_infer.backends.output_folder import OutputFolder
+from dekr_infer.config.settings import decode_settings, refine_settings, rescore_net
+from dekr_infer.data.coco import DataSet, ImageEntry
+from dekr_infer.data.sources import ImageFiles, image_source
+from dekr_infer.detector import Detector
+from dekr_infer.evaluation.coco_metrics import coco_metrics
 from dekr_infer.export.trace import build_graph
-from dekr_infer.geometry import PUBLISHED_SIZES, STRIDE, Placement, Size, cells
+from dekr_infer.geometry import PUBLISHED_SIZES, STRIDE, Size
 from dekr_infer.model.checkpoint import load_network, read_state
 from dekr_infer.model.head import build_network
 from dekr_infer.model.upstream import module, upstream_network
@@ -31,6 +34,7 @@ from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
 from dekr_infer.pose import decode, preprocess
 from dekr_infer.pose.encode import Encoding, noisy, outputs_of
 from dekr_infer.pose.refine import match_to_heatmap, merged_joints
+from dekr_infer.structures import Maps, Passes, People
 
 # Largest difference allowed at each stage, in the unit of what is compared.
 TOLERANCES = {
@@ -46,7 +50,7 @@ TOLERANCES = {
     "final poses (pixels)": 1e-3,
     "rescored scores": 1e-5,
     "result file": 1e-3,
-    "ten figures": 1e-6,
+    "ten metrics": 1e-6,
 }
 
 
@@ -119,13 +123,15 @@ class Comparison:
     def __init__(self, config: CfgNode, upstream: CfgNode, checkpoint: Path | None, threads: int) -> None:
         self.config = config
         self.upstream = self._aligned(upstream)
-        self.settings = settings_of(config)
+        self.detector = Detector(
+            OutputFolder(Path()), decode_settings(config), refine=refine_settings(config), rescore=rescore_net(config)
+        )
         self.rng = np.random.default_rng(0)
-        self.found: list[tuple[Picture, np.ndarray, np.ndarray]] = []
+        self.found: list[tuple[ImageEntry, People]] = []
         self.found_upstream: list[tuple[list[np.ndarray], list[float]]] = []
         self.network: nn.Module | None = None
         self.graph: Network | None = None
-        self.files = PictureFiles(picture_source(config.DATASET.ROOT, config.DATASET.TEST), config.DATASET.TEST)
+        self.files = ImageFiles(image_source(config.DATASET.ROOT, config.DATASET.TEST), config.DATASET.TEST)
         torch.set_num_threads(threads)
         if checkpoint is not None:
             self.network = padded_network(self.upstream, checkpoint)
@@ -134,7 +140,7 @@ class Comparison:
     def _aligned(self, upstream: CfgNode) -> CfgNode:
         tree = upstream.clone()
         tree.defrost()
-        source = picture_source(self.config.DATASET.ROOT, self.config.DATASET.TEST)
+        source = image_source(self.config.DATASET.ROOT, self.config.DATASET.TEST)
         tree.DATASET.DATA_FORMAT = "zip" if source.suffix == ".zip" else "jpg"
         tree.MODEL.SPEC = self.config.MODEL.SPEC.clone()
         for key in set(tree.TEST) & set(self.config.TEST):
@@ -142,15 +148,16 @@ class Comparison:
         tree.freeze()
         return tree
 
-    def compare(self, picture: Picture, data: DataSet, differences: Differences) -> None:
-        """All stages of one picture."""
-        input_size = PUBLISHED_SIZES.place(picture.size).input
-        image = preprocess.decode(self.files.read(picture.file_name), picture.file_name)
+    def compare(self, entry: ImageEntry, data: DataSet, differences: Differences) -> None:
+        """Compare all stages of one image."""
+        placement = PUBLISHED_SIZES.place(entry.size)
+        input_size = placement.input
+        image = self.files.decode(entry)
         warped = preprocess.warp(image, input_size)
         ours, ours_flipped = preprocess.normalise(warped), preprocess.normalise(preprocess.mirror(warped))
         centre, scale, tensor = self._upstream_tensor(image, input_size)
         differences.note("tensor", tensor, ours)
-        recorder = _Recorder(self.network or self._drawn_maps(picture, data))
+        recorder = _Recorder(self.network or self._drawn_maps(entry, data))
         inference, transforms = module("core.inference"), module("utils.transforms")
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -170,20 +177,19 @@ class Comparison:
                 found = self.graph.run(image_in)
                 differences.note("heatmap", maps[0], found[0])
                 differences.note("offset (cells)", maps[1], found[1])
-        passes = decode.Passes(*(values[0] for maps in recorder.maps for values in maps))
-        self._compare_decoding(passes, input_size, heat, poses_map, differences)
-        people, people_scores = decode.decode(passes, self.settings.decode)
-        if self.settings.match is not None and len(people):
-            people = match_to_heatmap(people, passes, self.settings.match)
+        passes = Passes(*(Maps(heatmap[0], offset[0]) for heatmap, offset in recorder.maps))
+        self._compare_decoding(passes, heat, poses_map, differences)
+        poses, _ = decode.decode(passes, self.detector.settings)
+        if self.detector.refine is not None and len(poses):
+            poses = match_to_heatmap(poses, passes, self.detector.refine)
         kept_poses = np.asarray(kept[0]) if len(scores) else np.zeros((0, 17, 3))
-        differences.note("kept poses (pixels)", kept_poses[:, :, :2], people[:, :, :2])
-        differences.note("joint scores", kept_poses[:, :, 2], people[:, :, 2])
-        people = decode.transform_poses(people, Placement(picture.size, input_size).to_image)
-        differences.note("final poses (pixels)", np.asarray(final).reshape(-1, 17, 3)[:, :, :2], people[:, :, :2])
-        if self.settings.rescore is not None:
-            people_scores = self.settings.rescore(people) * people_scores
-            differences.note("rescored scores", rescored, people_scores)
-        self.found.append((picture, people, people_scores))
+        differences.note("kept poses (pixels)", kept_poses[:, :, :2], poses[:, :, :2])
+        differences.note("joint scores", kept_poses[:, :, 2], poses[:, :, 2])
+        people = self.detector.decode(passes, placement)
+        differences.note("final poses (pixels)", np.asarray(final).reshape(-1, 17, 3)[:, :, :2], people.poses[:, :, :2])
+        if self.detector.rescore is not None:
+            differences.note("rescored scores", rescored, people.scores)
+        self.found.append((entry, people))
         self.found_upstream.append((final, rescored))
 
     def _upstream_tensor(self, image: np.ndarray, input_size: Size) -> tuple[np.ndarray, np.ndarray, Tensor]:
@@ -197,43 +203,44 @@ class Comparison:
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.MEAN, preprocess.STD))
         return centre, scale, ((torch.from_numpy(warped).permute(2, 0, 1).float().div(255) - mean) / std)[None]
 
-    def _drawn_maps(self, picture: Picture, data: DataSet) -> list[tuple[np.ndarray, np.ndarray]]:
+    def _drawn_maps(self, entry: ImageEntry, data: DataSet) -> list[tuple[np.ndarray, np.ndarray]]:
         return [
-            (heat[None], offset[None]) for heat, offset in outputs_of(data, picture, Encoding(distort=noisy), self.rng)
+            (heat[None], offset[None]) for heat, offset in outputs_of(data, entry, Encoding(distort=noisy), self.rng)
         ]
 
-    def _compare_decoding(
-        self, passes: decode.Passes, input_size: Size, heat: Tensor, poses_map: Tensor, differences: Differences
-    ) -> None:
+    def _compare_decoding(self, passes: Passes, heat: Tensor, poses_map: Tensor, differences: Differences) -> None:
         merged = np.concatenate((merged_joints(passes), decode.merged_centre(passes)[None]))
         differences.note("merged heatmap", heat[0].numpy(), merged)
-        size = cells(input_size)
-        everywhere = np.indices(size).reshape(2, -1).T
-        joints = decode.joints_at(passes, everywhere)
+        size = passes.original.cells
+        joints = decode.joints_at(passes, np.indices(size).reshape(2, -1).T)
         wanted_joints = STRIDE * poses_map[0].numpy().reshape(34, -1).T
         differences.note("merged poses (pixels)", wanted_joints, joints.reshape(-1, 34))
         index, scores = module("core.inference").get_maximum_from_heatmap(self.upstream, heat[0, -1:])
-        found, found_scores = decode.find_centres(decode.merged_centre(passes), self.settings.decode)
+        found, found_scores = decode.find_centres(decode.merged_centre(passes), self.detector.settings)
         wanted = np.column_stack((index.numpy(), scores.numpy()))
         ours = np.column_stack((found[:, 0] * size.w + found[:, 1], found_scores))
         differences.note("candidates", wanted[np.lexsort(wanted.T[::-1])], ours[np.lexsort(ours.T[::-1])])
 
     def compare_results(self, data: DataSet, differences: Differences) -> None:
-        """The result file and the ten figures, upstream's as its data set class writes and evaluates them."""
-        category = person_category(data)
-        ours = [entry for p, poses, scores in self.found for entry in results_of(p.id, category, poses, scores)]
+        """Compare the result file and the ten metrics, upstream's as its data set class writes and evaluates them.
+
+        Args:
+            data: the whole data set, as upstream always evaluates on all images.
+        """
+        assert data.category is not None
+        ours = [result for entry, people in self.found for result in people.to_coco(entry.id, data.category.id)]
         logging.disable(logging.INFO)
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
             judge = module("dataset.COCODataset").CocoDataset(self.upstream, self.upstream.DATASET.TEST)
-            judge.ids = [picture.id for picture in data.pictures]
+            judge.ids = [entry.id for entry, _ in self.found]
             written = Path(folder) / "results" / f"keypoints_{self.upstream.DATASET.TEST}check_results.json"
             poses, scores = (list(column) for column in zip(*self.found_upstream, strict=True))
             figures, _ = judge.evaluate(self.upstream, poses, scores, folder, "check")
             theirs = json.loads(written.read_text(encoding="utf-8"))
         logging.disable(logging.NOTSET)
         differences.note("result file", [_numbers(entry) for entry in theirs], [_numbers(entry) for entry in ours])
-        every = [int(entry["id"]) for entry in data.content["images"]]  # upstream always evaluates on all pictures
-        differences.note("ten figures", list(figures.values()), list(coco_figures(data, ours, every).values()))
+        metrics = coco_metrics(data, ours, [image.id for image in data.images])
+        differences.note("ten metrics", list(figures.values()), list(metrics.values()))
 
 
 def _numbers(entry: dict[str, Any]) -> list[float]:

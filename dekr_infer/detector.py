@@ -1,0 +1,115 @@
+"""The detector: an image, or a stream of frames, to people, over any backend.
+
+Every way through the project leads here: the published three steps (over `OutputFolder`), evaluation, prediction, and
+the comparison with upstream.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+
+import numpy as np
+
+from dekr_infer.backends.base import Backend
+from dekr_infer.errors import DekrError
+from dekr_infer.geometry import Placement, Size
+from dekr_infer.pose.decode import DecodeSettings, decode, transform_poses
+from dekr_infer.pose.refine import RefineSettings, match_to_heatmap
+from dekr_infer.pose.rescore import RescoreNet
+from dekr_infer.skeleton import COCO_17, Skeleton
+from dekr_infer.structures import Frame, Passes, People
+
+
+class Detector:
+    """Finds the people of an image.
+
+    Args:
+        backend: runs the network, or reads its outputs.
+        settings: of decoding.
+        flip: merge the pass over the flipped image (TEST.FLIP_TEST).
+        refine: settings of the heatmap refinement (TEST.MATCH_HMP); `None` leaves it out.
+        rescore: the rescoring net; `None` leaves the scores as decoded.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        settings: DecodeSettings,
+        *,
+        flip: bool = True,
+        refine: RefineSettings | None = None,
+        rescore: RescoreNet | None = None,
+        skeleton: Skeleton = COCO_17,
+    ) -> None:
+        self.backend, self.settings, self.flip = backend, settings, flip
+        self.refine, self.rescore, self.skeleton = refine, rescore, skeleton
+
+    def __call__(self, image: np.ndarray | Frame) -> People:
+        """Find the people of one image.
+
+        Args:
+            image: (h, w, 3) uint8 BGR, or a frame.
+        Raises:
+            DekrError: the image cannot be read, or the network's outputs are not usable.
+        """
+        return self.detect(image if isinstance(image, Frame) else self._frame(image))[0]
+
+    def detect(self, frame: Frame) -> tuple[People, Passes]:
+        """Find the people of a frame; also return the maps they come from."""
+        passes = self.backend.infer(frame, self.flip)
+        return self.decode(passes, frame.placement), passes
+
+    def decode(self, passes: Passes, placement: Placement) -> People:
+        """Turn the network's outputs into people in image pixels.
+
+        Raises:
+            DekrError: a value that matters is NaN, infinite or beyond all bounds.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):  # absurd values are refused below
+            poses, scores = decode(passes, self.settings, self.skeleton)
+            if self.refine is not None and len(poses):
+                poses = match_to_heatmap(poses, passes, self.refine, self.skeleton)
+            poses = transform_poses(poses, placement.to_image)
+            if self.rescore is not None and np.isfinite(poses).all():
+                factors = self.rescore(poses)
+                if not np.isfinite(factors).all():
+                    raise DekrError(
+                        "RESCORE.MODEL_FILE: its net gives infinite scores; check that file, or add RESCORE.VALID False"
+                    )
+                scores = scores * factors
+        if not (np.isfinite(poses).all() and np.isfinite(scores).all()):
+            sources = [source for maps in passes if maps is not None for source in maps.sources]
+            raise DekrError(f"{' or '.join(sources)}: holds values beyond all bounds; run the network on it again")
+        return People(poses, scores)
+
+    def stream(self, frames: Iterable[Frame], workers: int = 1) -> Iterator[tuple[Frame, People]]:
+        """Find the people of many frames; yield them in order, with at most `2 * workers` frames under way.
+
+        Args:
+            workers: threads. With 1 everything runs in the caller's thread.
+        """
+        if workers == 1:
+            yield from ((frame, self(frame)) for frame in frames)
+            return
+        rest = iter(frames)
+        with ThreadPoolExecutor(workers) as pool:
+            waiting: deque[tuple[Frame, Future[People]]] = deque()
+            try:
+                for frame in islice(rest, 2 * workers):
+                    waiting.append((frame, pool.submit(self, frame)))
+                while waiting:
+                    frame, people = waiting.popleft()
+                    yield frame, people.result()
+                    for following in islice(rest, 1):
+                        waiting.append((following, pool.submit(self, following)))
+            finally:
+                for _, future in waiting:
+                    future.cancel()
+
+    def _frame(self, image: np.ndarray) -> Frame:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+            raise DekrError(f"image: is {image.shape} {image.dtype}, expected (h, w, 3) uint8 BGR")
+        return Frame("image", self.backend.input_sizes.place(Size(*image.shape[:2])), lambda: image)
