@@ -6,18 +6,13 @@ enlarged, people are handled in loops, and the rescoring net is loaded again for
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 from torch import Tensor, nn
 
 from dekr_infer.data.coco import ImageEntry
@@ -28,7 +23,6 @@ from dekr_infer.pose.decode import CENTRE, DecodeSettings
 from dekr_infer.pose.preprocess import MEAN, STD
 from dekr_infer.pose.rescore import layer_shapes
 from dekr_infer.skeleton import COCO_17
-from dekr_infer.storage.atomic import write_json
 
 JOINTS = len(COCO_17)
 Folders = tuple[Path, Path]
@@ -145,14 +139,3 @@ def rescored(people: np.ndarray, scores: np.ndarray, checkpoint: Path) -> np.nda
             values = torch.relu(net[name](values))
         factors = net["l3"](values)[:, 0].numpy()
     return np.nan_to_num(factors, nan=0.0, posinf=np.inf, neginf=-np.inf) * scores
-
-
-def evaluate_files(annotation: Path, results: list[dict[str, Any]], file: Path) -> None:
-    """Evaluate results by way of the result file and the annotation file."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        write_json(file, results)
-        truth = COCO(str(annotation))
-        evaluation = COCOeval(truth, truth.loadRes(str(file)), "keypoints")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()

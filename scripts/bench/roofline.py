@@ -17,14 +17,14 @@ SIDE = 2048  # of the square matrices
 PRODUCTS = 4  # in a row, so that the time is long compared with the clock's resolution
 
 
-def gemm_rate(side: int = SIDE) -> float:
+def gemm_rate() -> float:
     """Return floating-point operations per second (two per multiply-add) of large float32 matrix products.
 
     Uses all threads. The faster of numpy's and torch's libraries counts.
     """
     rng = np.random.default_rng(0)
-    a, b = (rng.random((side, side), np.float32) for _ in range(2))
-    c = np.empty((side, side), np.float32)
+    a, b = (rng.random((SIDE, SIDE), np.float32) for _ in range(2))
+    c = np.empty((SIDE, SIDE), np.float32)
     in_torch = [torch.from_numpy(matrix) for matrix in (a, b, c)]
     products: list[Callable[[], object]] = [
         lambda: np.matmul(a, b, out=c),
@@ -36,7 +36,7 @@ def gemm_rate(side: int = SIDE) -> float:
         for _ in range(PRODUCTS):
             product()
         seconds.append(time.perf_counter() - started)
-    return 2 * side**3 * PRODUCTS / min(seconds)
+    return 2 * SIDE**3 * PRODUCTS / min(seconds)
 
 
 def write_tensors(images: Sequence[ImageEntry], folders: Sequence[Path]) -> int:

@@ -1,4 +1,4 @@
-"""Timing: several ways of doing the same work take turns, so that a change of the machine's pace affects all of them."""
+"""Timing: several ways of doing the same work take turns, so that a change of the machine's pace affects all ways."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 OURS, REFERENCE, UPSTREAM, LIMIT = "ours", "reference", "upstream", "limit"
-Ways = Mapping[str, Callable[[], object]]
+Ways = dict[str, Callable[[], object]]
 
 
 def alternate(
@@ -18,6 +18,7 @@ def alternate(
     """Run every way once a round, in turn, after one round that is not timed.
 
     Args:
+        ways: by name. rounds: that are timed.
         before: called before each run, outside the measured time.
         per: units of work in a run.
     Returns:
@@ -38,20 +39,19 @@ class Row:
     """A line of the table.
 
     Args:
-        stage, unit: the work, and what the times are per.
-        seconds: per unit, of every round, by way: `ours`, `reference`, and perhaps `upstream` and `limit`.
+        stage: the work and what the times are per.
+        seconds: of every round, by way: `ours`, `reference`, and perhaps `upstream` and `limit`.
         limit: the work that the limit is the time of.
         facts: further values for the JSON file.
     """
 
     stage: str
-    unit: str
     seconds: Mapping[str, list[float]]
     limit: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def median(self, way: str) -> float | None:
-        """Return the median seconds per unit; `None` when that way was not run."""
+        """Return the median seconds of a way; `None` when it was not run."""
         return statistics.median(self.seconds[way]) if way in self.seconds else None
 
     def ratio(self, way: str, to: str) -> float | None:
@@ -59,20 +59,6 @@ class Row:
         if way not in self.seconds or to not in self.seconds:
             return None
         return statistics.median(a / b for a, b in zip(self.seconds[way], self.seconds[to], strict=True))
-
-    def as_json(self) -> dict[str, Any]:
-        """Return all values, ready for JSON."""
-        return {
-            "stage": self.stage,
-            "unit": self.unit,
-            "median_seconds": {way: self.median(way) for way in self.seconds},
-            "rounds_seconds": dict(self.seconds),
-            "faster_than_reference": self.ratio(REFERENCE, OURS),
-            "faster_than_upstream": self.ratio(UPSTREAM, OURS),
-            "of_limit": self.ratio(OURS, LIMIT),
-            "limit": self.limit,
-            **self.facts,
-        }
 
 
 def table(rows: list[Row]) -> str:
@@ -82,22 +68,15 @@ def table(rows: list[Row]) -> str:
         "|---|--:|--:|--:|--:|--:|---|--:|",
     ]
     for row in rows:
-        limit = _milliseconds(row.median(LIMIT))
-        cells = [
-            f"{row.stage}, {row.unit}",
-            _milliseconds(row.median(OURS)),
-            _milliseconds(row.median(REFERENCE)),
-            _times(row.ratio(REFERENCE, OURS), " x"),
-            _milliseconds(row.median(UPSTREAM)),
-            _times(row.ratio(UPSTREAM, OURS), " x"),
-            f"{limit}, {row.limit}" if limit else "",
-            _times(row.ratio(OURS, LIMIT), ""),
-        ]
+        ours, reference, upstream, limit = (_time(row.median(way)) for way in (OURS, REFERENCE, UPSTREAM, LIMIT))
+        faster, faster_than_upstream = (_times(row.ratio(way, OURS), " x") for way in (REFERENCE, UPSTREAM))
+        bound, of_limit = f"{limit}, {row.limit}" if limit else "", _times(row.ratio(OURS, LIMIT), "")
+        cells = (row.stage, ours, reference, faster, upstream, faster_than_upstream, bound, of_limit)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _milliseconds(seconds: float | None) -> str:
+def _time(seconds: float | None) -> str:
     return "" if seconds is None else f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{1000 * seconds:.0f} ms"
 
 
