@@ -21,11 +21,11 @@ if __package__ in (None, ""):  # run as a script: the repository is not on the p
 import torch
 
 from dekr_infer.cli.app import Arguments, Parser, non_negative_int, positive_int, run, worker_count
-from dekr_infer.evaluation.coco_metrics import figures_table
+from dekr_infer.evaluation.coco_metrics import metrics_table
 from dekr_infer.model.checkpoint import save
 from scripts.demo.people import write_data_set
 from scripts.demo.training.grouped import checkpoint_state
-from scripts.demo.training.in_memory_eval import SPLIT, evaluate, load_grouped, read_training_file
+from scripts.demo.training.in_memory_eval import SPLIT, demo_detector, demo_metrics, load_grouped, read_training_file
 from scripts.demo.training.schedule import Length
 from scripts.demo.training.trainer import STATE, VALIDATION_SEED, TrainingOptions, train
 
@@ -77,7 +77,8 @@ def main(argv: Arguments = None) -> int:
         print(f"{state['step']} steps in {state['seconds'] / 60:.1f} minutes -> {args.output / WEIGHTS}", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             print(write_data_set(Path(folder), SPLIT, args.validate, VALIDATION_SEED))
-            print(figures_table(evaluate(load_grouped(args.output / WEIGHTS, args.cfg), Path(folder))))
+            detector = demo_detector(load_grouped(args.output / WEIGHTS, args.cfg))
+            print(metrics_table(demo_metrics(detector, Path(folder))))
 
     return run(work)
 

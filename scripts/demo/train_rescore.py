@@ -22,16 +22,16 @@ from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from dekr_infer.cli.app import Arguments, Parser, non_negative_int, positive_int, run, worker_count
-from dekr_infer.data.coco import PictureFiles, load_data_set, picture_source
+from dekr_infer.data.coco import load_data_set
+from dekr_infer.data.sources import ImageFiles, frames_of, image_source
+from dekr_infer.geometry import PUBLISHED_SIZES
 from dekr_infer.model.checkpoint import save
-from dekr_infer.pose.decode import DecodeSettings
 from dekr_infer.pose.rescore import features, layer_shapes
 from dekr_infer.skeleton import COCO_17
 from scripts.demo.people import write_data_set
-from scripts.demo.training.in_memory_eval import SPLIT, detect, load_grouped
+from scripts.demo.training.in_memory_eval import SPLIT, demo_detector, load_grouped
 
-# Twice the standard deviations by which COCO's annotators differ, in COCO's joint order, per sqrt(area).
-OKS_SPREAD = 2 * np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
+OKS_SPREAD = 2 * np.array(COCO_17.sigmas)  # per sqrt(area)
 HIDDEN = 256
 HELD_BACK = 0.2  # share of the poses
 BATCH = 256
@@ -57,15 +57,15 @@ def similarity(poses: np.ndarray, joints: np.ndarray, areas: np.ndarray) -> np.n
 def collect(weights: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return poses (n, 17, 3) float32 detected on a data set, and their best similarity to a person, (n,)."""
     data = load_data_set(root, SPLIT)
-    files = PictureFiles(picture_source(root, SPLIT), SPLIT)
+    frames = frames_of(data, PUBLISHED_SIZES, ImageFiles(image_source(root, SPLIT), SPLIT))
     all_poses, targets = [np.zeros((0, 17, 3), np.float32)], [np.zeros(0)]
-    found = detect(load_grouped(weights), data, files, DecodeSettings())
-    for image, poses, _ in tqdm(found, "detecting people", len(data.pictures), leave=False, disable=None):
-        people = [entry for entry in data.content["annotations"] if entry["image_id"] == image.id]
-        joints = np.array([entry["keypoints"] for entry in people], float).reshape(-1, 17, 3)
-        areas = np.array([entry["area"] for entry in people])
-        all_poses.append(poses)
-        targets.append(similarity(poses, joints, areas).max(1, initial=0.0))
+    found = demo_detector(load_grouped(weights)).stream(frames)
+    for frame, people in tqdm(found, "detecting people", len(frames), leave=False, disable=None):
+        truth = [person for person in data.ground_truth() if person.image_id == frame.image_id]
+        joints = np.array([person.keypoints for person in truth], float).reshape(-1, 17, 3)
+        areas = np.array([person.area for person in truth])
+        all_poses.append(people.poses)
+        targets.append(similarity(people.poses, joints, areas).max(1, initial=0.0))
     return np.concatenate(all_poses), np.concatenate(targets)
 
 

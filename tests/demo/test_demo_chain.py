@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from dekr_infer.cli import postprocess as postprocess_command
-from dekr_infer.storage import npy as tensors
+from dekr_infer.evaluation.evaluate import Evaluation
+from dekr_infer.storage import npy
 from scripts.demo import ablation as parts
-from scripts.demo.ablation import ablation
 from tests.support.helpers import run_command
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "scripts/demo/weights"
@@ -32,8 +32,8 @@ def work(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def metrics(work) -> dict[str, dict[str, float]]:
-    return ablation(work, parts.IMAGES, parts.SEED, threads=2)
+def evaluations(work) -> dict[str, Evaluation]:
+    return parts.ablation(work, parts.IMAGES, parts.SEED, threads=2)
 
 
 def test_the_shipped_weights_match_their_checksums():
@@ -45,28 +45,38 @@ def test_the_shipped_weights_match_their_checksums():
 
 @pytest.mark.parametrize("name", ["AP", "AR"])
 @pytest.mark.parametrize("variant", RECORDED)
-def test_the_chain_gives_the_recorded_metrics(metrics, variant, name):
-    assert metrics[variant][name] == pytest.approx(RECORDED[variant][name], abs=TOLERANCE)
-
-
-def test_both_dialects_give_equal_metrics(metrics, work):
-    assert metrics[parts.DIALECT] == metrics[parts.PUBLISHED]
-    for folder in ("out", "out_flip"):
-        ascend, onnx = work / "ascend" / folder, work / "onnx" / folder
-        for name in sorted(tensors.names_in(ascend))[:6]:
-            np.testing.assert_array_equal(tensors.read(ascend / name), tensors.read(onnx / name))
+def test_the_chain_gives_the_recorded_metrics(evaluations, variant, name):
+    assert evaluations[variant].metrics[name] == pytest.approx(RECORDED[variant][name], abs=TOLERANCE)
 
 
 @pytest.mark.parametrize(
-    ("flipped", "warnings"),
-    [("out_flip", set()), ("out_unswapped", {"left_right", "left_right_flipped"})],
+    ("variant", "pairs"),
+    [
+        (parts.PUBLISHED, ("TEST.MATCH_HMP", "False")),
+        (parts.MATCHED, ()),
+        (parts.NEITHER, ("TEST.MATCH_HMP", "False", "TEST.FLIP_TEST", "False", "RESCORE.VALID", "False")),
+    ],
 )
-def test_warnings_appear_only_for_a_wrong_pass(metrics, work, flipped, warnings):
+def test_the_postprocessing_command_gives_the_same_metrics_silently(evaluations, work, variant, pairs):
+    folders = ("--dump_dir", work / "ascend" / "out", "--dump_dir_flip", work / "ascend" / "out_flip")
+    config = ("--cfg", "demo", *parts.demo_pairs(work / "data"), *pairs)
+    ran = run_command(postprocess_command.main, *folders, "--output", work / "results", *config)
+    assert (ran.code, ran.err) == (0, "")
+    assert json.loads((work / "results" / "metrics.json").read_text())["figures"] == evaluations[variant].metrics
+
+
+def test_both_dialects_give_equal_outputs(evaluations, work):
+    assert evaluations[parts.DIALECT].metrics == evaluations[parts.PUBLISHED].metrics
+    for folder in ("out", "out_flip"):
+        ascend, onnx = work / "ascend" / folder, work / "onnx" / folder
+        for name in sorted(npy.names_in(ascend))[:6]:
+            np.testing.assert_array_equal(npy.read(ascend / name), npy.read(onnx / name))
+
+
+def test_warnings_appear_only_for_wrong_outputs(evaluations):
     """The drawn people are seen from all sides, also from behind."""
-    folders = ("--dump_dir", work / "ascend" / "out", "--dump_dir_flip", work / "ascend" / flipped)
-    ran = run_command(postprocess_command.main, *folders, "--output", work / "judged", *parts._config(work / "data"))
-    assert ran.code == 0 and len(ran.err.splitlines()) == len(warnings)
-    assert set(json.loads((work / "judged" / "metrics.json").read_text())["warnings"]) == warnings
+    found = {variant: set(evaluation.warnings) for variant, evaluation in evaluations.items() if evaluation.warnings}
+    assert found == {parts.UNSWAPPED: {"left_right", "left_right_flipped"}, parts.NEGATED: {"nobody_found"}}
 
 
 @pytest.mark.parametrize(
@@ -80,5 +90,5 @@ def test_warnings_appear_only_for_a_wrong_pass(metrics, work, flipped, warnings)
         (parts.NEGATED, 0.5),
     ],
 )
-def test_leaving_a_part_out_or_doing_it_wrong_costs_ap(metrics, variant, lost):
-    assert metrics[parts.PUBLISHED]["AP"] - metrics[variant]["AP"] > lost
+def test_leaving_a_part_out_or_doing_it_wrong_costs_ap(evaluations, variant, lost):
+    assert evaluations[parts.PUBLISHED].metrics["AP"] - evaluations[variant].metrics["AP"] > lost

@@ -24,7 +24,7 @@ from scripts.demo.train_rescore import fit, mirrored, similarity
 from scripts.demo.training import adaptive_conv, targets
 from scripts.demo.training.dataset import CROPS, Crop, crop_affine, make_batch, transform_joints
 from scripts.demo.training.grouped import GroupedNet, checkpoint_state, grouped_state
-from scripts.demo.training.in_memory_eval import run_network
+from scripts.demo.training.in_memory_eval import GroupedBackend
 from scripts.demo.training.losses import heat_loss, offset_loss, total_loss
 from scripts.demo.training.schedule import Length, WeightAverage, rate
 from scripts.demo.training.trainer import STATE, Trainer, TrainingOptions, train
@@ -288,7 +288,7 @@ def test_in_memory_outputs_equal_the_networks() -> None:
     image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     with torch.no_grad():
         heat, offset = network(torch.from_numpy(normalise(image)))
-    ours = run_network(grouped, image)
+    ours = GroupedBackend(grouped).run(image)
     np.testing.assert_allclose(ours[0], heat[0], atol=1e-5)
     np.testing.assert_allclose(ours[1], offset[0], atol=1e-4)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,17 @@ import torch
 
 from dekr_infer.cli.app import Arguments, Parser, run, worker_count
 from dekr_infer.config.load import load_config
-from dekr_infer.data.coco import DataSet, Picture, PictureFiles, load_data_set, picture_source
+from dekr_infer.config.settings import decode_settings, rescore_net
+from dekr_infer.data.coco import load_data_set
+from dekr_infer.data.sources import ImageFiles, frames_of, image_source
+from dekr_infer.detector import Detector
 from dekr_infer.errors import DekrError
-from dekr_infer.evaluation.coco_metrics import coco_figures, figures_table, person_category, results_of
-from dekr_infer.geometry import PUBLISHED_SIZES, Placement
+from dekr_infer.evaluation.coco_metrics import metrics_table
+from dekr_infer.evaluation.evaluate import evaluate
+from dekr_infer.geometry import PUBLISHED_SIZES
 from dekr_infer.model.checkpoint import read_state
-from dekr_infer.pose.decode import DecodeSettings, Passes, decode, transform_poses
-from dekr_infer.pose.preprocess import decode as decode_picture
 from dekr_infer.pose.preprocess import mirror, normalise, warp
-from dekr_infer.pose.rescore import RescoreNet, load_rescore_net
+from dekr_infer.structures import Frame, Maps, Passes
 from scripts.demo.training.grouped import GroupedNet, grouped_state
 from scripts.demo.training.widen_channels import widened
 
@@ -72,39 +73,41 @@ def load_grouped(path: Path, cfg: str | Path = DEMO, widen: bool = False) -> Gro
     return network.eval()
 
 
-@torch.inference_mode()
-def run_network(network: GroupedNet, warped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return heatmap (18, h, w) and offset (34, h, w), float32, of an input image (H, W, 3) uint8 BGR."""
-    image = torch.from_numpy(normalise(warped)).to(memory_format=torch.channels_last)
-    h, w = image.shape[2] // 4, image.shape[3] // 4
-    heat, offset = network(image, torch.arange(h * w))
-    return heat[0].contiguous().numpy(), offset.flatten(1).T.reshape(-1, h, w).contiguous().numpy()
+class GroupedBackend:
+    """The network in training as the detector's backend."""
+
+    input_sizes = PUBLISHED_SIZES
+
+    def __init__(self, network: GroupedNet) -> None:
+        self.network = network
+
+    def infer(self, frame: Frame, flip: bool) -> Passes:
+        """Warp the image of a frame and run both passes."""
+        warped = warp(frame.read(), frame.placement.input)
+        return Passes(*(self.run(pixels) for pixels in (warped, mirror(warped))[: 1 + flip]))
+
+    @torch.inference_mode()
+    def run(self, warped: np.ndarray) -> Maps:
+        """Run the network on an image in its input size, (H, W, 3) uint8 BGR."""
+        image = torch.from_numpy(normalise(warped)).to(memory_format=torch.channels_last)
+        h, w = image.shape[2] // 4, image.shape[3] // 4
+        heat, offset = self.network(image, torch.arange(h * w))
+        return Maps(heat[0].contiguous().numpy(), offset.flatten(1).T.reshape(-1, h, w).contiguous().numpy())
 
 
-def detect(
-    network: GroupedNet, data: DataSet, files: PictureFiles, settings: DecodeSettings, flip: bool = True
-) -> Iterator[tuple[Picture, np.ndarray, np.ndarray]]:
-    """Yield each image with its poses (people, 17, 3) in image pixels and their scores (people,)."""
-    for picture in data.pictures:
-        input_size = PUBLISHED_SIZES.place(picture.size).input
-        warped = warp(decode_picture(files.read(picture.file_name), picture.file_name), input_size)
-        maps = [*run_network(network, warped)]
-        if flip:
-            maps += run_network(network, mirror(warped))
-        poses, scores = decode(Passes(*maps), settings)
-        yield picture, transform_poses(poses, Placement(picture.size, input_size).to_image), scores
+def demo_detector(network: GroupedNet, rescore: Path | None = None, flip: bool = True) -> Detector:
+    """Return the detector of a network in training, with a rescoring checkpoint if one is given."""
+    pairs = ["RESCORE.MODEL_FILE", str(rescore)] if rescore else ["RESCORE.VALID", "False"]
+    config = load_config(DEMO, pairs)
+    return Detector(GroupedBackend(network), decode_settings(config), flip=flip, rescore=rescore_net(config))
 
 
-def evaluate(network: GroupedNet, root: Path, rescore: RescoreNet | None = None, flip: bool = True) -> dict[str, float]:
-    """Return the ten COCO metrics of the network on the data set below `root`."""
+def demo_metrics(detector: Detector, root: Path) -> dict[str, float]:
+    """Return the ten COCO metrics of a detector on the data set below `root`."""
     data = load_data_set(root, SPLIT)
-    files = PictureFiles(picture_source(root, SPLIT), SPLIT)
-    results = []
-    for picture, poses, scores in detect(network, data, files, DecodeSettings(), flip):
-        if rescore is not None and len(poses):
-            scores = rescore(poses) * scores
-        results += results_of(picture.id, person_category(data), poses, scores)
-    return coco_figures(data, results, [picture.id for picture in data.pictures])
+    return evaluate(
+        detector, data, frames_of(data, PUBLISHED_SIZES, ImageFiles(image_source(root, SPLIT), SPLIT))
+    ).metrics
 
 
 def main(argv: Arguments = None) -> int:
@@ -119,8 +122,8 @@ def main(argv: Arguments = None) -> int:
 
     def work() -> None:
         torch.set_num_threads(args.threads)
-        rescore = load_rescore_net(args.rescore) if args.rescore else None
-        print(figures_table(evaluate(load_grouped(args.state), args.root, rescore, args.flip)))
+        detector = demo_detector(load_grouped(args.state), args.rescore, args.flip)
+        print(metrics_table(demo_metrics(detector, args.root)))
 
     return run(work)
 
