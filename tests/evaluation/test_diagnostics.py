@@ -39,7 +39,7 @@ BOTH = pytest.mark.parametrize("which", ["drawn", REAL])
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("drawn")
-    people.write_data_set(root, "val2017", pictures=10, seed=3)
+    people.write_data_set(root, "val2017", 10, seed=3)
     return root
 
 

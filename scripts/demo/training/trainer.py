@@ -1,6 +1,6 @@
-"""The training loop: one process, or several that share their gradients and stay alike to the last bit.
+"""The training loop: one process, or several that share their gradients and stay equal to the last bit.
 
-On a CPU several processes of one thread each beat threads, above all where other work competes for the cores.
+On a CPU, several processes of one thread each are faster than threads, above all next to other work.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch.utils.data import DataLoader
 
 from dekr_infer.config.load import load_config
 from dekr_infer.model.checkpoint import save
-from scripts.demo.batches import VALIDATION_CUT, Batch, Cut, Drawn, make_batch, normalised
-from scripts.demo.detect import load_grouped
-from scripts.demo.grouped import GroupedNet
-from scripts.demo.losses import heat_loss, offset_loss, total_loss
-from scripts.demo.schedule import Average, Length, rate
+from scripts.demo.training.dataset import VALIDATION_CROP, Batch, Crop, DrawnBatches, make_batch, normalised
+from scripts.demo.training.grouped import GroupedNet
+from scripts.demo.training.in_memory_eval import load_grouped
+from scripts.demo.training.losses import heat_loss, offset_loss, total_loss
+from scripts.demo.training.schedule import Length, WeightAverage, rate
 
 STATE = "state.pth"
 VALIDATION_SEED = 1_000_003  # far from every training seed
@@ -33,8 +33,8 @@ WEIGHT_DECAY = 0.01
 
 
 @dataclass(frozen=True)
-class Options:
-    """Everything that a training process has to know."""
+class TrainingOptions:
+    """The settings of a training process."""
 
     cfg: str
     output: Path
@@ -45,17 +45,17 @@ class Options:
     precision: str
     lr: float
     resume: bool
-    init: Path | None = None  # a state's or checkpoint's weights to start from, where nothing is resumed
+    init: Path | None = None  # state or checkpoint to start from, unless a run is resumed
     minutes_between_saves: float = 2.0
     validation_batches: int = 8
-    cut: Cut | None = None
-    stop_after: int | None = None  # steps in this call; the schedule still ends where `length` says
+    crop: Crop | None = None
+    stop_after: int | None = None  # steps in this call; the schedule still ends at `length`
 
 
 class Trainer:
     """Network, optimizer and average of one process, and how they are saved."""
 
-    def __init__(self, options: Options, rank: int) -> None:
+    def __init__(self, options: TrainingOptions, rank: int) -> None:
         self.options, self.rank = options, rank
         self.device = torch.device(options.device)
         torch.manual_seed(options.seed)
@@ -73,7 +73,7 @@ class Trainer:
             {"params": [p for p in named.values() if p.dim() <= 1], "weight_decay": 0.0},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=options.lr, eps=1e-10, fused=True)
-        self.average = Average(self.network.state_dict())
+        self.average = WeightAverage(self.network.state_dict())
         self.step, self.seconds = 0, 0.0
         if resumed:
             self._load(torch.load(options.output / STATE, map_location=self.device, weights_only=True))
@@ -85,7 +85,7 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
     def save(self) -> None:
-        """Write the state so that a stopped run finds either the old one or the new one."""
+        """Write the state, so that an interrupted run finds either the old or the new state."""
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -96,7 +96,7 @@ class Trainer:
         save(state, self.options.output / STATE)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Heatmap and offset loss of a batch."""
+        """Return heatmap and offset loss of a batch."""
         batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in batch))
         mixed = self.options.precision == "bf16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
@@ -104,7 +104,7 @@ class Trainer:
         return heat_loss(heat, batch.heat, batch.foreground), offset_loss(offset, batch.offset, batch.weight)
 
     def train_step(self, batch: Batch) -> tuple[float, float, float]:
-        """One step of the optimizer; heatmap loss, offset loss and the gradient's length before it was cut."""
+        """Make one step; return heatmap loss, offset loss and the gradient's length before clipping."""
         self.network.train()
         progress = self.options.length.progress(self.step, self.seconds)
         for group in self.optimizer.param_groups:
@@ -120,7 +120,7 @@ class Trainer:
         return float(heat.detach()), float(offset.detach()), float(norm)
 
     def shared(self, value: float) -> float:
-        """The first process's value, in every process."""
+        """Return the first process's value in every process."""
         if self.options.processes == 1:
             return value
         shared = torch.tensor([value], dtype=torch.float64)
@@ -139,24 +139,24 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> tuple[float, float]:
-        """Mean losses of the averaged weights on whole pictures that training never sees."""
+        """Return mean losses of the averaged weights on whole images that training never sees."""
         kept = {key: value.clone() for key, value in self.network.state_dict().items()}
         self.network.load_state_dict(self.average.state)
         self.network.eval()
         seeds = [(VALIDATION_SEED, index) for index in range(self.options.validation_batches)]
-        results = [self.losses(make_batch(seed, VALIDATION_CUT, upright=True)) for seed in seeds]
+        results = [self.losses(make_batch(seed, VALIDATION_CROP, upright=True)) for seed in seeds]
         self.network.load_state_dict(kept)
         heat, offset = torch.tensor(results).mean(0).tolist()
         return heat, offset
 
 
-def train(rank: int, options: Options, meeting: str) -> None:
-    """Body of one process; `meeting` is the file through which several find each other."""
-    with _group(rank, options, meeting):
+def train(rank: int, options: TrainingOptions, rendezvous: str) -> None:
+    """Run the training of one process; `rendezvous` is the file through which several processes connect."""
+    with _group(rank, options, rendezvous):
         trainer = Trainer(options, rank)
         last = None if options.stop_after is None else trainer.step + options.stop_after
         loader = DataLoader(
-            Drawn(options.seed, rank, trainer.step, options.cut),
+            DrawnBatches(options.seed, rank, trainer.step, options.crop),
             batch_size=None,
             num_workers=1,
             prefetch_factor=4,
@@ -181,23 +181,23 @@ def train(rank: int, options: Options, meeting: str) -> None:
 
 
 @contextlib.contextmanager
-def _group(rank: int, options: Options, meeting: str) -> Iterator[None]:
+def _group(rank: int, options: TrainingOptions, rendezvous: str) -> Iterator[None]:
     if options.processes == 1:
         yield
         return
     _keep_memory()
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{meeting}", rank=rank, world_size=options.processes)
+    dist.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=options.processes)
     yield
     dist.destroy_process_group()
 
 
 def _keep_memory() -> None:
-    """Let glibc keep what is freed: fresh pages for every large tensor cost more than the arithmetic."""
+    """Let glibc keep freed memory: fresh pages for every large tensor cost more than the arithmetic."""
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: and the heap never shrinks
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: the heap never shrinks
 
 
 class Report:
@@ -207,13 +207,13 @@ class Report:
 
     def __init__(self, trainer: Trainer) -> None:
         self.trainer = trainer
-        self.sums, self.pictures, self.steps = torch.zeros(3, dtype=torch.float64), 0, 0
+        self.sums, self.images, self.steps = torch.zeros(3, dtype=torch.float64), 0, 0
         self.since = time.monotonic()
 
-    def add(self, pictures: int, figures: tuple[float, float, float]) -> None:
-        """Take in a step's pictures, losses and gradient; say something now and then."""
-        self.pictures += pictures * self.trainer.options.processes
-        self.sums += torch.tensor(figures, dtype=torch.float64)
+    def add(self, images: int, values: tuple[float, float, float]) -> None:
+        """Include a step's images, losses and gradient; print a line every `EVERY` seconds."""
+        self.images += images * self.trainer.options.processes
+        self.sums += torch.tensor(values, dtype=torch.float64)
         self.steps += 1
         elapsed = time.monotonic() - self.since
         if elapsed < self.EVERY or self.trainer.rank:
@@ -224,14 +224,14 @@ class Report:
         rate_now = self.trainer.optimizer.param_groups[0]["lr"]
         print(
             f"step {self.trainer.step} heat {heat:.6f} offset {offset:.4f} gradient {norm:.3f} lr {rate_now:.2e} "
-            f"{self.pictures / elapsed:.1f} pictures/s, {left:.1f} min left",
+            f"{self.images / elapsed:.1f} images/s, {left:.1f} min left",
             flush=True,
         )
         self.sums.zero_()
-        self.pictures, self.steps, self.since = 0, 0, time.monotonic()
+        self.images, self.steps, self.since = 0, 0, time.monotonic()
 
     def validation(self) -> None:
-        """Losses on pictures never trained on."""
+        """Print the losses on images that training never sees."""
         if not self.trainer.options.validation_batches:
             return
         heat, offset = self.trainer.validate()

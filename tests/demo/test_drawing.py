@@ -1,4 +1,4 @@
-"""The drawn people: labels lie where things are drawn, left is left, and the data set is sound."""
+"""The drawn people: labels are at the drawn joints, left is left, and the data set is valid."""
 
 import io
 import json
@@ -15,21 +15,21 @@ import pytest
 from dekr_infer.geometry import PUBLISHED_SIZES, Size
 from dekr_infer.skeleton import COCO_17
 from scripts.demo import people
-from scripts.demo.body import Body, Pose, assemble, sample_build, sample_pose, view
-from scripts.demo.brush import Brush
-from scripts.demo.face import cap_outline
-from scripts.demo.figure import HIDDEN, PARTS_PER_PERSON, SEEN, Figure, joint_points
-from scripts.demo.looks import sample_looks
-from scripts.demo.scene import _label, draw_scene
+from scripts.demo.drawing.appearance import sample_appearance
+from scripts.demo.drawing.body import Body, Pose, assemble, sample_build, sample_pose, view
+from scripts.demo.drawing.drawn_person import HIDDEN, PARTS_PER_PERSON, SEEN, DrawnPerson, joint_points
+from scripts.demo.drawing.face import cap_outline
+from scripts.demo.drawing.painter import Painter
+from scripts.demo.drawing.scene import _label, draw_scene
 
 J = {name: index for index, name in enumerate(COCO_17.joints)}
 
 
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory):
-    """A data set of twelve pictures: its folder."""
+    """The folder of a data set of twelve images."""
     folder = tmp_path_factory.mktemp("demo")
-    people.write_data_set(folder, "val2017", pictures=12, seed=5)
+    people.write_data_set(folder, "val2017", images=12, seed=5)
     return folder
 
 
@@ -39,57 +39,57 @@ def scenes():
 
 
 def upright(facing_degrees: float, seed: int = 0) -> Body:
-    """Somebody standing straight, arms a little apart."""
+    """A person standing upright, arms slightly spread."""
     legs, arms = np.zeros((2, 4)), np.tile([0.0, 0.25, 0.1, 0.0], (2, 1))
     pose = Pose(legs, arms, bend=0.0, side_bend=0.0, turn=0.0, gaze=np.zeros(3), seated=False)
     return assemble(sample_build(np.random.default_rng(seed)), pose, view(np.deg2rad(facing_degrees), 0.0, 0.0))
 
 
-def painted(body: Body, seed: int = 0) -> tuple[Figure, Brush, np.ndarray]:
-    """The body alone in a picture: figure, brush, visibility."""
-    figure = Figure(body, sample_looks(np.random.default_rng(seed)), np.array([300.0, 330.0]), 300.0)
-    brush = Brush(np.full((700, 600, 3), 128, np.uint8))
-    return figure, brush, figure.paint(brush, 1)
+def painted(body: Body, seed: int = 0) -> tuple[DrawnPerson, Painter, np.ndarray]:
+    """The body alone in an image: person, painter, visibility."""
+    person = DrawnPerson(body, sample_appearance(np.random.default_rng(seed)), np.array([300.0, 330.0]), 300.0)
+    painter = Painter(np.full((700, 600, 3), 128, np.uint8))
+    return person, painter, person.paint(painter, 1)
 
 
-def test_every_joint_lies_on_the_person_drawn_alone():
+def test_every_joint_is_on_the_silhouette():
     for seed in range(40):
         rng = np.random.default_rng(seed)
         facing = view(rng.uniform(-np.pi, np.pi), rng.uniform(0, 0.3), rng.normal(0, 0.5))
-        figure, brush, _ = painted(assemble(sample_build(rng), sample_pose(rng), facing), seed)
-        x, y = np.rint(figure.joints()).astype(int).T
-        off = [COCO_17.joints[j] for j in np.flatnonzero(brush.owners[y, x] // PARTS_PER_PERSON != 1)]
-        assert not off, f"seed {seed}: {off} beside the silhouette"
-        changed = (brush.image != 128).any(2)
+        person, painter, _ = painted(assemble(sample_build(rng), sample_pose(rng), facing), seed)
+        x, y = np.rint(person.joints()).astype(int).T
+        off = [COCO_17.joints[j] for j in np.flatnonzero(painter.owners[y, x] // PARTS_PER_PERSON != 1)]
+        assert not off, f"seed {seed}: {off} outside the silhouette"
+        changed = (painter.image != 128).any(2)
         assert changed[y, x].all()
 
 
 @pytest.mark.parametrize(("facing", "sign"), [(0, 1), (40, 1), (180, -1), (140, -1)])
-def test_left_is_on_the_right_of_the_picture_only_for_who_faces_the_viewer(facing, sign):
+def test_left_is_at_the_larger_x_only_for_a_person_facing_the_viewer(facing, sign):
     points = joint_points(upright(facing))
     for part in ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle"):
         assert sign * (points[J[f"left_{part}"], 0] - points[J[f"right_{part}"], 0]) > 0, part
 
 
-def test_mirrored_people_are_each_others_flip():
+def test_mirrored_people_have_flipped_joints():
     ahead, behind = joint_points(upright(30)), joint_points(upright(-30))
     np.testing.assert_allclose(ahead[list(COCO_17.partners)] * (-1, 1, 1), behind, atol=1e-9)
 
 
-def test_who_faces_right_shows_the_right_side():
-    figure, _, seen = painted(upright(90), seed=3)
-    x = figure.joints()[:, 0]
+def test_a_person_facing_the_images_right_shows_the_right_side():
+    person, _, seen = painted(upright(90), seed=3)
+    x = person.joints()[:, 0]
     assert x[J["nose"]] > x[J["left_ear"]] + 10 and x[J["nose"]] > x[J["right_ear"]] + 10
     for part in ("eye", "shoulder", "elbow", "knee"):
         assert (seen[J[f"left_{part}"]], seen[J[f"right_{part}"]]) == (HIDDEN, SEEN), part
 
 
-def test_faces_are_seen_from_the_front_and_not_from_behind():
+def test_faces_are_visible_from_the_front_only():
     assert (painted(upright(0))[2][:3] == SEEN).all()
     assert (painted(upright(180))[2][:3] == HIDDEN).all()
 
 
-def test_bodies_hang_together():
+def test_limbs_keep_their_lengths_and_frames_are_rotations():
     for seed in range(10):
         rng = np.random.default_rng(seed)
         body = assemble(sample_build(rng), sample_pose(rng), view(rng.uniform(-3, 3), 0.2, 0.1))
@@ -107,7 +107,7 @@ def test_bodies_hang_together():
 
 
 @pytest.mark.parametrize("turn", [0, 60, 100, 130, 150, 175])
-def test_the_outline_of_a_cap_is_that_of_its_visible_points(turn):
+def test_a_cap_outline_encloses_its_visible_points(turn):
     rng = np.random.default_rng(turn)
     axes = view(0.3, 0.1, 0.2) @ np.diag([30.0, 50.0, 40.0])
     direction, angle = np.array([np.sin(np.deg2rad(turn)), 0.2, np.cos(np.deg2rad(turn))]), np.deg2rad(70)
@@ -126,7 +126,7 @@ def test_the_outline_of_a_cap_is_that_of_its_visible_points(turn):
     assert (slow & fast).sum() >= 0.8 * min(slow.sum(), fast.sum())
 
 
-def test_joints_covered_by_another_are_hidden_and_those_outside_are_zero():
+def test_covered_joints_are_hidden_and_joints_outside_are_zero():
     numbers = np.zeros((50, 60), np.uint8)
     numbers[10:40, 10:40], numbers[10:40, 25:45] = 1, 2
     joints = np.full((17, 2), 15.0)
@@ -142,7 +142,7 @@ def test_joints_covered_by_another_are_hidden_and_those_outside_are_zero():
     assert _label(numbers, 3, joints, shown) is None
 
 
-def test_labels_of_scenes_agree_with_their_masks(scenes):
+def test_labels_agree_with_masks(scenes):
     counts = np.zeros(3, int)
     for scene in scenes:
         for person in scene.people:
@@ -160,7 +160,7 @@ def test_labels_of_scenes_agree_with_their_masks(scenes):
     assert (counts > (20, 100, 300)).all()  # each kind of visibility occurs
 
 
-def test_people_are_told_apart_by_their_middles(scenes):
+def test_people_have_distinct_centres(scenes):
     for scene in scenes:
         middles = [person.keypoints[person.keypoints[:, 2] > 0, :2].mean(0) for person in scene.people]
         for index, middle in enumerate(middles):
@@ -175,20 +175,20 @@ def test_scenes_repeat_with_their_seed():
     assert (first.image != other.image).any()
 
 
-def test_a_scene_may_be_empty_but_not_crowded():
+def test_a_scene_has_zero_to_six_people():
     assert draw_scene(np.random.default_rng(0), Size(100, 150), people=0).people == []
     with pytest.raises(ValueError, match="0 to 6 people"):
         draw_scene(np.random.default_rng(0), Size(100, 150), people=7)
 
 
-def test_ten_pictures_have_all_input_size_and_sizes_that_differ():
+def test_ten_images_cover_all_input_sizes_with_distinct_sizes():
     for seed in range(5):
-        sizes = people.picture_sizes(np.random.default_rng(seed), 10)
+        sizes = people.image_sizes(np.random.default_rng(seed), 10)
         assert {PUBLISHED_SIZES.place(size).input for size in sizes} == set(PUBLISHED_SIZES)
         assert len(set(sizes)) == 10 and any(side % 2 for size in sizes for side in size)
 
 
-def test_members_of_the_zip_are_the_pictures_of_the_annotations(data_set):
+def test_the_zip_holds_the_annotated_images(data_set):
     labels = json.loads((data_set / "annotations/person_keypoints_val2017.json").read_text())
     with zipfile.ZipFile(data_set / "images/val2017.zip") as archive:
         assert archive.namelist() == [f"val2017/{image['file_name']}" for image in labels["images"]]
@@ -196,10 +196,10 @@ def test_members_of_the_zip_are_the_pictures_of_the_annotations(data_set):
             assert image["file_name"] == f"{image['id']:012d}.jpg"
             member = archive.getinfo(f"val2017/{image['file_name']}")
             assert member.compress_type == zipfile.ZIP_STORED
-            picture = cv2.imdecode(np.frombuffer(archive.read(member), np.uint8), cv2.IMREAD_COLOR)
-            assert picture.shape == (image["height"], image["width"], 3)
+            decoded = cv2.imdecode(np.frombuffer(archive.read(member), np.uint8), cv2.IMREAD_COLOR)
+            assert decoded.shape == (image["height"], image["width"], 3)
     busy = [person["image_id"] for person in labels["annotations"]]
-    assert 0 < len({image["id"] for image in labels["images"]} - set(busy)) <= 2  # somewhere nobody
+    assert 0 < len({image["id"] for image in labels["images"]} - set(busy)) <= 2  # images that show nobody
     assert len(busy) > len(set(busy))
     for person in labels["annotations"]:
         assert person["num_keypoints"] == sum(v > 0 for v in person["keypoints"][2::3]) > 0
@@ -208,7 +208,7 @@ def test_members_of_the_zip_are_the_pictures_of_the_annotations(data_set):
     assert [(a - 1, b - 1) for a, b in category["skeleton"]] == list(COCO_17.limbs)
 
 
-def test_the_truth_scores_one_and_swapped_sides_do_not(data_set):
+def test_ground_truth_has_ap_one_and_swapped_sides_do_not(data_set):
     coco_module = pytest.importorskip("pycocotools.coco")
     from pycocotools.cocoeval import COCOeval  # type: ignore[import-untyped]
 
@@ -239,12 +239,12 @@ def test_the_truth_scores_one_and_swapped_sides_do_not(data_set):
 
 
 def test_the_same_seed_gives_the_same_bytes(data_set, tmp_path):
-    people.write_data_set(tmp_path, "val2017", pictures=12, seed=5)
+    people.write_data_set(tmp_path, "val2017", images=12, seed=5)
     for name in ("annotations/person_keypoints_val2017.json", "images/val2017.zip"):
         assert (tmp_path / name).read_bytes() == (data_set / name).read_bytes()
 
 
-def test_a_data_set_is_kept_unless_told_otherwise(tmp_path, capsys):
+def test_a_finished_set_is_kept_and_another_request_refused(tmp_path, capsys):
     run = ["--output", str(tmp_path), "--pictures", "2", "--split", "tiny"]
     archive = tmp_path / "images/tiny.zip"
     assert people.main(run) == 0
@@ -257,11 +257,18 @@ def test_a_data_set_is_kept_unless_told_otherwise(tmp_path, capsys):
     assert people.main([*run, "--seed", "2", "--overwrite"]) == 0
     assert archive.read_bytes() != first
     archive.write_bytes(b"torn")
-    assert people.main([*run, "--seed", "2"]) == 0  # the record does not fit the zip: drawn again
-    assert archive.read_bytes() not in (first, b"torn")
+    assert people.main([*run, "--seed", "2"]) == 0  # the recorded hash does not match the zip: drawn again
+    second = archive.read_bytes()
+    assert second not in (first, b"torn")
+    archive.unlink()  # as after a kill between the two files
+    assert people.main([*run, "--seed", "2"]) == 0
+    assert archive.read_bytes() == second
+    (tmp_path / "annotations/person_keypoints_tiny.json").unlink()
+    assert people.main([*run, "--seed", "2"]) == 1  # a zip of unknown origin
+    assert archive.read_bytes() == second
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_run_leaves_no_files(tmp_path, monkeypatch, capsys):
     def interrupted(*_args):
         raise KeyboardInterrupt
 
@@ -271,7 +278,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path, monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_an_unwritable_place_is_one_line(tmp_path, capsys):
+def test_an_unwritable_output_is_one_error_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert people.main(["--output", str(tmp_path / "file"), "--pictures", "1"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
@@ -289,4 +296,4 @@ def test_the_command_runs_from_any_folder(tmp_path):
     command = [sys.executable, str(script), "--output", "here", "--pictures", "1"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("1 pictures (0 with nobody)") and (tmp_path / "here/images/val2017.zip").is_file()
+    assert done.stdout.startswith("1 images (0 with nobody)") and (tmp_path / "here/images/val2017.zip").is_file()

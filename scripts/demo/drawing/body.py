@@ -1,6 +1,6 @@
-"""Sample an articulated human body: proportions and pose in, 3-D joints and limb frames out.
+"""An articulated human body: proportions and a pose are sampled, 3-D joints and limb frames computed from them.
 
-Everything is in the camera's frame and in units of body height: x to the picture's right, y down, z towards the viewer,
+Positions are in the camera's frame and in units of body height: x to the image's right, y down, z towards the viewer,
 the pelvis at the origin. A person who faces the viewer has the left hand at the larger x. A frame is a (3, 3) matrix
 whose columns are the part's own axes: to the person's left, down, forwards.
 """
@@ -29,7 +29,7 @@ class Build:
     forearm: float
     thigh: float
     shin: float
-    girth: float  # thickness of everything; 1 is average
+    girth: float  # thickness of torso and limbs; 1 is average
 
 
 @dataclass(frozen=True)
@@ -69,32 +69,36 @@ class Body:
 
 
 def swing(angle: float) -> np.ndarray:
-    """Rotation that takes down towards forwards."""
+    """Return the rotation that takes down towards forwards, by radians: (3, 3)."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[1.0, 0.0, 0.0], [0.0, c, -s], [0.0, s, c]])
 
 
 def spread(angle: float) -> np.ndarray:
-    """Rotation that takes down towards the person's left."""
+    """Return the rotation that takes down towards the person's left, by radians: (3, 3)."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, s, 0.0], [-s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
 def twist(angle: float) -> np.ndarray:
-    """Rotation that takes forwards towards the person's left."""
+    """Return the rotation that takes forwards towards the person's left, by radians: (3, 3)."""
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, 0.0, s], [0.0, 1.0, 0.0], [-s, 0.0, c]])
 
 
 def view(facing: float, elevation: float, lean: float) -> np.ndarray:
-    """Frame of a pelvis: turned by `facing` (0 towards the viewer, 90 degrees to the picture's right), seen from
-    `elevation` above, leaning by `lean` within the picture. Radians; (3, 3).
+    """Return the frame of a pelvis, (3, 3), from three angles in radians.
+
+    Args:
+        facing: 0 towards the viewer, pi / 2 to the image's right.
+        elevation: the camera's angle above the horizontal.
+        lean: rotation within the image.
     """
     return spread(lean) @ swing(-elevation) @ twist(facing)
 
 
 def sample_build(rng: np.random.Generator) -> Build:
-    """A grown-up or (1 in 5) a child: larger head, shorter limbs."""
+    """Sample an adult or (1 in 5) a child, with a larger head and shorter limbs."""
     child = rng.uniform(0.5, 1.0) if rng.random() < 0.2 else 0.0
 
     def about(mean: float, sigma: float = 0.05) -> float:
@@ -116,7 +120,7 @@ def sample_build(rng: np.random.Generator) -> Build:
 
 
 def _leg_angles(rng: np.random.Generator, style: str) -> tuple[np.ndarray, float]:
-    """Degrees (2, 4) as `Pose.legs`, and the forward bend of the spine that goes with them."""
+    """Sample degrees (2, 4) as in `Pose.legs`, and the forward bend of the spine that goes with them."""
     phase = rng.uniform(0, 2 * np.pi)
     swings = np.sin([phase, phase + np.pi])
     lifts = np.maximum(0, np.cos([phase, phase + np.pi]))  # the leg that comes forwards bends
@@ -162,7 +166,7 @@ def _leg_angles(rng: np.random.Generator, style: str) -> tuple[np.ndarray, float
 
 
 def _arm_angles(rng: np.random.Generator, style: str, leg_swing: float) -> np.ndarray:
-    """Degrees (4,) as a row of `Pose.arms`."""
+    """Sample degrees (4,) as in a row of `Pose.arms`."""
     ranges = {
         "hang": ((-12, 18), (6, 20), (3, 35), (-20, 30)),
         "up": ((-10, 30), (130, 172), (0, 50), (-60, 0)),
@@ -181,7 +185,7 @@ def _arm_angles(rng: np.random.Generator, style: str, leg_swing: float) -> np.nd
 
 
 def sample_pose(rng: np.random.Generator, legs_style: str | None = None) -> Pose:
-    """A pose of one of the LEGS styles (drawn if not given), the arms mostly each on their own."""
+    """Sample a pose of one of the LEGS styles (sampled if not given); the arms are mostly independent."""
     style = legs_style or str(rng.choice(LEGS, p=[0.3, 0.2, 0.12, 0.13, 0.06, 0.06, 0.09, 0.04]))
     legs, bend = _leg_angles(rng, style)
     weights = np.array([4, 1.5, 1.2, 1.0, 1.2, 1.0, 1.5, 1.0, 0.7, 0.6])
@@ -208,11 +212,7 @@ def sample_pose(rng: np.random.Generator, legs_style: str | None = None) -> Pose
 
 
 def assemble(build: Build, pose: Pose, pelvis: np.ndarray) -> Body:
-    """Put the body together from the pelvis outwards.
-
-    Args:
-        pelvis: (3, 3), the pelvis' frame in the camera's, as `view` makes it.
-    """
+    """Return the body, put together from the pelvis outwards; `pelvis` is its frame (3, 3) as `view` returns it."""
     down, forward = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, 1.0])
     waist = pelvis @ spread(pose.side_bend / 2) @ swing(-pose.bend / 2) @ twist(pose.turn / 2)
     chest = pelvis @ spread(pose.side_bend) @ swing(-pose.bend) @ twist(pose.turn)

@@ -1,8 +1,8 @@
-"""The demo network as training wants it: DEKR with the 17 joints' branches side by side in single tensors.
+"""The demo network as it is trained: DEKR with the 17 joints' branches side by side in single tensors.
 
 `grouped_state` and `checkpoint_state` carry weights between this layout and the checkpoint's, exactly: every value
-of a joint's branch stands in the slice of that joint. The final layer's weights are kept in units of `OFFSET_UNIT`
-cells, so that an optimizer whose steps are all alike reaches offsets of tens of cells soon.
+of a joint's branch is in the slice of that joint. The final layer's weights are kept in units of `OFFSET_UNIT`
+cells, so that an optimizer with steps of one size reaches offsets of tens of cells soon.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dekr_infer.model.blocks import REGULAR_MATRIX, BasicBlock, conv_bn
 from dekr_infer.model.head import JOINTS
 from dekr_infer.model.hrnet import HighResolutionNet
 from dekr_infer.skeleton import COCO_17
-from scripts.demo.adaptive import adaptive_conv
+from scripts.demo.training.adaptive_conv import adaptive_conv
 
 OFFSET_UNIT = 16.0  # cells
 SHAPE = 6  # numbers that place a cell's taps: A row by row, then t
@@ -61,7 +61,7 @@ class GroupedNet(HighResolutionNet):
     def __init__(self, spec: CfgNode) -> None:
         stages, heat, offset = spec.STAGES, spec.HEAD_HEATMAP, spec.HEAD_OFFSET
         if (offset.NUM_BLOCKS, offset.DILATION_RATE, spec.FINAL_CONV_KERNEL) != (1, 1, 1):
-            raise ValueError("training wants HEAD_OFFSET with 1 block, dilation 1, and FINAL_CONV_KERNEL 1")
+            raise ValueError("training needs HEAD_OFFSET with 1 block and dilation 1, and FINAL_CONV_KERNEL 1")
         super().__init__(spec.STEM_CHANNELS, stages.NUM_CHANNELS, stages.NUM_MODULES, stages.NUM_BLOCKS)
         channels = offset.NUM_CHANNELS_PERKPT
         self.transition_heatmap = conv_bn(self.channels, heat.NUM_CHANNELS, 1, relu=True)
@@ -75,7 +75,7 @@ class GroupedNet(HighResolutionNet):
         self.final_bias = nn.Parameter(torch.zeros(JOINTS, 2))
 
     def forward(self, image: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
-        """Heatmaps everywhere, offsets where they are asked for.
+        """Return heatmaps everywhere, and offsets at chosen cells.
 
         Args:
             image: (N, 3, H, W) normalised RGB.
@@ -94,7 +94,7 @@ class GroupedNet(HighResolutionNet):
 
 
 def checkpoint_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The grouped layout's state dict in the checkpoint's layout."""
+    """Return a grouped state dict in the checkpoint's layout."""
     result = {k: v for k, v in state.items() if not k.startswith(("adaptive.", "final_"))}
     taps = torch.tensor(REGULAR_MATRIX, dtype=torch.float32)
     for joint in range(JOINTS):
@@ -115,7 +115,7 @@ def checkpoint_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def grouped_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The checkpoint layout's state dict in the grouped layout: the inverse of `checkpoint_state`."""
+    """Return a checkpoint's state dict in the grouped layout; the inverse of `checkpoint_state`."""
     result = {k: v.clone() for k, v in state.items() if not k.startswith(("offset_feature", "offset_final"))}
 
     def joints(pattern: str) -> Tensor:

@@ -1,9 +1,9 @@
 // The adaptive 3x3 convolution of DEKR's offset head, forwards and backwards, for all joints and a list of cells.
 //
-// Memory: maps (pictures, height, width, joints, C) float32, one vector of C channels per cell and joint;
+// Memory: maps (images, height, width, joints, C) float32, one vector of C channels per cell and joint;
 // shape (cells, joints, 6): the matrix A row by row, then the translation t, of each listed cell;
-// weight (joints, 9, C in, C out); taps are numbered row by row. Tap k of a cell stands at cell + A R_k + t.
-// Corners outside the map count as 0. Built by adaptive.py with C (a power of two) given on the command line.
+// weight (joints, 9, C in, C out); taps are numbered row by row. Tap k of a cell is at cell + A R_k + t.
+// Corners outside the map count as 0. Built by adaptive_conv.py with C (a power of two) given on the command line.
 #include <math.h>
 #include <string.h>
 
@@ -12,7 +12,7 @@ typedef float vec __attribute__((vector_size(C * 4), aligned(4), may_alias));
 static const float ROW[9] = {-1, -1, -1, 0, 0, 0, 1, 1, 1};
 static const float COLUMN[9] = {-1, 0, 1, -1, 0, 1, -1, 0, 1};
 
-// The four corners of a point: offsets into the picture's map (-1: outside) and the two fractions.
+// The four corners of a point: offsets into the image's map (-1: outside) and the two fractions.
 typedef struct { long at[4]; float fy, fx; } point;
 
 static inline point locate(float y, float x, int height, int width, long cell_step) {
@@ -38,12 +38,12 @@ static inline point tap_point(const float *a, int k, int cell, int height, int w
     return locate(y, x, height, width, cell_step);
 }
 
-// out (cells, joints, C). cells: index within the picture; starts (pictures + 1): where a picture's cells begin.
+// out (cells, joints, C). cells: index within the image; starts (images + 1): where an image's cells begin.
 void adaptive_forward(const float *maps, const float *shape, const float *weight, const int *cells, const int *starts,
-                      float *out, int pictures, int joints, int height, int width) {
+                      float *out, int images, int joints, int height, int width) {
     const long cell_step = (long)joints * C;
 #pragma omp parallel for collapse(2) schedule(dynamic, 1)
-    for (int n = 0; n < pictures; n++)
+    for (int n = 0; n < images; n++)
         for (int j = 0; j < joints; j++) {
             const float *map = maps + n * (long)height * width * cell_step + j * C;
             for (int m = starts[n]; m < starts[n + 1]; m++) {
@@ -72,13 +72,13 @@ static inline float dot(vec a, vec b) {
 // Adds to maps_grad and weight_grad (both zeroed by the caller), sets shape_grad; weight_t is (joints, 9, C out, C in).
 void adaptive_backward(const float *maps, const float *shape, const float *weight_t, const int *cells,
                        const int *starts, const float *out_grad, float *maps_grad, float *shape_grad,
-                       float *weight_grad, int pictures, int joints, int height, int width) {
+                       float *weight_grad, int images, int joints, int height, int width) {
     const long cell_step = (long)joints * C;
 #pragma omp parallel for schedule(dynamic, 1)
     for (int j = 0; j < joints; j++) {
         float local[9 * C * C];
         memset(local, 0, sizeof local);
-        for (int n = 0; n < pictures; n++) {
+        for (int n = 0; n < images; n++) {
             const long base = n * (long)height * width * cell_step + j * C;
             const float *map = maps + base;
             float *map_grad = maps_grad + base;

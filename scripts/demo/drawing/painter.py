@@ -1,4 +1,4 @@
-"""Anti-aliased painting of round, shaded shapes, and beside it a map of who painted each pixel last.
+"""Anti-aliased painting of round, shaded shapes, with a map of whom each pixel shows.
 
 Points are (x, y) in pixels, or (x, y, z) of which z is ignored; integers are pixel centres.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from scripts.demo.looks import Colour, shade
+from scripts.demo.drawing.appearance import Colour, shade
 
 SUBPIXEL_BITS = 4
 _ANGLES = np.linspace(0, 2 * np.pi, 20, endpoint=False)
@@ -19,7 +19,7 @@ LIGHT = np.array([-0.55, -0.83])  # towards the light, which comes from above le
 
 
 def capsule_outline(a: np.ndarray, b: np.ndarray, radius_a: float, radius_b: float) -> np.ndarray:
-    """Outline of two discs and the band between them.
+    """Return the outline of two discs and the band between them.
 
     Returns:
         (18, 2) float64, convex; a disc's outline if one disc holds the other.
@@ -35,23 +35,17 @@ def capsule_outline(a: np.ndarray, b: np.ndarray, radius_a: float, radius_b: flo
 
 
 def ellipsoid_outline(centre: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Outline of an ellipsoid seen along z.
-
-    Args:
-        axes: (3, 3), the half axes as columns.
-    Returns:
-        (20, 2) float64.
-    """
+    """Return the outline of an ellipsoid seen along z, (20, 2); `axes` (3, 3) holds the half axes as columns."""
     flat = axes[:2]
     return centre[:2] + CIRCLE @ np.linalg.cholesky(flat @ flat.T + 1e-9 * np.eye(2)).T
 
 
-class Brush:
-    """Paints into an RGB picture and into its map of owners.
+class Painter:
+    """Paints into an RGB image and into its map of owners.
 
     Attributes:
         image: (h, w, 3) uint8.
-        owners: (h, w) uint8; `owner` is written wherever something is painted. Zero is nobody.
+        owners: (h, w) uint8; `owner` is written wherever a shape is painted. Zero is nobody.
     """
 
     def __init__(self, image: np.ndarray) -> None:
@@ -60,23 +54,22 @@ class Brush:
         self.owner = 0
 
     def fill(self, outline: np.ndarray, colour: Colour, *, claim: bool = True) -> None:
-        """Fill a convex outline, (n, 2); `claim` enters it in `owners`."""
+        """Fill a convex outline, (n, 2); `claim` also enters the shape in `owners`."""
         points = np.rint(outline * (1 << SUBPIXEL_BITS)).astype(np.int32)
         cv2.fillConvexPoly(self.image, points, colour, cv2.LINE_AA, SUBPIXEL_BITS)
         if claim:
             cv2.fillConvexPoly(self.owners, points, self.owner, cv2.LINE_8, SUBPIXEL_BITS)
 
     def fill_any(self, outline: np.ndarray, colour: Colour) -> None:
-        """Fill an outline that need not be convex, (n, 2), and claim it."""
+        """Fill an outline that need not be convex, (n, 2), and enter the shape in `owners`."""
         points = [np.rint(outline * (1 << SUBPIXEL_BITS)).astype(np.int32)]
         cv2.fillPoly(self.image, points, colour, cv2.LINE_AA, SUBPIXEL_BITS)
         cv2.fillPoly(self.owners, points, self.owner, cv2.LINE_8, SUBPIXEL_BITS)
 
     def solid(self, outline: np.ndarray, colour: Colour, thickness: float) -> None:
-        """Fill a convex outline so that it looks round: dark rim, body, a light patch towards the light.
+        """Fill a convex outline so that it looks round: a dark rim, the body, a bright patch towards the light.
 
-        Args:
-            thickness: half the shape's smaller extent in pixels: how far the shading may move.
+        `thickness` is half the shape's smaller extent in pixels and bounds the shift of the shading.
         """
         self.fill(outline, shade(colour, 0.74))
         if thickness < 1.2:
@@ -89,15 +82,15 @@ class Brush:
             self.fill(lit, shade(colour, 1.07), claim=False)
 
     def capsule(self, a: np.ndarray, b: np.ndarray, radius_a: float, radius_b: float, colour: Colour) -> None:
-        """A shaded limb from a to b."""
+        """Paint a shaded limb from a to b."""
         self.solid(capsule_outline(a, b, radius_a, radius_b), colour, (radius_a + radius_b) / 2)
 
     def ellipsoid(self, centre: np.ndarray, axes: np.ndarray, colour: Colour) -> None:
-        """A shaded ellipsoid; `axes` as in `ellipsoid_outline`."""
+        """Paint a shaded ellipsoid; `axes` as in `ellipsoid_outline`."""
         self.solid(ellipsoid_outline(centre, axes), colour, float(np.linalg.norm(axes, axis=0).min()))
 
     def hull(self, points: np.ndarray, colour: Colour, thickness: float = 0.0) -> None:
-        """The convex hull of (n, 2) points; shaded if it has a thickness."""
+        """Paint the convex hull of (n, 2) points; shaded if it has a thickness."""
         outline = cv2.convexHull(points.astype(np.float32)).reshape(-1, 2).astype(np.float64)
         if thickness:
             self.solid(outline, colour, thickness)
@@ -106,7 +99,7 @@ class Brush:
 
 
 def _inwards(outline: np.ndarray) -> np.ndarray:
-    """For every point of a convex outline (n, 2) the unit vector to the inside, at right angles to its neighbours."""
+    """Return the inward unit normal at every point of a convex outline: (n, 2)."""
     closed = np.concatenate([outline[-1:], outline, outline[:1]])
     tangent = closed[2:] - closed[:-2]
     length = np.maximum(np.hypot(tangent[:, 0], tangent[:, 1]), 1e-9)

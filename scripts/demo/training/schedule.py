@@ -1,4 +1,4 @@
-"""How far a training run is, the learning rate that follows from it, and the running average of weights."""
+"""The progress of a training run, its learning rate, and the running average of weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Length:
     minutes: float | None = None
 
     def progress(self, step: int, seconds: float) -> float:
-        """0 at the beginning, 1 or more when the run is over."""
+        """Return the progress: 0 at the beginning, 1 or more at the end."""
         if self.steps is not None:
             return step / self.steps
         assert self.minutes is not None
@@ -29,7 +29,7 @@ class Length:
 
 
 def rate(progress: float) -> float:
-    """The learning rate as a share of its highest: a straight rise, then half a cosine.
+    """Return the learning rate as a share of its highest: a linear rise, then half a cosine.
 
     >>> [round(rate(p), 3) for p in (0.0, 0.015, 0.03, 0.515, 1.0)]
     [0.01, 0.5, 1.0, 0.505, 0.01]
@@ -40,7 +40,7 @@ def rate(progress: float) -> float:
     return LAST + (1 - LAST) * (1 + math.cos(math.pi * fall)) / 2
 
 
-class Average:
+class WeightAverage:
     """Exponential running average of a state dict, short at first."""
 
     def __init__(self, state: Mapping[str, Tensor], decay: float = 0.998) -> None:
@@ -49,7 +49,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, state: Mapping[str, Tensor], step: int) -> None:
-        """Take in the weights after step number `step` (from 1)."""
+        """Include the weights after step number `step` (from 1)."""
         decay = min(self.decay, step / (step + 10))
         for key, value in state.items():
             if value.is_floating_point():

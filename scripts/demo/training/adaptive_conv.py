@@ -1,6 +1,6 @@
-"""The adaptive 3x3 convolution of all joints at once, at chosen cells only: what makes training on a CPU affordable.
+"""The adaptive 3x3 convolution of all joints at once, at chosen cells only: this makes training on a CPU affordable.
 
-On a CPU with a C compiler it is `adaptive.c`, built once per channel count; elsewhere the same arithmetic in torch.
+On a CPU with a C compiler it is `adaptive_conv.c`, built once per channel count; otherwise it is computed by torch.
 Layout: one vector of channels per cell and joint, (N, H, W, J, C), which is the channels_last form of (N, J * C, H, W).
 """
 
@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCE = Path(__file__).with_name("adaptive.c")
-BUILT = Path.home() / ".cache" / "dekr_infer"  # the user's own, so that nobody else can put a library there
+SOURCE = Path(__file__).with_name("adaptive_conv.c")
+BUILT = Path.home() / ".cache" / "dekr_infer"  # the user's own, so that no other user can put a library there
 INEXACT = ("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")  # may be reordered
 FLAGS = ("-O3", "-march=native", *INEXACT, "-fopenmp", "-shared", "-fPIC", "-lm", "-Wno-psabi")
 
 
 @functools.cache
 def compiled(channels: int) -> ctypes.CDLL | None:
-    """The built `adaptive.c` for vectors of `channels` floats; None where there is no compiler."""
+    """Return `adaptive_conv.c`, built for vectors of `channels` floats; `None` without a compiler."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None or channels & (channels - 1):
         return None
@@ -44,7 +44,7 @@ def compiled(channels: int) -> ctypes.CDLL | None:
 
 
 def adaptive_conv(maps: Tensor, shape: Tensor, weight: Tensor, cells: Tensor) -> Tensor:
-    """Deformable 3x3 convolution without bias, whose taps stand at cell + A R + t.
+    """Return the deformable 3x3 convolution without bias whose taps are at cell + A R + t.
 
     Args:
         maps: (N, H, W, J, C) float32, contiguous.
@@ -93,11 +93,11 @@ def _pointer(tensor: Tensor) -> ctypes.c_void_p:
 
 
 def _plain(maps: Tensor, shape: Tensor, weight: Tensor, cells: Tensor) -> Tensor:
-    """The same in torch alone."""
+    """Return the convolution computed by torch alone; arguments as in `adaptive_conv`."""
     _, h, w, joints, _ = maps.shape
     grid = torch.arange(-1, 2, device=maps.device, dtype=maps.dtype)
     row, column = grid.repeat_interleave(3), grid.repeat(3)
-    picture, within = cells // (h * w), cells % (h * w)
+    image, within = cells // (h * w), cells % (h * w)
     y = (within // w).view(-1, 1, 1) + shape[..., 0:1] * row + shape[..., 1:2] * column + shape[..., 4:5]
     x = (within % w).view(-1, 1, 1) + shape[..., 2:3] * row + shape[..., 3:4] * column + shape[..., 5:6]
     flat = maps.flatten(0, 3)
@@ -107,6 +107,6 @@ def _plain(maps: Tensor, shape: Tensor, weight: Tensor, cells: Tensor) -> Tensor
     for r, r_share in ((top, top + 1 - y), (top + 1, y - top)):
         for c, c_share in ((left, left + 1 - x), (left + 1, x - left)):
             inside = (r >= 0) & (r < h) & (c >= 0) & (c < w)
-            cell = (picture.view(-1, 1, 1) * h + r.clamp(0, h - 1).long()) * w + c.clamp(0, w - 1).long()
+            cell = (image.view(-1, 1, 1) * h + r.clamp(0, h - 1).long()) * w + c.clamp(0, w - 1).long()
             total = total + flat[cell * joints + joint] * (r_share * c_share * inside).unsqueeze(-1)
     return torch.einsum("mjki,joik->mjo", total, weight.flatten(3))

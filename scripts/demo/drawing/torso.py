@@ -1,18 +1,18 @@
-"""The trunk of a drawn person: elliptic cross sections from the neck to the crotch, and the clothes on them."""
+"""The torso of a drawn person: elliptic cross sections from the neck to the crotch, and the clothes on it."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from scripts.demo.body import Body
-from scripts.demo.brush import CIRCLE, LIGHT, Brush
-from scripts.demo.looks import Colour, Looks, shade
+from scripts.demo.drawing.appearance import Appearance, Colour, shade
+from scripts.demo.drawing.body import Body
+from scripts.demo.drawing.painter import CIRCLE, LIGHT, Painter
 
 HEM = 4  # index of the ring where the shirt ends
 BANDS = 9  # of a striped shirt
 
 
-class HighResolutionNet:
+class Torso:
     """Cross sections in pixels.
 
     Attributes:
@@ -20,8 +20,8 @@ class HighResolutionNet:
             Rings: neck, shoulders, chest, waist, hem, crotch.
     """
 
-    def __init__(self, body: Body, looks: Looks, origin: np.ndarray, height: float) -> None:
-        self.looks, self.height = looks, height
+    def __init__(self, body: Body, appearance: Appearance, origin: np.ndarray, height: float) -> None:
+        self.appearance, self.height = appearance, height
         build, chest, pelvis = body.build, body.chest, body.pelvis
         middle = (chest + pelvis) / 2
         frames = (chest, chest, chest, middle, pelvis, pelvis)
@@ -42,7 +42,7 @@ class HighResolutionNet:
         self.through = height * depths[:, None] * np.array([frame[:, 2] for frame in frames])
 
     def ring(self, level: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Centre and half axes (3,) at a level between two rings, 0 at the neck."""
+        """Return centre and half axes, each (3,), at a level between two rings; level 0 is the neck."""
         low = min(int(level), 4)
         part = level - low
         centre, across, through = (
@@ -51,7 +51,7 @@ class HighResolutionNet:
         return centre, across, through
 
     def outline(self, level: float, inset: float = 0.0) -> np.ndarray:
-        """(20, 2) pixels around a level, drawn in by `inset` pixels and then moved towards the light."""
+        """Return the outline of a level, (20, 2) pixels, shrunk by `inset` pixels and then moved towards the light."""
         centre, across, through = self.ring(level)
         points = CIRCLE @ np.stack([across[:2], through[:2]])
         if inset:
@@ -60,56 +60,57 @@ class HighResolutionNet:
         return centre[:2] + points
 
     def surface(self, level: float, angle: float) -> tuple[np.ndarray, float]:
-        """A point (3,) in pixels on the trunk, `angle` radians to the left of the middle of the front, and how much
-        it faces the viewer (1 fully, negative: turned away).
+        """Return a point on the surface, (3,) pixels, and how much it faces the viewer (1 fully, negative: away).
+
+        `angle` is in radians from the middle of the front to the person's left.
         """
         centre, across, through = self.ring(level)
         point = centre + np.sin(angle) * across + np.cos(angle) * through
         normal = np.sin(angle) * across / (across @ across) + np.cos(angle) * through / (through @ through)
         return point, float(normal[2] / np.linalg.norm(normal))
 
-    def bands(self, brush: Brush, edges: np.ndarray, colours: list[Colour]) -> None:
-        """Paint the trunk between consecutive levels, the farthest band first, round-looking."""
+    def bands(self, painter: Painter, edges: np.ndarray, colours: list[Colour]) -> None:
+        """Paint the torso between consecutive levels, the farthest band first, each with a dark rim."""
         order = np.argsort([self.ring(level)[0][2] for level in (edges[:-1] + edges[1:]) / 2], kind="stable")
         rim = 0.012 * self.height
         for band in order:
             pair = (self.outline(edges[band]), self.outline(edges[band + 1]))
-            brush.hull(np.concatenate(pair), shade(colours[band], 0.7))
+            painter.hull(np.concatenate(pair), shade(colours[band], 0.7))
         for band in order:
             pair = (self.outline(edges[band], rim), self.outline(edges[band + 1], rim))
-            brush.hull(np.concatenate(pair), colours[band])
+            painter.hull(np.concatenate(pair), colours[band])
 
-    def paint_shirt(self, brush: Brush) -> None:
-        """Shirt with its pattern, and the straps of a bag."""
-        looks = self.looks
-        if looks.pattern == "stripes":
+    def paint_shirt(self, painter: Painter) -> None:
+        """Paint the shirt with its pattern, and the straps of a bag."""
+        appearance = self.appearance
+        if appearance.pattern == "stripes":
             edges = np.interp(np.linspace(0, 1, BANDS + 1), np.linspace(0, 1, 5), np.arange(5))
-            self.bands(brush, edges, [(looks.shirt, looks.accent)[band % 2] for band in range(BANDS)])
-        elif looks.pattern == "block":
-            self.bands(brush, np.array([0, 1, 2, 2.3, 3, 4]), [looks.accent] * 3 + [looks.shirt] * 2)
+            self.bands(painter, edges, [(appearance.shirt, appearance.accent)[band % 2] for band in range(BANDS)])
+        elif appearance.pattern == "block":
+            self.bands(painter, np.array([0, 1, 2, 2.3, 3, 4]), [appearance.accent] * 3 + [appearance.shirt] * 2)
         else:
-            self.bands(brush, np.arange(5.0), [looks.shirt] * 4)
-        if looks.pattern == "badge":
-            self._mark(brush, 1.9, 0.0, 0.034)
-        elif looks.pattern == "buttons":
+            self.bands(painter, np.arange(5.0), [appearance.shirt] * 4)
+        if appearance.pattern == "badge":
+            self._mark(painter, 1.9, 0.0, 0.034)
+        elif appearance.pattern == "buttons":
             for level in np.linspace(1.2, 3.8, 6):
-                self._mark(brush, float(level), 0.0, 0.009)
-        elif looks.pattern == "dots":
+                self._mark(painter, float(level), 0.0, 0.009)
+        elif appearance.pattern == "dots":
             for level in (1.3, 2.1, 2.8, 3.5):
                 for angle in np.arange(6) * np.pi / 3 + level:
-                    self._mark(brush, level, float(angle), 0.013)
-        if looks.bag:
+                    self._mark(painter, level, float(angle), 0.013)
+        if appearance.bag:
             for angle in (0.62, -0.62):
                 for level in np.linspace(0.9, 3.0, 8):
-                    self._mark(brush, float(level), angle, 0.011, shade(looks.accent, 0.6))
+                    self._mark(painter, float(level), angle, 0.011, shade(appearance.accent, 0.6))
 
-    def paint_pelvis(self, brush: Brush) -> None:
-        """Trousers or skirt from the waist to the crotch."""
-        colour = self.looks.shirt if self.looks.skirt > 0.85 else self.looks.trousers
-        self.bands(brush, np.array([3.6, 4.0, 5.0]), [colour] * 2)
+    def paint_pelvis(self, painter: Painter) -> None:
+        """Paint trousers or skirt from the waist to the crotch."""
+        colour = self.appearance.shirt if self.appearance.skirt > 0.85 else self.appearance.trousers
+        self.bands(painter, np.array([3.6, 4.0, 5.0]), [colour] * 2)
 
-    def _mark(self, brush: Brush, level: float, angle: float, radius: float, colour: Colour | None = None) -> None:
-        """A disc of `radius` body heights that lies on the trunk and turns with it."""
+    def _mark(self, painter: Painter, level: float, angle: float, radius: float, colour: Colour | None = None) -> None:
+        """Paint a disc of `radius` body heights that lies on the torso and turns with it."""
         point, facing = self.surface(level, angle)
         if facing < 0.1:
             return
@@ -117,4 +118,4 @@ class HighResolutionNet:
         sideways = np.cos(angle) * across - np.sin(angle) * through
         downwards = self.ring(min(level + 0.3, 5))[0] - self.ring(max(level - 0.3, 0))[0]
         axes = np.stack([axis[:2] / max(np.linalg.norm(axis), 1e-6) for axis in (sideways, downwards)])
-        brush.fill(point[:2] + radius * self.height * CIRCLE @ axes, colour or self.looks.accent, claim=False)
+        painter.fill(point[:2] + radius * self.height * CIRCLE @ axes, colour or self.appearance.accent, claim=False)

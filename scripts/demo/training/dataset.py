@@ -1,7 +1,7 @@
-"""Batches of drawn people without end: each is a function of the seed and its number alone.
+"""An endless dataset of batches of drawn people: a batch depends on the seed and its number alone.
 
-A scene is drawn at the size of an ordinary picture, then turned, scaled, mirrored and cut to a square as a input size
-would show it. Small squares hold many small people cheaply, large ones teach the large people.
+A scene is drawn at the size of an ordinary image, then rotated, scaled, mirrored and cropped to a square at the scale
+of the network's input. Small crops hold many small people cheaply, large crops teach large people.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from torch.utils.data import IterableDataset
 from dekr_infer.geometry import PUBLISHED_SIZES, STRIDE, Size
 from dekr_infer.pose.preprocess import MEAN, STD
 from dekr_infer.skeleton import COCO_17
-from scripts.demo.scene import Scene, draw_scene
-from scripts.demo.targets import heat_targets, keep_inside, offset_targets
+from scripts.demo.drawing.scene import Scene, draw_scene
+from scripts.demo.training.targets import heat_targets, keep_inside, offset_targets
 
-SHORT_SIDES = (300, 521)  # pixels: what pictures are drawn at before they are brought to a input size
+SHORT_SIDES = (300, 521)  # pixels: the sides of scenes before they are scaled
 
 
-class Cut(NamedTuple):
-    """A kind of batch: squares of `side` pixels, `pictures` of them from half or all as many `scenes`, zoomed."""
+class Crop(NamedTuple):
+    """A kind of batch: `per_scene` squares of `side` pixels from each of `scenes` scenes, drawn with chance `share`."""
 
     side: int
     scenes: int
@@ -34,12 +34,12 @@ class Cut(NamedTuple):
     share: float
 
 
-CUTS = (
-    Cut(256, 3, 2, (0.5, 0.95), 0.35),
-    Cut(384, 3, 1, (0.65, 1.1), 0.3),
-    Cut(512, 2, 1, (0.8, 1.2), 0.35),
+CROPS = (
+    Crop(256, 3, 2, (0.5, 0.95), 0.35),
+    Crop(384, 3, 1, (0.65, 1.1), 0.3),
+    Crop(512, 2, 1, (0.8, 1.2), 0.35),
 )
-VALIDATION_CUT = Cut(512, 4, 1, (1.0, 1.0), 1.0)
+VALIDATION_CROP = Crop(512, 4, 1, (1.0, 1.0), 1.0)
 
 
 class Batch(NamedTuple):
@@ -61,18 +61,18 @@ class Batch(NamedTuple):
 
 
 def normalised(image: Tensor) -> Tensor:
-    """(N, H, W, 3) uint8 RGB -> (N, 3, H, W) float32 in channels_last order, as the network wants it."""
+    """Return (N, H, W, 3) uint8 RGB as the network's input, (N, 3, H, W) float32 in channels_last order."""
     mean, std = (torch.tensor(v, device=image.device) * 255 for v in (MEAN, STD))
     return ((image.float() - mean) / std).permute(0, 3, 1, 2)
 
 
-def cut_affine(rng: np.random.Generator, scene: Scene, cut: Cut, upright: bool = False) -> np.ndarray:
-    """(2, 3) float64: scene pixels to the pixels of a square that holds some labelled joint.
+def crop_affine(rng: np.random.Generator, scene: Scene, crop: Crop, upright: bool = False) -> np.ndarray:
+    """Return an affine from scene pixels to the pixels of a square with a whole person: (2, 3) float64.
 
-    Mirroring is part of it (its determinant is then negative). `upright`: the whole scene, centred, as a input size.
+    It may mirror (its determinant is then negative). `upright` asks for the whole scene, centred.
     """
     short = min(scene.image.shape[:2])
-    zoom = min(PUBLISHED_SIZES.sizes[0]) / short * np.exp(rng.uniform(*np.log(cut.zoom)))
+    zoom = min(PUBLISHED_SIZES.sizes[0]) / short * np.exp(rng.uniform(*np.log(crop.zoom)))
     angle = np.deg2rad(rng.normal(0, 12) if rng.random() < 0.5 else 0.0)
     mirror = rng.choice((-1.0, 1.0))
     if upright:
@@ -80,36 +80,36 @@ def cut_affine(rng: np.random.Generator, scene: Scene, cut: Cut, upright: bool =
     cosine, sine = zoom * np.cos(angle), zoom * np.sin(angle)
     matrix = np.array([[mirror * cosine, -sine], [mirror * sine, cosine]])
     middle = np.array(scene.image.shape[1::-1]) / 2
-    free = np.maximum(short * zoom - cut.side, 0.1 * cut.side) / 2
-    shift = cut.side / 2 - matrix @ middle
+    free = np.maximum(short * zoom - crop.side, 0.1 * crop.side) / 2
+    shift = crop.side / 2 - matrix @ middle
     for _ in range(0 if upright else 10):
-        shift = cut.side / 2 - matrix @ middle + rng.uniform(-free, free, 2)
+        shift = crop.side / 2 - matrix @ middle + rng.uniform(-free, free, 2)
         points = [p.keypoints[p.keypoints[:, 2] > 0, :2] @ matrix.T + shift for p in scene.people]
-        if any(((at > 0) & (at < cut.side - STRIDE)).all(1).any() for at in points):
+        if any(((at > 0) & (at < crop.side - STRIDE)).all(1).any() for at in points):
             break
     return np.concatenate([matrix, shift[:, None]], 1)
 
 
-def carry(joints: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Joints (people, 17, 3) through an affine; mirrored people swap their left and right."""
+def transform_joints(joints: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Return joints (people, 17, 3) carried through an affine; a mirrored person's left and right are swapped."""
     moved = np.concatenate([joints[..., :2] @ affine[:, :2].T + affine[:, 2], joints[..., 2:]], -1)
     return moved[:, list(COCO_17.partners)] if np.linalg.det(affine[:, :2]) < 0 else moved
 
 
-def make_batch(seed: tuple[int, ...], cut: Cut | None = None, upright: bool = False) -> Batch:
-    """Draw a batch; of the kind `cut`, or of a kind at random."""
+def make_batch(seed: tuple[int, ...], crop: Crop | None = None, upright: bool = False) -> Batch:
+    """Return a drawn batch of the kind `crop`, or of a random kind."""
     rng = np.random.default_rng(seed)
-    cut = cut or CUTS[rng.choice(len(CUTS), p=[kind.share for kind in CUTS])]
-    cells_side = cut.side // STRIDE
+    crop = crop or CROPS[rng.choice(len(CROPS), p=[kind.share for kind in CROPS])]
+    cells_side = crop.side // STRIDE
     images, heats, foregrounds, offsets = [], [], [], []
-    for _ in range(cut.scenes):
+    for _ in range(crop.scenes):
         side = int(rng.integers(*SHORT_SIDES))
         scene = draw_scene(rng, Size(side, side))
         joints = np.array([person.keypoints for person in scene.people]).reshape(-1, 17, 3)
-        for _ in range(cut.per_scene):
-            affine = cut_affine(rng, scene, cut, upright)
-            images.append(cv2.warpAffine(scene.image, affine, (cut.side, cut.side), flags=cv2.INTER_LINEAR))
-            at = carry(joints, affine) * (1 / STRIDE, 1 / STRIDE, 1)
+        for _ in range(crop.per_scene):
+            affine = crop_affine(rng, scene, crop, upright)
+            images.append(cv2.warpAffine(scene.image, affine, (crop.side, crop.side), flags=cv2.INTER_LINEAR))
+            at = transform_joints(joints, affine) * (1 / STRIDE, 1 / STRIDE, 1)
             at = keep_inside(at, cells_side, cells_side)
             heat, foreground = heat_targets(at, cells_side, cells_side)
             heats.append(heat)
@@ -126,14 +126,14 @@ def make_batch(seed: tuple[int, ...], cut: Cut | None = None, upright: bool = Fa
     return Batch(*map(torch.from_numpy, parts))
 
 
-class Drawn(IterableDataset):
-    """The batches of one training process from step `first` on."""
+class DrawnBatches(IterableDataset):
+    """The batches of one training process, beginning at step `first`."""
 
-    def __init__(self, seed: int, rank: int, first: int, cut: Cut | None = None) -> None:
-        self.seed, self.rank, self.step, self.cut = seed, rank, first, cut
+    def __init__(self, seed: int, rank: int, first: int, crop: Crop | None = None) -> None:
+        self.seed, self.rank, self.step, self.crop = seed, rank, first, crop
 
     def __iter__(self) -> Iterator[Batch]:
         cv2.setNumThreads(0)
         while True:
-            yield make_batch((self.seed, self.rank, self.step), self.cut)
+            yield make_batch((self.seed, self.rank, self.step), self.crop)
             self.step += 1

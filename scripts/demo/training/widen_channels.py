@@ -1,6 +1,6 @@
-"""Give every joint of a trained demo network more channels in the offset head, without changing what it answers.
+"""Widening of a trained demo network: more channels for every joint in the offset head, with the same outputs.
 
-The new channels start at random and nothing listens to them yet, so training goes on from where it was.
+The new channels begin at random and their outgoing weights at zero, so that training continues from the same outputs.
 """
 
 from __future__ import annotations
@@ -12,20 +12,24 @@ from torch import Tensor
 
 from dekr_infer.model.head import JOINTS
 
-LISTENING = {"adaptive.shape.weight": 2, "adaptive.weight": 2, "final_weight": 3}  # the axis heard, joints split off
+INPUT_AXIS = {
+    "adaptive.shape.weight": 2,
+    "adaptive.weight": 2,
+    "final_weight": 3,
+}  # with the joints' axis split off
 
 
 @torch.no_grad()
 def widened(state: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights `state` in the shapes of `fresh`.
+    """Return the weights `state` in the shapes of `fresh`.
 
     Args:
         state: grouped layout, with C channels for every joint.
         fresh: the same network with C or more channels for every joint, as initialised.
     Returns:
-        `fresh` with `state` in the first C channels of every joint, and zero where the other channels are heard.
+        `fresh` with `state` in the first C channels of every joint, and zero where the other channels are inputs.
     Raises:
-        KeyError, RuntimeError: the two differ in more than that.
+        KeyError, RuntimeError: the two networks differ in more than that.
     """
     if extra := state.keys() - fresh.keys():
         raise KeyError(min(extra))
@@ -36,8 +40,8 @@ def widened(state: Mapping[str, Tensor], fresh: Mapping[str, Tensor]) -> dict[st
             result[key].copy_(old)
             continue
         old, new = old.unflatten(0, (JOINTS, -1)), result[key].unflatten(0, (JOINTS, -1))
-        if key in LISTENING:
-            axis = LISTENING[key]
+        if key in INPUT_AXIS:
+            axis = INPUT_AXIS[key]
             new.narrow(axis, old.shape[axis], new.shape[axis] - old.shape[axis]).zero_()
         new[tuple(map(slice, old.shape))] = old
     return result

@@ -1,6 +1,8 @@
-"""What the network is to answer for a picture: heatmaps, and offsets around every person's centre.
+"""Training targets of an image: heatmaps, and offsets around every person's centre.
 
-Numpy only. Joints are in cells (input size pixels / 4), (people, 17, 3): x, y, and v > 0 where labelled.
+Numpy only. Joints are in cells (input pixels / 4), (people, 17, 3): x, y, and v > 0 where labelled. `pose/encode.py` is
+not used: the paper gives contested cells to the smaller person, keeps centres between cells and weights the offsets,
+while the encoder must yield maps that decode to every person.
 Source: Geng et al., Bottom-Up Human Pose Estimation Via Disentangled Keypoint Regression, 2021, section 3.
 """
 
@@ -12,13 +14,13 @@ import numpy as np
 
 JOINT_SIGMA = 2.0  # cells
 CENTRE_SIGMA = 4.0  # cells
-REACH = 3  # sigmas: where a Gaussian ends
+REACH = 3  # sigmas: the radius of a Gaussian
 OFFSET_RADIUS = 4  # cells: offsets are taught in a square of twice that side
 SMALLEST_AREA = 16.0  # cells squared: people with fewer than two joints have no area of their own
 
 
 class OffsetTargets(NamedTuple):
-    """Offsets at the cells around the centres.
+    """Offset targets at the cells around the centres.
 
     Attributes:
         cells: (M,) int64, ascending indices into h * w.
@@ -32,20 +34,20 @@ class OffsetTargets(NamedTuple):
 
 
 def keep_inside(joints: np.ndarray, h: int, w: int) -> np.ndarray:
-    """Joints outside a map of h x w cells lose their label; people without any are dropped."""
+    """Return joints without labels outside a map of h x w cells, and without people that have no label left."""
     x, y = joints[..., 0], joints[..., 1]
     inside = (joints[..., 2] > 0) & (x >= 0) & (y >= 0) & (x <= w - 1) & (y <= h - 1)
     return np.where(inside[..., None], joints, 0.0)[inside.any(1)]
 
 
 def centres(joints: np.ndarray) -> np.ndarray:
-    """(people, 2) x, y: the mean of each person's labelled joints."""
+    """Return the mean of each person's labelled joints: (people, 2) x, y."""
     labelled = joints[..., 2:] > 0
     return np.where(labelled, joints[..., :2], 0).sum(1) / labelled.sum(1)
 
 
 def areas(joints: np.ndarray) -> np.ndarray:
-    """(people,) w^2 + h^2 of the box around the labelled joints, in cells squared."""
+    """Return w^2 + h^2 of the box around each person's labelled joints, in cells squared: (people,)."""
     labelled = joints[..., 2:] > 0
     high = np.where(labelled, joints[..., :2], -np.inf).max(1)
     low = np.where(labelled, joints[..., :2], np.inf).min(1)
@@ -53,7 +55,7 @@ def areas(joints: np.ndarray) -> np.ndarray:
 
 
 def heat_targets(joints: np.ndarray, h: int, w: int) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussians at joints and centres, the highest where they meet, ending at three sigmas on either side.
+    """Return Gaussians at joints and centres, cut at three sigmas; where two meet, the higher value.
 
     Returns:
         heat: (18, h, w) float32.
@@ -78,7 +80,7 @@ def heat_targets(joints: np.ndarray, h: int, w: int) -> tuple[np.ndarray, np.nda
 
 
 def offset_targets(joints: np.ndarray, h: int, w: int) -> OffsetTargets:
-    """Offsets in a square around every centre; where squares overlap the smaller person has the cells."""
+    """Return offsets in a square around every centre; where squares overlap, the smaller person has the cells."""
     owner = np.full((h, w), -1)
     area, middle = areas(joints), centres(joints)
     for person in np.argsort(-area, kind="stable"):

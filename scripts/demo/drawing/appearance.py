@@ -1,4 +1,4 @@
-"""Sample what a drawn person looks like: skin, hair and clothes. Colours are RGB triples, 0 to 255."""
+"""The appearance of a drawn person, sampled: skin, hair and clothes. Colours are RGB triples, 0 to 255."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATTERNS = ("plain", "stripes", "badge", "buttons", "dots", "block")
 
 
 @dataclass(frozen=True)
-class Looks:
+class Appearance:
     """Clothing and colours of one person."""
 
     skin: Colour
@@ -39,24 +39,24 @@ class Looks:
 
     @property
     def sleeves(self) -> Colour:
-        """The colour of the shirt at the arms."""
+        """Colour of the shirt at the arms."""
         return self.accent if self.pattern == "block" else self.shirt
 
 
 def vivid(rng: np.random.Generator) -> Colour:
-    """Any hue, mostly saturated."""
+    """Sample a colour of any hue, mostly saturated."""
     red, green, blue = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.35, 0.95), rng.uniform(0.4, 0.98))
     return 255 * red, 255 * green, 255 * blue
 
 
 def shade(colour: Colour, factor: float) -> Colour:
-    """Lighter (factor above 1) or darker, within range."""
+    """Return a lighter (factor above 1) or darker colour, within range."""
     red, green, blue = (float(min(255.0, max(0.0, factor * channel))) for channel in colour)
     return red, green, blue
 
 
 def _between(rng: np.random.Generator, palette: np.ndarray) -> Colour:
-    """A colour of the palette, mixed a little with its neighbour."""
+    """Sample a colour between two neighbours of the palette."""
     place = rng.uniform(0, len(palette) - 1)
     low = int(place)
     red, green, blue = (1 - place + low) * palette[low] + (place - low) * palette[low + 1] + rng.normal(0, 5, 3)
@@ -64,17 +64,17 @@ def _between(rng: np.random.Generator, palette: np.ndarray) -> Colour:
 
 
 def cloth(rng: np.random.Generator, neutral: float) -> Colour:
-    """A clothing colour; neutral with the given probability."""
+    """Sample a clothing colour; neutral with the given probability."""
     if rng.random() >= neutral:
         return vivid(rng)
     red, green, blue = NEUTRAL[rng.integers(len(NEUTRAL))] + rng.normal(0, 10, 3)
     return shade((red, green, blue), 1.0)
 
 
-def sample_looks(rng: np.random.Generator) -> Looks:
-    """A complete outfit."""
+def sample_appearance(rng: np.random.Generator) -> Appearance:
+    """Sample a complete appearance."""
     skirt = float(rng.uniform(0.55, 1.0)) if rng.random() < 0.18 else 0.0
-    return Looks(
+    return Appearance(
         skin=_between(rng, SKIN),
         hair=vivid(rng) if rng.random() < 0.05 else _between(rng, HAIR),
         hair_style=str(rng.choice(HAIR_STYLES, p=[0.3, 0.13, 0.15, 0.1, 0.08, 0.06, 0.1, 0.08])),

@@ -1,4 +1,4 @@
-"""The demo's training: targets, losses, the grouped network, the cuts and resuming."""
+"""The demo's training: targets, losses, the grouped network, crops and resuming."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from dekr_infer.model.head import build_network
 from dekr_infer.pose.preprocess import normalise
 from dekr_infer.pose.rescore import layer_shapes
 from dekr_infer.skeleton import COCO_17
-from scripts.demo import adaptive, targets
-from scripts.demo.batches import CUTS, Cut, carry, cut_affine, make_batch
-from scripts.demo.detect import run_network
-from scripts.demo.grouped import GroupedNet, checkpoint_state, grouped_state
-from scripts.demo.losses import heat_loss, offset_loss, total_loss
-from scripts.demo.scene import draw_scene
-from scripts.demo.schedule import Average, Length, rate
-from scripts.demo.train_rescore import fit, likeness, mirrored
-from scripts.demo.trainer import STATE, Options, Trainer, train
-from scripts.demo.widen import widened
+from scripts.demo.drawing.scene import draw_scene
+from scripts.demo.train_rescore import fit, mirrored, similarity
+from scripts.demo.training import adaptive_conv, targets
+from scripts.demo.training.dataset import CROPS, Crop, crop_affine, make_batch, transform_joints
+from scripts.demo.training.grouped import GroupedNet, checkpoint_state, grouped_state
+from scripts.demo.training.in_memory_eval import GroupedBackend
+from scripts.demo.training.losses import heat_loss, offset_loss, total_loss
+from scripts.demo.training.schedule import Length, WeightAverage, rate
+from scripts.demo.training.trainer import STATE, Trainer, TrainingOptions, train
+from scripts.demo.training.widen_channels import widened
 
 DEMO = Path(__file__).parents[2] / "dekr_infer/config/demo.yaml"
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small tensors: threads only get in each other's way."""
+    """Use one thread: on tensors this small, several threads are slower."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,7 +43,7 @@ def one_thread() -> Iterator[None]:
 
 
 def people(seed: int, count: int, h: int, w: int) -> np.ndarray:
-    """(count, 17, 3) joints in cells around random places, some beyond the map, some without label."""
+    """Joints (count, 17, 3) in cells around random places, some outside the map, some without label."""
     rng = np.random.default_rng(seed)
     middle = rng.uniform(0, (w, h), (count, 1, 2))
     joints = middle + rng.normal(0, rng.uniform(1, 6, (count, 1, 1)), (count, 17, 2))
@@ -51,7 +51,7 @@ def people(seed: int, count: int, h: int, w: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_heat_targets_twin(seed: int) -> None:
+def test_heat_targets_equal_nested_loops(seed: int) -> None:
     h, w = 24, 37
     joints = targets.keep_inside(people(seed, 3, h, w), h, w)
     heat, foreground = targets.heat_targets(joints, h, w)
@@ -72,7 +72,7 @@ def test_heat_targets_twin(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_offset_targets_twin(seed: int) -> None:
+def test_offset_targets_equal_nested_loops(seed: int) -> None:
     h, w = 20, 33
     joints = targets.keep_inside(people(seed, 5, h, w), h, w)
     got = targets.offset_targets(joints, h, w)
@@ -98,14 +98,14 @@ def test_offset_targets_twin(seed: int) -> None:
             assert weight[joint] == pytest.approx(area**-0.5 if v > 0 else 0)
 
 
-def test_nobody_has_no_targets() -> None:
+def test_an_empty_image_has_no_targets() -> None:
     nobody = np.zeros((0, 17, 3))
     heat, foreground = targets.heat_targets(nobody, 8, 8)
     assert not heat.any() and not foreground.any()
     assert len(targets.offset_targets(nobody, 8, 8).cells) == 0
 
 
-def test_losses_by_hand() -> None:
+def test_losses_equal_hand_calculation() -> None:
     heat, wanted = torch.tensor([[0.5, 1.0], [0.0, 2.0]]), torch.tensor([[1.0, 1.0], [1.0, 0.0]])
     foreground = torch.tensor([[True, True], [False, False]])
     assert float(heat_loss(heat, wanted, foreground)) == pytest.approx((0.25 + 0 + 0.1 * 1 + 0.1 * 4) / 4)
@@ -118,11 +118,11 @@ def test_losses_by_hand() -> None:
 
 
 @pytest.mark.parametrize("compiled", [True, False])
-def test_adaptive_conv_is_the_deformable_one(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if compiled and adaptive.compiled(4) is None:
+def test_adaptive_conv_equals_deform_conv2d(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiled and adaptive_conv.compiled(4) is None:
         pytest.skip("no C compiler here")
     if not compiled:
-        monkeypatch.setattr(adaptive, "compiled", lambda channels: None)
+        monkeypatch.setattr(adaptive_conv, "compiled", lambda channels: None)
     n, h, w, joints, channels = 2, 5, 7, 3, 4
     generator = torch.Generator().manual_seed(5)
 
@@ -132,7 +132,7 @@ def test_adaptive_conv_is_the_deformable_one(compiled: bool, monkeypatch: pytest
     maps, shape, weight = random(n, h, w, joints, channels), random(n * h * w, joints, 6), random(joints, 4, 4, 3, 3)
     cells = torch.randperm(n * h * w, generator=generator)[:30].sort().values
     near = shape[cells]
-    out = adaptive.adaptive_conv(maps, near, weight, cells)
+    out = adaptive_conv.adaptive_conv(maps, near, weight, cells)
     taps = torch.tensor([[-1.0, -1, -1, 0, 0, 0, 1, 1, 1], [-1, 0, 1, -1, 0, 1, -1, 0, 1]])
     expected = []
     for joint in range(joints):
@@ -150,7 +150,7 @@ def test_adaptive_conv_is_the_deformable_one(compiled: bool, monkeypatch: pytest
         torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-3)
 
 
-def test_grouped_is_per_joint() -> None:
+def test_grouped_network_equals_per_joint_network() -> None:
     config = load_config(DEMO)
     torch.manual_seed(3)
     grouped = GroupedNet(config.MODEL.SPEC)
@@ -176,40 +176,40 @@ def test_checkpoint_is_small() -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_cuts_carry_pictures_and_joints_alike(seed: int) -> None:
+def test_crops_transform_joints_like_the_image(seed: int) -> None:
     rng = np.random.default_rng(seed)
     scene = draw_scene(rng, Size(120, 120), people=2)
-    affine = cut_affine(rng, scene, CUTS[0])
+    affine = crop_affine(rng, scene, CROPS[0])
     corners = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
     joints = np.zeros((1, 17, 3))
     joints[0, 5:8, :2] = corners
-    moved = carry(joints, affine)[0]
+    moved = transform_joints(joints, affine)[0]
     mirrored = np.linalg.det(affine[:, :2]) < 0
     order = [COCO_17.partners[j] for j in (5, 6, 7)] if mirrored else [5, 6, 7]
     assert moved[order, :2] == pytest.approx(corners @ affine[:, :2].T + affine[:, 2])
 
 
 def test_batches_repeat() -> None:
-    cut = Cut(64, 2, 2, (0.5, 0.9), 1.0)
-    first, again, other = (make_batch(seed, cut) for seed in ((1, 0, 7), (1, 0, 7), (1, 1, 7)))
+    crop = Crop(64, 2, 2, (0.5, 0.9), 1.0)
+    first, again, other = (make_batch(seed, crop) for seed in ((1, 0, 7), (1, 0, 7), (1, 1, 7)))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first.image, other.image)
     assert first.image.shape == (4, 64, 64, 3) and first.heat.shape == (4, 18, 16, 16)
     assert int(first.cells.max()) < 4 * 16 * 16 and (first.cells.diff() > 0).all()
 
 
-def test_schedule() -> None:
+def test_learning_rate_progress_and_average() -> None:
     assert rate(0.03) == 1 and rate(0.5) > rate(0.6) and rate(2.0) == pytest.approx(0.01)
     assert Length(steps=10).progress(5, 1e9) == 0.5 and Length(minutes=2.0).progress(7, 60.0) == 0.5
-    average = Average({"w": torch.zeros(1)}, decay=0.5)
+    average = WeightAverage({"w": torch.zeros(1)}, decay=0.5)
     for step in (1, 2):
         average.update({"w": torch.ones(1)}, step)
     assert float(average.state["w"]) == pytest.approx(1 - (1 / 11) * (2 / 12))
 
 
-def few_steps(output: Path) -> Options:
-    """Three steps on small pictures."""
-    return Options(
+def few_steps(output: Path) -> TrainingOptions:
+    """Three steps on small images."""
+    return TrainingOptions(
         cfg=str(DEMO),
         output=output,
         length=Length(steps=3),
@@ -219,12 +219,12 @@ def few_steps(output: Path) -> Options:
         precision="fp32",
         lr=1e-3,
         resume=True,
-        cut=Cut(64, 1, 2, (0.4, 0.6), 1.0),
+        crop=Crop(64, 1, 2, (0.4, 0.6), 1.0),
         validation_batches=0,
     )
 
 
-def test_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path: Path) -> None:
     def run(folder: str, stop_after: int | None) -> dict[str, torch.Tensor]:
         options = replace(few_steps(tmp_path / folder), stop_after=stop_after)
         train(0, options, "")
@@ -239,7 +239,7 @@ def test_resumed_run_is_the_undisturbed_one(tmp_path: Path) -> None:
 
 
 def random_network(channels: int) -> GroupedNet:
-    """The demo network with so many channels for every joint, in which every number matters."""
+    """The demo network with `channels` channels for every joint, in which every weight has an effect."""
     torch.manual_seed(channels)
     network = GroupedNet(load_config(DEMO, ["MODEL.SPEC.HEAD_OFFSET.NUM_CHANNELS_PERKPT", str(channels)]).MODEL.SPEC)
     for key, value in network.state_dict().items():
@@ -248,7 +248,7 @@ def random_network(channels: int) -> GroupedNet:
     return network.eval()
 
 
-def test_a_widened_network_answers_the_same_and_can_learn_more() -> None:
+def test_a_widened_network_has_equal_outputs_and_gradients_in_new_channels() -> None:
     narrow, wide = random_network(2), random_network(4)
     wide.load_state_dict(widened(narrow.state_dict(), wide.state_dict()))
     image, cells = torch.randn(1, 3, 64, 96), torch.arange(16 * 24)
@@ -279,21 +279,21 @@ def test_training_starts_from_given_weights(tmp_path: Path) -> None:
         torch.testing.assert_close(trainer.average.state[key], value, msg=key)
 
 
-def test_detection_runs_the_network() -> None:
+def test_in_memory_outputs_equal_the_networks() -> None:
     config = load_config(DEMO)
     torch.manual_seed(8)
     grouped = GroupedNet(config.MODEL.SPEC).eval()
     network = build_network(config)
     network.load_state_dict(checkpoint_state(grouped.state_dict()))
-    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     with torch.no_grad():
-        heat, offset = network(torch.from_numpy(normalise(picture)))
-    ours = run_network(grouped, picture)
+        heat, offset = network(torch.from_numpy(normalise(image)))
+    ours = GroupedBackend(grouped).run(image)
     np.testing.assert_allclose(ours[0], heat[0], atol=1e-5)
     np.testing.assert_allclose(ours[1], offset[0], atol=1e-4)
 
 
-def test_likeness_is_cocos() -> None:
+def test_similarity_equals_cocoevals_oks() -> None:
     rng = np.random.default_rng(2)
     joints = np.concatenate([rng.uniform(0, 90, (3, 17, 2)), rng.integers(0, 3, (3, 17, 1))], -1)
     poses = joints[[2, 0, 1, 1]] + rng.normal(0, 4, (4, 17, 3))
@@ -317,11 +317,11 @@ def test_likeness_is_cocos() -> None:
         side.createIndex()
     judge = COCOeval(truth, found, "keypoints")
     judge._prepare()
-    np.testing.assert_allclose(likeness(poses, joints, areas), judge.computeOks(1, 1), rtol=1e-9)
-    assert likeness(poses, joints[:0], areas[:0]).shape == (4, 0)
+    np.testing.assert_allclose(similarity(poses, joints, areas), judge.computeOks(1, 1), rtol=1e-9)
+    assert similarity(poses, joints[:0], areas[:0]).shape == (4, 0)
 
 
-def test_rescoring_learns_what_poses_tell() -> None:
+def test_rescoring_learns_from_features() -> None:
     rng = np.random.default_rng(6)
     poses = rng.normal(0, 30, (400, 17, 3)).astype(np.float32)
     poses[..., 2] = rng.uniform(0, 1, (400, 1))
