@@ -43,6 +43,17 @@ def add_config(parser: Parser) -> None:
     )
 
 
+def split_words(argv: Arguments) -> tuple[list[str], list[str]]:
+    """Split a command line at `--`: the command's own words, and the words for the tool that it runs.
+
+    Args:
+        argv: without the command's name; `None` takes the words from the process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], words[end + 1 :]
+
+
 def config_of(args: argparse.Namespace) -> CfgNode:
     """The frozen configuration that `--cfg` and the pairs ask for."""
     return load_config(args.cfg, args.pairs)
