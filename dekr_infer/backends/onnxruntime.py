@@ -135,13 +135,11 @@ def _standard(model: onnx.ModelProto, path: Path, as_written: bool) -> onnx.Mode
     try:
         _check_order(model)
         standard = to_dialect(model, ONNX)
-        if not as_written:
-            optimize_for_cpu(standard)
+        return standard if as_written else optimize_for_cpu(standard)
     except DekrError as error:
         raise DekrError(f"{path}: {error}; {EXPORT_AGAIN}") from None
     except MALFORMED as error:
         raise DekrError(f"{path}: its nodes are not of the form of ours ({error!r:.80}); {EXPORT_AGAIN}") from None
-    return standard
 
 
 def _check_order(model: onnx.ModelProto) -> None:

@@ -1,1 +1,1 @@
-"""ONNX graph tools that both export and backends use."""
+"""Rewrite ONNX graphs: dialects, simplification, and the order of sums that suits a CPU; below export and backends."""

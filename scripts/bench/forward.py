@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from dekr_infer.backends.onnxruntime import Network, open_network
-from dekr_infer.export.check import test_picture
+from dekr_infer.export.parity import sample_image
 from dekr_infer.geometry import Size
 from dekr_infer.model.blocks import DeformConv
 from dekr_infer.model.checkpoint import load_network
@@ -49,7 +49,7 @@ def measure(
 def _row(
     input_size: Size, runner: Network, network: nn.Module, theirs: nn.Module | None, threads: int, rounds: int
 ) -> Row:
-    image = normalise(test_picture(np.random.default_rng(0), input_size))
+    image = normalise(sample_image(np.random.default_rng(0), input_size))
     rates: list[float] = []
     ways: dict[str, Callable[[], object]] = {
         OURS: lambda: runner.run(image),

@@ -21,9 +21,10 @@ from dekr_infer.config.load import load_config
 from dekr_infer.errors import DekrError
 from dekr_infer.export import trace as graph_module
 from dekr_infer.export.check import compare
-from dekr_infer.export.difference import Difference, test_picture
+from dekr_infer.export.parity import Difference, test_picture
 from dekr_infer.export.fold import FoldedAdaptBlock, fold_adaptive_blocks
-from dekr_infer.export.trace import build_graph, initializers
+from dekr_infer.export.trace import build_graph
+from tests.support.graphs import attributes, initializers, nodes_of, producer
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
 from dekr_infer.model.head import build_network
 from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
@@ -196,7 +197,7 @@ def test_both_dialects_give_the_same_bits(tiny, tmp_path):
     onnx.save(to_dialect(tiny.model(), ONNX), standard)
     lowered, plain = open_network(tiny.graph, 1), open_network(standard, 1)
     for input_size in PUBLISHED_SIZES[1:3]:
-        image = normalise(picture_of(np.random.default_rng(1), input_size))
+        image = normalise(sample_image(np.random.default_rng(1), input_size))
         for a, b in zip(lowered.run(image)[:2], plain.run(image)[:2], strict=True):
             np.testing.assert_array_equal(a, b)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from dekr_infer.errors import DekrError
 from dekr_infer.export.fold import fold_adaptive_block, fold_adaptive_blocks, fold_batch_norm
-from dekr_infer.export.operator import deformable_conv2d
+from dekr_infer.export.symbolics import deformable_conv2d
 from dekr_infer.export.trace import build_graph
 from dekr_infer.model.blocks import AdaptBlock
 

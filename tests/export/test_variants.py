@@ -18,12 +18,13 @@ from dekr_infer.ascend.lint.rules import WARNING
 from dekr_infer.backends.onnxruntime import open_network
 from dekr_infer.cli import export as export_command
 from dekr_infer.errors import DekrError
-from dekr_infer.export.difference import SEED, difference_of
-from dekr_infer.export.difference import test_picture as picture_of
+from dekr_infer.export.parity import SEED, difference_of
+from dekr_infer.export.parity import sample_image
 from dekr_infer.export.fold import fold_adaptive_block
-from dekr_infer.export.plain import convolve_backwards, reshape
-from dekr_infer.export.trace import build_graph, initializers
-from dekr_infer.export.variants.arrange import GATHER, GROUPED, PADDED, SEPARATE, VARIANTS
+from dekr_infer.export.symbolics import convolve_backwards, reshape
+from dekr_infer.export.trace import build_graph
+from tests.support.graphs import attributes, initializers, nodes_of, producer
+from dekr_infer.export.variants import GATHER, GROUPED, PADDED, SEPARATE, VARIANTS
 from dekr_infer.export.variants.gather import CellCounter
 from dekr_infer.export.variants.grouped import join_blocks
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
@@ -475,7 +476,7 @@ def wanted(tiny) -> dict[Size, tuple[np.ndarray, list[np.ndarray]]]:
     """A picture of every input size, and what torch makes of it."""
     rng, found = np.random.default_rng(SEED), {}
     for input_size in PUBLISHED_SIZES:
-        image = normalise(picture_of(rng, input_size))
+        image = normalise(sample_image(rng, input_size))
         with torch.inference_mode():
             found[input_size] = image, [output.numpy() for output in tiny.network(torch.from_numpy(image))]
     return found

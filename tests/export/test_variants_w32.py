@@ -6,7 +6,7 @@ from dekr_infer.ascend.lint.check import load, preflight
 from dekr_infer.ascend.lint.context import WARNING
 from dekr_infer.cli import export as export_command
 from dekr_infer.cli import random_checkpoint
-from dekr_infer.export.variants.arrange import GATHER, GROUPED, PADDED, SEPARATE, VARIANTS
+from dekr_infer.export.variants import GATHER, GROUPED, PADDED, SEPARATE, VARIANTS
 from tests.support.tiny_models import ONE_THREAD, SMALL_INPUT_SIZES
 
 pytest_plugins = ["tests.support.tiny_fixtures"]
