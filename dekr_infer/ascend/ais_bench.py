@@ -73,7 +73,7 @@ class Job(NamedTuple):
         for file in list_tensors([source]):
             shape = tensors.read_header(file).shape
             if len(shape) != 4 or shape[:2] != (1, 3):
-                raise DekrError(f"{file}: its shape {shape} is not (1, 3, H, W); delete it, run DEKR_preprocess.py again")
+                raise DekrError(f"{file}: its shape {shape} is not (1, 3, H, W); run DEKR_preprocess.py --overwrite")
             input_sizes[file] = Size(*shape[2:])
         return cls(model, device, source, folder, input_sizes)
 
@@ -83,9 +83,7 @@ class Job(NamedTuple):
         return {
             name: (file, shape)
             for file, size in self.input_sizes.items()
-            for name, shape in zip(
-                output_files(output_stem(file)), output_shapes(COCO_17, cells(size)), strict=True
-            )
+            for name, shape in zip(output_files(output_stem(file)), output_shapes(COCO_17, cells(size)), strict=True)
         }
 
     def check(self, frontend: Frontend) -> None:
@@ -152,8 +150,8 @@ def run_passes(
         for line in _speeds(summary, list(job.input_sizes.values())):
             print(line)
         print(f"{len(job.input_sizes)} tensors -> {job.folder}; {summary_path(job.folder)}", flush=True)
-    print(f"(published for a 310P3: {PUBLISHED} passes/s. A pass is one network run, time on the device alone: an image")
-    print("takes two passes; reading, copying and decoding are not included)")
+    print(f"(published for a 310P3: {PUBLISHED} passes/s. A pass is one network run, time on the device alone.")
+    print("An image takes two passes; reading, copying and decoding are not included.)")
 
 
 def run_pass(frontend: Frontend, job: Job, extra: Sequence[str] = ()) -> Summary:

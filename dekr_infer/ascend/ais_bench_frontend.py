@@ -71,11 +71,11 @@ class Frontend:
         """
         if "," in str(source):
             raise DekrError(f"{source}: ais_bench cuts --input at commas; rename the folder")
+        self.check_path(output)
         if not self.strict:
             return
         if not model.name.endswith(".om"):
             raise DekrError(f"{model}: this ais_bench takes only models whose names end in .om; rename it")
-        _check_characters(output, "name another --output")
         _check_readable(model, "rename it", "put the model itself there")
         _check_readable(source, "rename it", "name the folder itself")
         entries = list(os.scandir(source))
@@ -87,6 +87,11 @@ class Frontend:
             else:
                 remedies = (f"move it out of {source}, of which ais_bench checks every entry",) * 2
             _check_readable(Path(entry), *remedies)
+
+    def check_path(self, path: Path) -> None:
+        """Raise a `DekrError` if ais_bench does not take the characters of a folder's path."""
+        if self.strict:
+            _check_characters(path, "name another folder")
 
 
 def _check_characters(path: Path, remedy: str) -> None:

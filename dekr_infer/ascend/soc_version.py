@@ -86,7 +86,7 @@ def choose(found: list[Device], number: int | None) -> Device:
     if len({device.name for device in found}) > 1:
         listed = ", ".join(f"{device.device}: {device.name}" for device in found)
         if number is not None:
-            raise DekrError(f"npu-smi info: shows no device {number} (there are {listed}); name a number of these with --device")
+            raise DekrError(f"npu-smi info: shows no device {number} (there are {listed}); choose one with --device")
         raise DekrError(f"npu-smi info: shows different chips ({listed}); choose one with --device, or {OVERRIDE}")
     return next((device for device in found if device.health == "OK"), found[0])
 

@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any
 
 from yacs.config import CfgNode
 
@@ -20,7 +19,6 @@ from dekr_infer.errors import DekrError, one_line
 from dekr_infer.launch import INTERRUPTED, SIGNAL_CODE
 
 MOST_PARALLEL = 1024  # threads or processes: more than any machine has for this, fewer than it breaks down under
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Parser(argparse.ArgumentParser):
@@ -121,26 +119,6 @@ def raise_on_sigterm() -> Iterator[None]:
     finally:
         for number in replaced:
             signal.signal(number, signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def defer_signals() -> Iterator[None]:
-    """Within it, a signal to stop is kept, and heard at its end: nothing that was just started goes astray."""
-    kept: list[int] = []
-    handlers: dict[signal.Signals, Callable[[int, FrameType | None], Any]] = {}
-    if threading.current_thread() is threading.main_thread():  # Python allows it there only
-        for number in STOPPING:
-            handler = signal.getsignal(number)
-            if callable(handler):
-                handlers[number] = handler
-                signal.signal(number, lambda told, _frame: kept.append(told))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for told in kept:
-            handlers[signal.Signals(told)](told, None)
 
 
 def run(work: Callable[[], None]) -> int:
