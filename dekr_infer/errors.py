@@ -1,10 +1,10 @@
-"""The errors that users see: one line each, with the file and the remedy in it, and an exit code."""
+"""The errors that users see: one line each, with the file and the remedy, and an exit code."""
 
 from __future__ import annotations
 
 
 class DekrError(Exception):
-    """The work failed (data, model, a check that did not hold): exit code 1."""
+    """The work failed (data, model, a failed check): exit code 1."""
 
     exit_code = 1
 
@@ -16,18 +16,18 @@ class ConfigError(DekrError):
 
 
 def one_line(text: str) -> str:
-    """A text from a file as it may be printed: no line breaks, and what a terminal would act on is spelt out.
+    r"""Return a text from a file as it may be printed: without line breaks, control characters escaped.
 
-    >>> one_line("a\\n b\\x1b[2J")
-    'a b\\\\x1b[2J'
+    >>> print(one_line("a\n b\x1b[2J"))
+    a b\x1b[2J
     """
     shown = " ".join(text.split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def excerpt(value: object, length: int = 80) -> str:
-    """The beginning of a value from a file, for a line; JSON may be nested deeper than Python prints it."""
+    """Return the beginning of a value from a file, for a line; JSON may be nested deeper than Python prints."""
     try:
         return str(value)[:length]
     except RecursionError:
-        return "nested without end"
+        return "nested too deep to print"

@@ -62,10 +62,10 @@ def test_every_labelled_joint_comes_back_within_a_hundredth_of_a_pixel(root, fli
         found[entry["image_id"]].append(np.reshape(entry["keypoints"], (17, 3)))
     truth = [entry for entry in load_data_set(root, "val2017").ground_truth() if entry.num_keypoints]
     for entry in truth:
-        joints = np.reshape(entry["keypoints"], (17, 3))
+        joints = np.reshape(entry.keypoints, (17, 3))
         there = joints[:, 2] > 0
-        worst = min(np.abs(pose[there, :2] - joints[there, :2]).max() for pose in found[entry["image_id"]])
-        assert worst < 0.01, entry["id"]
+        worst = min(np.abs(pose[there, :2] - joints[there, :2]).max() for pose in found[entry.image_id])
+        assert worst < 0.01, entry.id
     assert len(results) == len(truth)
 
 

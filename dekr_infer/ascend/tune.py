@@ -53,7 +53,7 @@ class Tuning:
         device: the number by which ais_bench opens the chip.
         loop: timed passes per input size.
         precision_mode, cache, extra: of the conversion; see `atc.convert`.
-        threads: for ONNX Runtime.
+        threads: for torch and ONNX Runtime.
     """
 
     config: CfgNode
@@ -84,7 +84,10 @@ class Tuning:
 
         print(f"exporting {self.graph(variant)}; its parity with torch is checked", flush=True)
         checkpoint = Path(self.config.TEST.MODEL_FILE)
-        dekr_infer.export_onnx(build_network(self.config), checkpoint, self.graph(variant), deform=variant)
+        network = build_network(self.config)
+        dekr_infer.export_onnx(
+            network, checkpoint, self.graph(variant), deform=variant, input_sizes=self.input_sizes, threads=self.threads
+        )
 
     def convert(self, variant: str) -> None:
         """Convert the exported graph."""
@@ -147,9 +150,14 @@ class Tuning:
             return Outcome(variant, {}, problem=" ".join(str(error).split()))
         times = {size: found[str(size)]["milliseconds"] for size in self.input_sizes}
         differences = [Difference(size, *found[str(size)]["difference"]) for size in self.input_sizes]
-        wrong = [d for d in differences if not (d.heat_share <= heat and d.offset_share <= offset)]
+        wrong = [difference for difference in differences if not agrees(difference, heat, offset)]
         problem = f"its outputs differ from the CPU's at {', '.join(str(d.input_size) for d in wrong)}" if wrong else ""
         return Outcome(variant, times, differences, problem)
+
+
+def agrees(difference: Difference, heat: float, offset: float) -> bool:
+    """Return whether both differences are within their tolerances, which are shares of the largest value."""
+    return difference.heat_share <= heat and difference.offset_share <= offset
 
 
 def tune(

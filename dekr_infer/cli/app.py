@@ -18,11 +18,11 @@ from dekr_infer.config.load import load_config
 from dekr_infer.errors import DekrError, one_line
 from dekr_infer.launch import INTERRUPTED, SIGNAL_CODE
 
-MOST_PARALLEL = 1024  # threads or processes: more than any machine has for this, fewer than it breaks down under
+MOST_PARALLEL = 1024  # threads; more than any machine has, fewer than one breaks down under
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints look like every other error: one `error:` line, exit code 2."""
+    """An argument parser whose errors look like every other error: one `error:` line, exit code 2."""
 
     def __init__(self, description: str | None) -> None:
         super().__init__(
@@ -53,22 +53,22 @@ def split_words(argv: Arguments) -> tuple[list[str], list[str]]:
 
 
 def config_of(args: argparse.Namespace) -> CfgNode:
-    """The frozen configuration that `--cfg` and the pairs ask for."""
+    """Return the frozen configuration of `--cfg` and the pairs."""
     return load_config(args.cfg, args.pairs)
 
 
 def positive_int(text: str) -> int:
-    """An argument type: a whole number from 1 on, of at most 31 bits."""
+    """Parse a whole number from 1 on, of at most 31 bits (an argument type)."""
     return _within(text, 1, 2**31 - 1)
 
 
 def worker_count(text: str) -> int:
-    """An argument type: how many threads or processes."""
+    """Parse a number of threads (an argument type)."""
     return _within(text, 1, MOST_PARALLEL)
 
 
 def non_negative_int(text: str) -> int:
-    """An argument type: a whole number from 0 on, of at most 32 bits."""
+    """Parse a whole number from 0 on, of at most 32 bits (an argument type)."""
     return _within(text, 0, 2**32 - 1)
 
 
@@ -80,7 +80,7 @@ def _within(text: str, least: int, most: int) -> int:
 
 
 def yes_no(text: str) -> bool:
-    """An argument type: on or off in any of the spellings that ais_bench takes."""
+    """Parse yes or no in any of the spellings that ais_bench takes (an argument type)."""
     word = text.lower()
     if word in ("yes", "true", "t", "y", "1"):
         return True
@@ -90,12 +90,12 @@ def yes_no(text: str) -> bool:
 
 
 def cores() -> int:
-    """The processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 class Stopped(KeyboardInterrupt):
-    """The process was told to end by a signal other than Ctrl-C's."""
+    """The process received a termination signal other than Ctrl-C's."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -104,13 +104,13 @@ class Stopped(KeyboardInterrupt):
 
 @contextlib.contextmanager
 def raise_on_sigterm() -> Iterator[None]:
-    """Within it, SIGTERM and SIGHUP raise `Stopped`, to clean up as Ctrl-C does; ignored ones (nohup) stay ignored."""
+    """Raise `Stopped` on SIGTERM and SIGHUP, to clean up as after Ctrl-C; ignored signals (nohup) stay ignored."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         raise Stopped(number)
 
     replaced = []
-    if threading.current_thread() is threading.main_thread():  # Python allows it there only
+    if threading.current_thread() is threading.main_thread():  # Python allows signal handlers there only
         replaced = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) == signal.SIG_DFL]
     try:
         for number in replaced:
@@ -122,10 +122,10 @@ def raise_on_sigterm() -> Iterator[None]:
 
 
 def run(work: Callable[[], None]) -> int:
-    """Do a command's work; its expected failures become one line on stderr.
+    """Run a command's work; report expected failures as one line on stderr.
 
     Returns:
-        The exit code: 0 done, 1 failed, 2 the configuration is wrong, 130 interrupted, 143 terminated, 129 hung up.
+        The exit code: 0 done, 1 failed, 2 wrong configuration, 130 interrupted, 143 terminated, 129 hung up.
     """
     _open_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -143,16 +143,18 @@ def run(work: Callable[[], None]) -> int:
         _drop_stdout()
         return 1
     except MemoryError:
-        return _fail("not enough memory; free some, or use a machine that has more", 1)
+        return _fail("not enough memory; free some, or use a machine with more", 1)
     except OSError as error:
         _drop_stdout()
         place = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{place}{error.strerror or error}; correct this and try again", 1)
+        return _fail(
+            f"{place}{error.strerror or error}; resolve this and run the same command again", 1
+        )
     return 0
 
 
 def _open_streams() -> None:
-    """What was closed before the start (`>&-`) leads nowhere; or else the next file opened would be written to."""
+    """Redirect closed standard streams to /dev/null; otherwise the next file opened would take their descriptor."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -164,7 +166,7 @@ def _open_streams() -> None:
 
 
 def _flush_stdout() -> None:
-    """Print what waits to be printed, while its failure can still be told."""
+    """Flush standard output while a failure can still be reported."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -173,7 +175,7 @@ def _flush_stdout() -> None:
 
 
 def _drop_stdout() -> None:
-    """Let what could not be printed go, so that the interpreter does not try again when it ends."""
+    """Discard buffered output, so that the interpreter does not try to write it again at exit."""
     with contextlib.suppress(OSError, ValueError):  # a caller's buffer has no descriptor
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

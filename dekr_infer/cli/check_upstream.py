@@ -1,4 +1,4 @@
-"""Run upstream's code and ours over the same pictures, stage by stage, and print the largest differences.
+"""Run upstream's code and ours over the same images, stage by stage, and print the largest differences.
 
 Stages before the network compare tensors; with --checkpoint its maps are compared too (upstream in torch, ours as the
 exported graph), and both decoders are then given upstream's maps. Without one they are given noisy maps drawn from the
@@ -24,7 +24,7 @@ SPLIT = "val2017"
 
 
 def main(argv: Arguments = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = Parser(__doc__)
     parser.add_argument("--upstream", type=Path, default=Path("DEKR"), help="patched checkout (default: DEKR)")
     parser.add_argument("--root", type=Path, required=True, help="data set in COCO's layout")
@@ -56,7 +56,7 @@ def main(argv: Arguments = None) -> int:
             write_json(args.json, {"pictures": len(data.images), "stages": differences.rows()}, indent=2)
         exceeded = [stage for stage in differences.largest if not differences.holds(stage)]
         if exceeded:
-            raise DekrError(f"beyond tolerance: {', '.join(exceeded)}")
+            raise DekrError(f"tolerance exceeded: {', '.join(exceeded)}")
         unseen = [stage for stage in TOLERANCES if stage not in differences.largest]
         if unseen:
             print(f"not compared: {', '.join(unseen)}; these need --checkpoint or --rescore")

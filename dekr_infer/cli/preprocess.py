@@ -27,7 +27,7 @@ from dekr_infer.storage.atomic import sha256
 
 
 def main(argv: Arguments = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = Parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("prep_data"), help="folder for the tensors")
     parser.add_argument("--output_flip", type=Path, default=Path("prep_data_flip"), help="folder for the flipped ones")

@@ -14,9 +14,9 @@ LINE_EVERY = 30.0  # seconds between plain lines
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yields a function to be called with the number of pictures just finished."""
+    """Yield a function to be called with the number of images just finished."""
     if sys.stderr.isatty():
-        with tqdm(total=total, desc=label, unit="picture") as bar:
+        with tqdm(total=total, desc=label, unit="image") as bar:
             yield lambda count: bar.update(count) and None
         return
     done, started, shown = 0, time.monotonic(), time.monotonic()
@@ -27,6 +27,6 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         now = time.monotonic()
         if now - shown >= LINE_EVERY:
             shown = now
-            print(f"{label}: {done} of {total} pictures, {now - started:.0f} s", file=sys.stderr, flush=True)
+            print(f"{label}: {done} of {total} images, {now - started:.0f} s", file=sys.stderr, flush=True)
 
     yield advance

@@ -1,6 +1,6 @@
-"""Configuration: upstream's yacs tree, a fresh frozen copy per call: defaults <- YAML <- KEY VALUE pairs.
+"""Load the configuration: upstream's yacs tree, a fresh frozen copy per call, from defaults, YAML and KEY VALUE pairs.
 
-Every complaint is one `ConfigError` line that says what to type instead.
+Every error is one `ConfigError` line that says what to type instead.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ DEFAULT_CONFIG = CONFIG_FOLDER / "dekr_w32_coco.yaml"
 
 
 def load_config(path: str | Path | None = None, pairs: Sequence[str] = ()) -> CfgNode:
-    """The configuration of one run.
+    """Load the configuration of one run.
 
     Args:
-        path: a YAML file in upstream's form; `None` is HRNet-W32 on COCO. A name without a folder that is no file
-            here may name one of our own (`dekr_w48_coco`).
+        path: a YAML file in upstream's form; `None` is HRNet-W32 on COCO. A name without a
+            folder may also name a shipped configuration (`dekr_w48_coco`).
         pairs: KEY, VALUE, KEY, VALUE ... as typed after the flags, for example `["TEST.NMS_THRE", "0.05"]`.
     Returns:
-        A frozen tree of its own; changing one never changes another.
+        A frozen tree of its own; no two calls share one.
     Raises:
         ConfigError: an unknown key, an odd count, a value of the wrong type or out of the supported range.
     """
@@ -72,25 +72,25 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(read_regular(path).decode("utf-8"), _PlainLoader)  # noqa: S506  # a SafeLoader
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); --cfg wants a YAML file") from None
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); --cfg expects a YAML file") from None
     except _YAML_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{path}: not a plain YAML file ({reason}); correct it") from None
+        raise ConfigError(f"{path}: not a plain YAML file ({reason}); correct the file") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: holds no sections; --cfg wants a file like upstream's experiments/coco/w32/*.yaml")
+        raise ConfigError(f"{path}: has no sections; --cfg expects a file like upstream's experiments/coco/w32/*.yaml")
     return tree
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without tags that make objects, and without aliases, a few of which can stand for gigabytes."""
+    """YAML without tags that create objects, and without aliases, a few of which can expand to gigabytes."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not taken")
+            raise yaml.YAMLError("aliases are not supported")
         return super().compose_node(parent, index)
 
 
-# What PyYAML raises for hostile or mistaken text; beside its own errors, its constructors' for ill-formed scalars.
+# What PyYAML raises for hostile or mistaken text: its own errors, and its constructors' for ill-formed scalars.
 _YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, ArithmeticError, RecursionError)
 
 
@@ -106,14 +106,14 @@ def _split_pairs(pairs: Sequence[str]) -> Iterator[tuple[str, str]]:
     for position, word in enumerate(pairs):
         is_flag = word.startswith("--") or (word.startswith("-") and position % 2 == 0)
         if is_flag:
-            raise ConfigError(f"{word} stands after {pairs[0]}: flags come before the first KEY VALUE pair")
+            raise ConfigError(f"{word} comes after {pairs[0]}: flags come before the first KEY VALUE pair")
     if len(pairs) % 2:
         raise ConfigError(f"KEY VALUE pairs are uneven: the last word, {pairs[-1]}, has no partner")
     yield from zip(pairs[::2], pairs[1::2], strict=True)
 
 
 def _parse(text: str, key: str) -> Any:
-    """What a typed value means: a Python literal where it is one (`0.05`, `True`, `[1]`), else the text itself."""
+    """Return a typed value: a Python literal where the text is one (`0.05`, `True`, `[1]`), else the text itself."""
     try:
         return CfgNode._decode_cfg_value(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -143,18 +143,18 @@ def _set(config: CfgNode, key: str, value: Any, where: str) -> None:
 
 
 def _coerced(old: Any, new: Any, name: str) -> Any:
-    """`new` in the type of `old`: an int serves as a float and a list as a tuple; nothing else is converted."""
+    """Return `new` in the type of `old`: an int becomes a float and a list a tuple; nothing else is converted."""
     kind = type(old)
     if kind is float and type(new) is int:
         return float(new)
     if kind in (list, tuple) and isinstance(new, list | tuple):
         if old and not all(_same_shape(old[0], item) for item in new):
-            raise ConfigError(f"{name} wants a list like {old!r}, got {new!r}")
+            raise ConfigError(f"{name} expects a list like {old!r}, got {new!r}")
         return kind(new)
     if kind is float and type(new) is float and not math.isfinite(new):
-        raise ConfigError(f"{name} wants a finite number such as {old!r}, got {new!r}")
+        raise ConfigError(f"{name} expects a finite number such as {old!r}, got {new!r}")
     if type(new) is not kind:
-        raise ConfigError(f"{name} wants {_KIND_NAMES[kind]} such as {old!r}, got {new!r}")
+        raise ConfigError(f"{name} expects {_KIND_NAMES[kind]} such as {old!r}, got {new!r}")
     return new
 
 
@@ -178,13 +178,13 @@ def _unknown(config: CfgNode, key: str, where: str) -> ConfigError:
 
 
 def _check_supported(config: CfgNode) -> None:
-    """Refuse settings that upstream knows and this chain does not, rather than ignore them."""
+    """Raise for settings that upstream supports and this chain does not, rather than ignore them."""
     data, test, hidden = config.DATASET, config.TEST, config.RESCORE.HIDDEN_LAYER
     for wrong, message in (
         ("coco" not in data.DATASET, f"DATASET.DATASET {data.DATASET}: only COCO data sets are supported"),
         (data.NUM_JOINTS != 17, f"DATASET.NUM_JOINTS {data.NUM_JOINTS}: COCO has 17 joints"),
         (config.MODEL.NUM_JOINTS != 17, f"MODEL.NUM_JOINTS {config.MODEL.NUM_JOINTS}: COCO has 17 joints"),
-        (list(test.SCALE_FACTOR) != [1], f"TEST.SCALE_FACTOR {test.SCALE_FACTOR}: the input sizes have one scale, [1]"),
+        (list(test.SCALE_FACTOR) != [1], f"TEST.SCALE_FACTOR {test.SCALE_FACTOR}: one scale is supported, [1]"),
         (not 0 <= test.KEYPOINT_THRESHOLD < 1, f"TEST.KEYPOINT_THRESHOLD {test.KEYPOINT_THRESHOLD}: from 0 to 1"),
         (test.NMS_THRE < 0, f"TEST.NMS_THRE {test.NMS_THRE}: not below 0"),
         (not data.TEST, "DATASET.TEST is empty: name the split, for example val2017"),

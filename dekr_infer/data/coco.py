@@ -70,7 +70,7 @@ class Category(msgspec.Struct, frozen=True):
 
 class _File(msgspec.Struct):
     images: list[msgspec.Raw]
-    annotations: list[msgspec.Raw] | None = None
+    annotations: list[msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
     categories: list[Category] = []
 
 
@@ -119,13 +119,14 @@ def load_data_set(root: str | Path, split: str, skeleton: Skeleton = COCO_17) ->
     except OSError as error:
         raise DekrError(f"{path}: cannot be read ({error.strerror}); set DATASET.ROOT to the COCO folder") from None
     except msgspec.ValidationError as error:
-        raise DekrError(f"{path}: lists no images; it must be a COCO annotation file ({_located(error)})") from None
+        reason = f"not a COCO annotation file that lists images ({_located(error)})"
+        raise DekrError(f"{path}: {reason}; download it again") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DekrError(f"{path}: not a JSON file, or cut short ({error}); download it again") from None
     if not content.images:
         raise DekrError(f"{path}: lists no images; it must be a COCO annotation file")
     images = _checked_images(_entries(content.images, ImageEntry, "image", path), path)
-    if content.annotations is None:
+    if content.annotations is msgspec.UNSET:
         return DataSet(path, images, None, content.categories[0] if content.categories else None)
     category = _person_category(content.categories, skeleton, path)
     people = _entries(content.annotations, PersonEntry, "annotation", path)

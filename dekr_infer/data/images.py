@@ -18,12 +18,12 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 PNG_HEAD = b"IHDR"  # the first chunk's name: width and height follow
 
 
-def decode_image(data: bytes, name: str, expected: Size) -> np.ndarray:
+def decode_image(data: bytes, name: str, expected: Size | None = None) -> np.ndarray:
     """Decode a JPEG or a PNG: (h, w, 3) uint8 BGR, its EXIF orientation ignored as COCO's annotations do.
 
     Args:
         name: the image's place, for messages.
-        expected: the annotated size.
+        expected: the annotated size, where there is one.
     Raises:
         DekrError: the bytes are no JPEG and no PNG, end too early, or hold an image of another size.
     """
@@ -41,8 +41,8 @@ def decode_image(data: bytes, name: str, expected: Size) -> np.ndarray:
     return image
 
 
-def _check_size(found: Size, expected: Size, name: str) -> None:
-    if found != expected:
+def _check_size(found: Size, expected: Size | None, name: str) -> None:
+    if expected is not None and found != expected:
         raise DekrError(f"{name}: is {found} pixels, the annotation says {expected}; download both again")
 
 

@@ -62,7 +62,7 @@ class Differences:
         self.scale: dict[str, float] = {}
 
     def note(self, stage: str, upstream: Any, ours: Any) -> None:
-        """Take in a pair of arrays; other shapes count as an infinite difference."""
+        """Add a pair of arrays; other shapes count as an infinite difference."""
         a, b = np.asarray(upstream, np.float64), np.asarray(ours, np.float64)
         same = a.shape == b.shape
         difference = float(np.abs(a - b).max(initial=0.0)) if same else float("inf")
@@ -70,11 +70,11 @@ class Differences:
         self.scale[stage] = max(self.scale.get(stage, 0.0), float(np.abs(a).max(initial=0.0)))
 
     def holds(self, stage: str) -> bool:
-        """Whether a stage is within its tolerance."""
+        """Return whether a stage is within its tolerance."""
         return self.largest[stage] <= TOLERANCES[stage]
 
     def rows(self) -> list[dict[str, Any]]:
-        """One entry a stage, ready for JSON, which knows no infinity: `None` stands for it."""
+        """Return one entry a stage, ready for JSON; `None` replaces infinity, which JSON lacks."""
         return [
             {
                 "stage": stage,
@@ -86,7 +86,7 @@ class Differences:
         ]
 
     def table(self) -> str:
-        """The stages as lines."""
+        """Return the stages as lines."""
         return "\n".join(
             f"  {stage:<22} {value:9.2e} of {self.scale[stage]:<9.4g} allowed {TOLERANCES[stage]:g}  "
             f"{'ok' if self.holds(stage) else 'EXCEEDED'}"
@@ -95,7 +95,7 @@ class Differences:
 
 
 class _Recorder:
-    """Stands in for the network in upstream's two-pass function: hands out maps, keeps what it was given."""
+    """Replaces the network in upstream's two-pass function: returns given maps and records its inputs."""
 
     def __init__(self, outputs: list[tuple[np.ndarray, np.ndarray]] | nn.Module) -> None:
         self.source = outputs
@@ -113,7 +113,7 @@ class _Recorder:
 
 
 class Comparison:
-    """Both implementations, set up alike; collects the people that each finds.
+    """Both implementations with the same settings; collects the people that each finds.
 
     Args:
         config: ours. upstream: the checkout's own tree, with the same values.
@@ -193,7 +193,7 @@ class Comparison:
         self.found_upstream.append((final, rescored))
 
     def _upstream_tensor(self, image: np.ndarray, input_size: Size) -> tuple[np.ndarray, np.ndarray, Tensor]:
-        """Upstream's warp at our input size, and its normalisation: centre, scale, tensor (1, 3, H, W)."""
+        """Apply upstream's warp at our input size, and its normalisation; return centre, scale, tensor (1, 3, H, W)."""
         h, w = image.shape[:2]
         centre = np.array([int(w / 2.0 + 0.5), int(h / 2.0 + 0.5)])
         source_w = w if w < h else input_size.w / input_size.h * h
@@ -248,7 +248,7 @@ def _numbers(entry: dict[str, Any]) -> list[float]:
 
 
 def padded_network(config: CfgNode, checkpoint: Path) -> nn.Module:
-    """Upstream's network with a checkpoint's weights; a narrower stem than its 64 is filled up with zeros.
+    """Return upstream's network with a checkpoint's weights; a stem narrower than its 64 is padded with zeros.
 
     Channels of zeros stay zero through convolution, batch norm and ReLU, so the outputs are the same.
     """

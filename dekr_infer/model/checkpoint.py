@@ -1,4 +1,4 @@
-"""Load checkpoints strictly and safely: what does not fit is named, and no pickled code ever runs."""
+"""Load checkpoints strictly and safely: every misfit is named, and no pickled code ever runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NAMED = 3  # how many offending keys an error message names
 
 
 def save(value: Any, path: Path) -> None:
-    """Write what torch can save, all or nothing; not by its own writer, which dresses up a full disk as another error.
+    """Write a value with torch.save, all or nothing; torch's own file writer hides ENOSPC behind another error.
 
     Raises:
         DekrError: the disk is full, or the file cannot be written.
@@ -32,31 +32,31 @@ def save(value: Any, path: Path) -> None:
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """The state dict in a checkpoint file, on the CPU, without the data-parallel prefix.
+    """Read the state dict of a checkpoint file, on the CPU, without the data-parallel prefix.
 
-    A file that holds the state under `state_dict` or `model` among other things is accepted too.
+    The state may also be an entry `state_dict` or `model` of the file.
 
     Raises:
         DekrError: the file is missing, damaged, not a checkpoint, or would run code when loaded.
     """
     path = Path(path)
     if not path.is_file():
-        raise DekrError(f"{path}: no such checkpoint; see the README for where the weights go")
+        raise DekrError(f"{path}: no such checkpoint; the README says where the weights go")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch muses about old formats; what matters is said below
+            warnings.simplefilter("ignore")  # torch warns about legacy formats; what matters is reported below
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise DekrError(f"{path}: not enough memory to load it") from None
     except Exception as error:  # torch raises many kinds for damaged files; all mean the same to the user
         is_sure = "GLOBAL" in str(error)
         reason = "holds more than weights" if is_sure else "damaged or no checkpoint, or holds more than weights"
-        raise DekrError(f"{path}: {reason}; fetch or save it again as a plain state dict") from None
+        raise DekrError(f"{path}: {reason}; download it again, or save it as a plain state dict") from None
     for key in ("state_dict", "model"):
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise DekrError(f"{path}: holds no state dict; save the network's state_dict() and try again")
+        raise DekrError(f"{path}: holds no state dict; save the network's state_dict() instead")
     state = {str(key).removeprefix(PREFIX): value for key, value in loaded.items()}
     if len(state) < len(loaded):
         raise DekrError(f"{path}: holds some keys twice, with and without {PREFIX}; save the state_dict() again")
@@ -89,7 +89,7 @@ def load_network(network: nn.Module, path: str | Path) -> None:
 
 
 def _fits(value: Tensor, wanted: Tensor) -> bool:
-    """Whether a value may be touched: one of another shape may stand for more memory than there is."""
+    """Return whether a value may be read: one of another shape may expand to more memory than there is."""
     return value.shape == wanted.shape and _is_plain(value)
 
 
@@ -98,7 +98,7 @@ def _is_finite(value: Tensor, wanted: Tensor) -> bool:
 
 
 def _is_plain(value: Tensor) -> bool:
-    """Whether these are dense real numbers: neither complex nor sparse nor quantised."""
+    """Return whether these are dense real numbers: neither complex nor sparse nor quantised."""
     return value.layout == torch.strided and value.dtype in PLAIN_DTYPES
 
 

@@ -1,4 +1,4 @@
-"""The two heads on the trunk, and the network's construction from the configuration.
+"""The two heads on the backbone, and the network's construction from the configuration.
 
 Module names are those of upstream's state dict; the joints' branches stay separate, as in the checkpoint.
 """
@@ -58,7 +58,7 @@ def _final(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
 
 
 def build_network(config: CfgNode) -> DekrNet:
-    """The network that a configuration describes, in evaluation mode, with weights not yet loaded.
+    """Build the network of a configuration, in evaluation mode, without weights.
 
     Raises:
         ConfigError: MODEL.SPEC names blocks, or numbers of stages and branches, that do not fit together.
@@ -77,4 +77,6 @@ def build_network(config: CfgNode) -> DekrNet:
     try:
         return DekrNet(spec).eval()
     except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError) as error:  # torch's, for such layers
-        raise ConfigError(f"MODEL.SPEC: no network can have these widths and counts ({error}); correct them") from None
+        raise ConfigError(
+            f"MODEL.SPEC: no network can have these widths and counts ({error}); correct MODEL.SPEC"
+        ) from None

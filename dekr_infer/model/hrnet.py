@@ -1,4 +1,4 @@
-"""The HRNet trunk: picture in, one concatenated feature map at a quarter of its size out.
+"""The HRNet backbone: image in, one concatenated feature map at a quarter of its size out.
 
 Module names are those of upstream's state dict.
 """
@@ -25,7 +25,7 @@ class HighResolutionModule(nn.Module):
         )
         indices = range(len(widths))
         self.fuse_layers = nn.ModuleList(
-            nn.ModuleList(_bring(source, target, widths) for source in indices) for target in indices
+            nn.ModuleList(_fuse_layer(source, target, widths) for source in indices) for target in indices
         )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
@@ -41,8 +41,8 @@ class HighResolutionModule(nn.Module):
         return fused
 
 
-def _bring(source: int, target: int, widths: Sequence[int]) -> nn.Module:
-    """What carries branch `source` to branch `target`: 1x1 and nearest up-sampling, or strided 3x3 steps down."""
+def _fuse_layer(source: int, target: int, widths: Sequence[int]) -> nn.Module:
+    """Return the layer from branch `source` to branch `target`: 1x1 and nearest up-sampling, or strided 3x3 steps."""
     if source == target:
         return nn.Identity()
     if source > target:
@@ -53,7 +53,7 @@ def _bring(source: int, target: int, widths: Sequence[int]) -> nn.Module:
 
 
 def _transition(before: Sequence[int], after: Sequence[int]) -> nn.ModuleList:
-    """From the branches of one stage to those of the next: adapt the widths, make the new, smaller branches."""
+    """Return the layers between two stages: adapt the widths, add the new, smaller branches."""
     layers: list[nn.Module] = []
     for index, width in enumerate(after):
         if index < len(before):

@@ -38,7 +38,7 @@ def use_checkout(folder: Path) -> None:
 
 
 def module(name: str) -> Any:
-    """One of the checkout's modules, for example `core.nms`.
+    """Import one of the checkout's modules, for example `core.nms`.
 
     Raises:
         DekrError: it cannot be imported.
@@ -50,7 +50,7 @@ def module(name: str) -> Any:
 
 
 def upstream_config(folder: Path, path: str | None, pairs: Sequence[str]) -> CfgNode:
-    """The checkout's own configuration tree, filled from a YAML file (default: HRNet-W32 on COCO) and pairs; frozen.
+    """Load the checkout's own configuration tree from a YAML file (default: HRNet-W32 on COCO) and pairs; frozen.
 
     Raises:
         ConfigError: see `dekr_infer.config.load.load_config`.
@@ -59,14 +59,14 @@ def upstream_config(folder: Path, path: str | None, pairs: Sequence[str]) -> Cfg
     config.defrost()
     file = Path(path) if path else folder / EXPERIMENT
     if not file.is_file():
-        raise ConfigError(f"{file}: no such file; --cfg wants one of {folder}/experiments")
+        raise ConfigError(f"{file}: no such file; --cfg expects one of {folder}/experiments")
     fill(config, file, pairs)
     config.freeze()
     return config
 
 
 def upstream_network(config: CfgNode) -> nn.Module:
-    """The network that the checkout builds for a configuration, in evaluation mode, weights not yet loaded.
+    """Build the checkout's network for a configuration, in evaluation mode, without weights.
 
     Raises:
         ConfigError: MODEL.NAME is none of its models.

@@ -1,4 +1,4 @@
-"""Ground truth written as the network's outputs: what a perfect network would dump for a data set.
+"""Encode ground truth as the network's outputs: what a perfect network would return for a data set.
 
 Positions are in cells of the maps (input pixels / 4). The flipped pass is built as the flipped tensor shows it: what
 stands at cell x of the first pass stands at cell w - 1 - x, and left joints are the flipped person's right ones.
@@ -16,7 +16,7 @@ from dekr_infer.data.coco import DataSet, ImageEntry
 from dekr_infer.geometry import PUBLISHED_SIZES, Size
 from dekr_infer.structures import output_files
 
-# Written once more, so that a mistake in the project's own constants shows.
+# Written a second time, so that a mistake in the project's own constants shows.
 STRIDE = 4  # input size pixels per cell
 SHIFT = 3  # pixels that the flipped tensor is moved by
 SWAPPED = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
@@ -30,7 +30,7 @@ Distort = Callable[[np.ndarray, np.ndarray, np.random.Generator], None]
 
 @dataclass(frozen=True)
 class Encoding:
-    """How the outputs are made; all but the defaults are mistakes or noise.
+    """How the outputs are encoded; all but the defaults are mistakes or noise.
 
     Args:
         flip_shift: pixels by which the flipped tensor was moved.
@@ -82,7 +82,7 @@ def people_of(data: DataSet, image: ImageEntry) -> Encoded:
 
 
 def _free_cell(wanted: np.ndarray, taken: list[np.ndarray], size: Size) -> np.ndarray:
-    """The cell (x, y) of the map that is nearest to a place and not next to another centre."""
+    """Return the cell (x, y) of the map that is nearest to a place and not next to another centre."""
     y, x = np.mgrid[: size.h, : size.w]
     distance = (x - wanted[0]) ** 2 + (y - wanted[1]) ** 2
     for other in taken:
@@ -92,7 +92,7 @@ def _free_cell(wanted: np.ndarray, taken: list[np.ndarray], size: Size) -> np.nd
 
 
 def flipped(people: Encoded, width: int, encoding: Encoding) -> Encoded:
-    """The people as the flipped tensor shows them, in a map of `width` cells."""
+    """Return the people as the flipped tensor shows them, in a map of `width` cells."""
     order = SWAPPED if encoding.swap_joints else list(range(17))
     last = (STRIDE * width - 1 - encoding.flip_shift) / STRIDE  # where the first column went
     joints, centres = people.joints[:, order].copy(), people.centres.copy()
@@ -102,7 +102,7 @@ def flipped(people: Encoded, width: int, encoding: Encoding) -> Encoded:
 
 
 def outputs(people: Encoded, size: Size, encoding: Encoding) -> tuple[np.ndarray, np.ndarray]:
-    """Heatmap (18, h, w) and offset (34, h, w), float32, of a map of `size` cells."""
+    """Return heatmap (18, h, w) and offset (34, h, w), float32, of a map of `size` cells."""
     heat = np.zeros((18, *size), np.float32)
     offset = np.zeros((17, 2, *size), np.float32)
     nearest = np.full(size, np.inf)
@@ -123,14 +123,14 @@ def outputs(people: Encoded, size: Size, encoding: Encoding) -> tuple[np.ndarray
 
 
 def _window(place: np.ndarray, reach: float, size: Size) -> tuple[slice, slice]:
-    """Rows and columns of the cells within reach of a place (x, y); none where it is far outside."""
+    """Return rows and columns of the cells within reach of a place (x, y); none where it is far outside."""
     first = np.clip(np.ceil(place - reach), 0, size[::-1]).astype(int)
     end = np.clip(np.floor(place + reach) + 1, 0, size[::-1]).astype(int)
     return slice(first[1], end[1]), slice(first[0], end[0])
 
 
 def _add_hill(channel: np.ndarray, place: np.ndarray, sigma: float) -> None:
-    """The higher of what is there and a Gaussian of height 1, cut at three sigma."""
+    """Raise the cells below a Gaussian of height 1, cut at three sigma, to it."""
     rows, columns = _window(place, 3 * sigma, Size(*channel.shape))
     y, x = np.ogrid[rows, columns]
     part = channel[rows, columns]
@@ -141,7 +141,7 @@ def _add_hill(channel: np.ndarray, place: np.ndarray, sigma: float) -> None:
 def outputs_of(
     data: DataSet, image: ImageEntry, encoding: Encoding, rng: np.random.Generator
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """What the network gives for a picture and for its flipped twin: heat (18, h, w) and offset (34, h, w) of each."""
+    """Encode an image and its flipped twin: heatmap (18, h, w) and offset (34, h, w) of each."""
     size = PUBLISHED_SIZES.place(image.size).cells
     people = people_of(data, image)
     passes = []
@@ -154,7 +154,7 @@ def outputs_of(
 
 
 def noisy(heat: np.ndarray, offset: np.ndarray, rng: np.random.Generator) -> None:
-    """A network that is not perfect: noise on every cell, in place."""
+    """Add seeded noise to every cell, in place."""
     heat += HEAT_NOISE * rng.standard_normal(heat.shape, dtype=np.float32)
     offset += OFFSET_NOISE * rng.standard_normal(offset.shape, dtype=np.float32)
 
@@ -165,7 +165,7 @@ def write_dumps(
     encoding: Encoding = Encoding(),
     seed: int = 0,
 ) -> tuple[Path, Path]:
-    """Write both passes' dumps for every picture into `out` and `out_flip` below a folder; returns the two."""
+    """Write both passes' outputs for every image into `out` and `out_flip` below a folder; return the two."""
     rng = np.random.default_rng(seed)
     folders = folder / "out", folder / "out_flip"
     for place in folders:
@@ -178,7 +178,7 @@ def write_dumps(
 
 
 def write_sparse(path: Path, array: np.ndarray) -> None:
-    """`np.save` that leaves holes where the array is 0, so that mostly empty maps take hardly any disk."""
+    """Save an array as `np.save` does, with holes where it is 0, so that mostly empty maps take little disk."""
     with open(path, "wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         start = file.tell()

@@ -39,34 +39,34 @@ CHUNK = 4  # pictures a worker is handed at a time: few, so that all workers end
 
 @cache
 def normalisation() -> np.ndarray:
-    """What each 8-bit value becomes: (3, 256) float32 for R, G, B, to the last bit the reference's arithmetic."""
+    """Return the normalised value of each 8-bit value: (3, 256) float32 for R, G, B, bit-equal to the reference."""
     values = np.arange(256, dtype=np.float32) / np.float32(255)
     mean, std = np.array(MEAN, np.float32), np.array(STD, np.float32)
     return (values - mean[:, None]) / std[:, None]
 
 
 def warp(image: np.ndarray, input_size: Size) -> np.ndarray:
-    """A picture (h, w, 3) uint8 laid into its input size: (H, W, 3) uint8, black beyond the picture."""
+    """Warp an image (h, w, 3) uint8 into the input: (H, W, 3) uint8, black beyond the image."""
     matrix = cv2.getAffineTransform(*Placement(Size(*image.shape[:2]), input_size).warp_points)
     return cv2.warpAffine(image, matrix, (input_size.w, input_size.h), flags=cv2.INTER_LINEAR)
 
 
 def moves_pixels() -> bool:
-    """Whether this OpenCV warps a picture to other values than those on which the reference's figures rest."""
+    """Return whether this OpenCV warps an image to other values than those behind the reference's metrics."""
     y, x = np.mgrid[: PROBE.h, : PROBE.w]
     channels = (37 * x + 91 * y) % 251, (7 * x * y) % 253, (x**2 + 3 * y**2) % 255
     return zlib.crc32(warp(np.stack(channels, axis=2).astype(np.uint8), PROBE_INPUT).tobytes()) != PROBE_CRC
 
 
 def mirror(warped: np.ndarray) -> np.ndarray:
-    """The second pass's picture: (h, w, 3) mirrored along w, then moved left by the flip shift, last columns kept."""
+    """Return the second pass's image: (h, w, 3) mirrored along w, moved left by the flip shift, last columns kept."""
     flipped = cv2.flip(warped, 1)
     flipped[:, :-FLIP_SHIFT] = flipped[:, FLIP_SHIFT:].copy()
     return flipped
 
 
 def normalise(warped: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """(h, w, 3) uint8 BGR -> (1, 3, h, w) float32 RGB, into `out` when it is given."""
+    """Convert (h, w, 3) uint8 BGR to (1, 3, h, w) float32 RGB, normalised, into `out` where it is given."""
     h, w, _ = warped.shape
     tensor = np.empty((1, 3, h, w), np.float32) if out is None else out
     for plane, table, values in zip(reversed(cv2.split(warped)), normalisation(), tensor[0], strict=True):

@@ -155,7 +155,7 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise DekrError(f"{path}: cannot be read ({error.strerror}); check its name and your rights") from None
     except (ValueError, RecursionError):
-        raise DekrError(f"{path}: not a JSON file, or cut short; make it again") from None
+        raise DekrError(f"{path}: not a JSON file, or cut short; write it again") from None
 
 
 def sha256(path: Path) -> str:

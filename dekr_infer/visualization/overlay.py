@@ -1,6 +1,6 @@
-"""Draw what was found: skeletons over pictures, sheets of captioned pictures, PNG files.
+"""Draw poses over images, sheets of captioned images, and PNG files.
 
-Pictures are (h, w, 3) uint8 RGB. Left limbs are warm, right limbs cool, what lies between is light.
+Images are (h, w, 3) uint8 RGB. Left limbs are warm, right limbs cool, what lies between is light.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GUTTER = 8  # pixels between tiles in a row
 
 
 def side_colour(*joints: int) -> tuple[int, int, int]:
-    """The colour of a joint, or of a limb between joints: of its side if all are on one side."""
+    """Return the colour of a joint, or of a limb between joints: that of its side if all are on one side."""
     sides = {COCO_17.joints[joint].split("_")[0] for joint in joints}
     return {"left": LEFT, "right": RIGHT}.get(sides.pop(), CENTRE) if len(sides) == 1 else CENTRE
 
@@ -32,11 +32,11 @@ def side_colour(*joints: int) -> tuple[int, int, int]:
 def draw_poses(
     image: np.ndarray, poses: np.ndarray, scores: np.ndarray | None = None, *, joint_threshold: float = 0.0
 ) -> np.ndarray:
-    """Skeletons over a copy of a picture.
+    """Draw poses over a copy of an image.
 
     Args:
         image: (h, w, 3) uint8 RGB.
-        poses: (people, 17, 3) float: x, y in the picture's pixels, and a score (or COCO's visibility).
+        poses: (people, 17, 3) float: x, y in image pixels, and a score (or COCO's visibility).
         scores: (people,) float, written at each person's highest joint; the least first, so that the best lies on top.
         joint_threshold: joints whose score is not above it are left out, with their limbs.
     Returns:
@@ -59,12 +59,12 @@ def draw_poses(
 
 
 def _drawn(pose: np.ndarray, threshold: float) -> np.ndarray:
-    """(17,) bool: the joints to draw."""
+    """Return the joints to draw: (J,) bool."""
     return (pose[:, 2] > threshold) & np.isfinite(pose).all(1)
 
 
 def _fixed(point: np.ndarray) -> tuple[int, int]:
-    """A point (x, y) as OpenCV wants it with SUBPIXEL_BITS, kept within what its integers hold."""
+    """Return a point (x, y) as OpenCV takes it with SUBPIXEL_BITS, clipped to its integers' range."""
     x, y = np.rint(np.clip(point, -1e4, 1e5) * (1 << SUBPIXEL_BITS)).astype(int)
     return int(x), int(y)
 
@@ -96,26 +96,26 @@ def _write_score(canvas: np.ndarray, pose: np.ndarray, score: float, threshold: 
 
 
 def _write(canvas: np.ndarray, text: str, corner: tuple[int, int], scale: float) -> None:
-    """White letters with a dark rim; `corner` is their lower left."""
+    """Write white letters with a dark rim; `corner` is their lower left."""
     for colour, thick in ((RIM, 3), ((255, 255, 255), 1)):
         cv2.putText(canvas, text, corner, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thick, cv2.LINE_AA)
 
 
 def contact_sheet(images: Sequence[np.ndarray], labels: Sequence[str], columns: int, tile: Size) -> np.ndarray:
-    """Pictures of any sizes in rows, each scaled to fit into a tile and captioned.
+    """Arrange images of any sizes in rows, each scaled to fit into a tile and captioned.
 
     Args:
         images: (h, w, 3) uint8 RGB each.
         labels: one caption for each; ASCII, since OpenCV's letters are.
         columns: tiles in a row.
-        tile: the room for a picture; the caption's strip comes on top.
+        tile: the space for an image; the caption's strip comes on top.
     Returns:
-        (rows * (tile.h + CAPTION), columns * (tile.w + GUTTER) - GUTTER, 3) uint8; without pictures a single empty row.
+        (rows * (tile.h + CAPTION), columns * (tile.w + GUTTER) - GUTTER, 3) uint8; without images a single empty row.
     Raises:
-        ValueError: not as many labels as pictures, or no column.
+        ValueError: not as many labels as images, or no column.
     """
     if len(images) != len(labels) or columns < 1:
-        raise ValueError(f"{len(images)} pictures, {len(labels)} labels, {columns} columns do not make a sheet")
+        raise ValueError(f"{len(images)} images, {len(labels)} labels, {columns} columns do not make a sheet")
     rows = max(1, -(-len(images) // columns))
     row, column = tile.h + CAPTION, tile.w + GUTTER
     sheet = np.full((rows * row, columns * column - GUTTER, 3), RIM, np.uint8)
@@ -131,10 +131,10 @@ def contact_sheet(images: Sequence[np.ndarray], labels: Sequence[str], columns: 
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
-    """Write a picture, (h, w, 3) uint8 RGB, all or nothing; makes the folder."""
+    """Write an image, (h, w, 3) uint8 RGB, all or nothing; create the folder."""
     path = Path(path)
     done, data = cv2.imencode(".png", np.ascontiguousarray(image[..., ::-1]))
     if not done:
-        raise ValueError(f"{path}: {image.shape} {image.dtype} is no picture")
+        raise ValueError(f"{path}: {image.shape} {image.dtype} is no image")
     with atomic_write(path) as beside:
         beside.write_bytes(data.tobytes())

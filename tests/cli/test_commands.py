@@ -17,7 +17,7 @@ from dekr_infer.cli import onnx_infer, random_checkpoint
 from dekr_infer.cli import postprocess as postprocess_command
 from dekr_infer.cli import preprocess as preprocess_command
 from dekr_infer.errors import DekrError
-from dekr_infer.evaluation.coco_metrics import FIGURES
+from dekr_infer.evaluation.coco_metrics import METRICS
 from dekr_infer.geometry import PUBLISHED_SIZES, Size, cells
 from tests.support.helpers import (
     assert_refused,
@@ -100,7 +100,7 @@ def test_an_error_of_unknown_place_is_told_without_a_guess(capfd):
         raise OSError(24, "Too many open files")
 
     assert command.run(fail) == 1
-    assert capfd.readouterr().err == "error: Too many open files; correct this and try again\n"
+    assert capfd.readouterr().err == "error: Too many open files; resolve this and run the same command again\n"
 
 
 @ALL_CONFIGURED
@@ -115,7 +115,7 @@ def test_a_misspelt_key_names_the_one_meant(name, tmp_path, monkeypatch):
 def test_a_flag_after_the_first_pair_is_told_from_a_key(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran = run_command(MAINS[name], "TEST.FLIP_TEST", "True", CONFIGURED[name][1], "3")
-    assert_refused(ran, 2, f"{CONFIGURED[name][1]} stands after TEST.FLIP_TEST: flags come before")
+    assert_refused(ran, 2, f"{CONFIGURED[name][1]} comes after TEST.FLIP_TEST: flags come before")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -370,9 +370,9 @@ def test_postprocessing_prints_the_table_and_the_counts_and_writes_both_files(du
     names, values, counts, where = ran.out.splitlines()
     results, metrics = written(dumps)
     assert names.split()[0] == "AP" and len(values.split()) == 10
-    assert counts == f"3 pictures, {len(results)} people, nobody in 2 pictures"
+    assert counts == f"3 images, {len(results)} people, nobody in 2 images"
     assert where.startswith("flip on, rescoring off; ") and "keypoints_val2017_results.json" in where
-    assert tuple(metrics["figures"]) == FIGURES
+    assert tuple(metrics["figures"]) == METRICS
     assert values.split() == [f"{value:.3f}" for value in metrics["figures"].values()]
     expected = {"pictures": 3, "evaluated": 3, "missing": 0, "people": len(results), "empty_pictures": 2}
     assert metrics["counts"] == expected
@@ -404,7 +404,7 @@ def test_nobody_in_the_whole_set_is_ap_0_and_no_crash(dumps):
     for pairs in (("RESCORE.VALID", False), ("RESCORE.MODEL_FILE", checkpoint)):
         ran = postprocess(dumps, pairs=pairs)
         assert ran.code == 0, ran.err
-        assert "3 pictures, 0 people, nobody in 3 pictures" in ran.out
+        assert "3 images, 0 people, nobody in 3 images" in ran.out
         results, metrics = written(dumps)
         assert results == [] and metrics["figures"]["AP"] == 0
 
@@ -428,7 +428,7 @@ def test_missing_outputs_stop_it_or_are_said_in_table_and_metrics(dumps):
     assert_refused(postprocess(dumps), 1, "out: 1 of 6 files are missing, the first is c_1.npy", "--allow_missing")
     assert not (dumps.parent / "results").exists()
     ran = postprocess(dumps, "--allow_missing")
-    assert ran.code == 0 and "NOT THE WHOLE DATA SET: 1 pictures were missing and left out" in ran.out
+    assert ran.code == 0 and "NOT THE WHOLE DATA SET: 1 images were missing and left out" in ran.out
     counts = written(dumps)[1]["counts"]
     assert (counts["pictures"], counts["evaluated"], counts["missing"]) == (3, 2, 1)
 

@@ -82,7 +82,9 @@ def test_results_with_nobody_show_the_first_pictures_annotated_or_not(place):
 
 def test_results_of_another_data_set_are_refused(place):
     write_results(place, [result(image_id=7)])
-    assert_refused(draw(place), 1, "r.json: holds image 7, which", "set DATASET.ROOT to the data set of these results")
+    assert_refused(
+        draw(place), 1, "r.json: result 1 is of image 7, which", "set DATASET.ROOT to the data set of these results"
+    )
     assert not (place / "drawn").exists()
 
 
@@ -106,27 +108,30 @@ def test_results_of_another_data_set_are_refused(place):
 )
 def test_an_entry_that_is_no_result_is_one_line(place, entry):
     write_results(place, [result(), entry])
-    assert_refused(draw(place), 1, "r.json: not a keypoint result", "make it with DEKR_postprocess.py")
+    assert_refused(draw(place), 1, "r.json: ", "write it with DEKR_postprocess.py")
 
 
 def test_entries_nested_without_end_are_one_line(place):
     for depth in (900, 100_000):  # the first can be read
         (place / "r.json").write_text("[" * depth + "]" * depth)
-        assert_refused(draw(place), 1, "r.json: not a", "make it")
+        assert_refused(draw(place), 1, "r.json: not a", "write it")
 
 
 def test_a_file_that_is_no_list_is_one_line(place):
     write_results(place, {"keypoints": []})
-    assert_refused(draw(place), 1, "r.json: not a COCO keypoint result file", "make it with")
+    assert_refused(draw(place), 1, "r.json: not a COCO keypoint result file", "write it with")
 
 
 @pytest.mark.parametrize(
     ("spoil", "part"),
     [
-        (lambda content: content.update(annotations=None), "holds no annotations"),
-        (lambda content: content["annotations"].append(7), "(no object)"),
-        (lambda content: content["annotations"][1].pop("image_id"), "(image_id)"),
-        (lambda content: content["annotations"][1].update(keypoints=["1"] * 51), "(keypoints)"),
+        (lambda content: content.update(annotations=None), "annotations: Expected array, got null"),
+        (lambda content: content["annotations"].append(7), "annotation 3: Expected object, got int"),
+        (lambda content: content["annotations"][1].pop("image_id"), "missing required field image_id"),
+        (
+            lambda content: content["annotations"][1].update(keypoints=["1"] * 51),
+            "keypoints[0]: Expected float, got str",
+        ),
         (lambda content: content.pop("categories"), "lists no category"),
     ],
 )

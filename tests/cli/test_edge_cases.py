@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
-from dekr_infer.data.coco import PictureFiles, is_cut_short, jpeg_size, picture_size
+from dekr_infer.data.images import decode_image, encoded_size, is_cut_short
+from dekr_infer.data.sources import ImageFiles
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, Size, cells
-from dekr_infer.pose.preprocess import decode, mirror, normalise, warp
+from dekr_infer.pose.preprocess import mirror, normalise, warp
 from tests.support.helpers import colourful, encode, with_thumbnail, write_annotation, write_dump, write_pictures
 from tests.support.workspace import POSTPROCESS, PREPROCESS, Place, make_inputs, run_through
 
@@ -101,7 +102,7 @@ def test_strange_pictures_become_tensors_like_any_other(place):
     ran = place.run()
     assert ran.code == 0 and ran.err == ""
     for name, (size, _) in PICTURES.items():
-        image = decode(PictureFiles(source, "val2017").read(name), name)
+        image = decode_image(ImageFiles(source, "val2017").read(name), name)
         assert image.shape == (*size, 3)
         warped = warp(image, PUBLISHED_SIZES.place(size).input)
         for folder, pixels in (("prep_data", warped), ("prep_data_flip", mirror(warped))):
@@ -110,11 +111,11 @@ def test_strange_pictures_become_tensors_like_any_other(place):
 
 
 def test_four_colours_are_mixed_and_one_is_copied_to_three():
-    printed = decode(cmyk_jpeg(Size(16, 24), 30), "cmyk.jpg")
+    printed = decode_image(cmyk_jpeg(Size(16, 24), 30), "cmyk.jpg")
     assert printed.min() == printed.max() > 0, "a flat grey"
-    darker = decode(cmyk_jpeg(Size(16, 24), -20), "cmyk.jpg")
+    darker = decode_image(cmyk_jpeg(Size(16, 24), -20), "cmyk.jpg")
     assert darker.max() < printed.min()
-    grey = decode(encode(colourful(Size(9, 7))[:, :, 0], ".jpg"), "grey.jpg")
+    grey = decode_image(encode(colourful(Size(9, 7))[:, :, 0], ".jpg"), "grey.jpg")
     assert (grey[:, :, 0] == grey[:, :, 1]).all() and (grey[:, :, 0] == grey[:, :, 2]).all() and np.ptp(grey) > 50
 
 
@@ -122,20 +123,20 @@ def test_four_colours_are_mixed_and_one_is_copied_to_three():
 def test_the_header_tells_the_size_of_every_jpeg(name):
     size, make = PICTURES[name]
     data = make(size)
-    assert jpeg_size(data) == size and not is_cut_short(data)
-    assert jpeg_size(data[:15]) is None and jpeg_size(b"") is None and jpeg_size(encode(colourful(size))) is None
+    assert encoded_size(data) == size and not is_cut_short(data)
+    assert encoded_size(data[:15]) is None and encoded_size(b"") is None
 
 
 def test_the_header_tells_the_size_of_a_png_and_of_nothing_but_these_two():
     size = Size(3, 70)
     png = encode(colourful(size))
-    assert picture_size(png) == size == picture_size(encode(colourful(size), ".jpg"))
-    assert picture_size(png[:8] + png[33:]) is None and picture_size(png[:12]) is None and picture_size(b"") is None
+    assert encoded_size(png) == size == encoded_size(encode(colourful(size), ".jpg"))
+    assert encoded_size(png[:8] + png[33:]) is None and encoded_size(png[:12]) is None and encoded_size(b"") is None
     for suffix in (".bmp", ".webp", ".tiff", ".ppm", ".jp2"):
         other = encode(colourful(Size(40, 60)), suffix)
-        assert picture_size(other) is None
-        with pytest.raises(DekrError, match=r"a\.jpg: not a picture, or damaged, or neither JPEG nor PNG"):
-            decode(other, "a.jpg")
+        assert encoded_size(other) is None
+        with pytest.raises(DekrError, match=r"a\.jpg: not an image, or damaged, or neither JPEG nor PNG"):
+            decode_image(other, "a.jpg")
 
 
 @pytest.fixture
@@ -161,7 +162,7 @@ def evaluated(tmp_path: Path) -> Place:
 
 def test_of_a_crowd_the_thirty_best_are_kept_and_a_set_without_people_has_no_figures(evaluated):
     ran = evaluated.run(pairs=("RESCORE.VALID", "False", "DATASET.MAX_NUM_PEOPLE", "30"))
-    assert ran.code == 0 and ran.err == "" and "2 pictures, 30 people, nobody in 1 pictures" in ran.out
+    assert ran.code == 0 and ran.err == "" and "2 images, 30 people, nobody in 1 images" in ran.out
     metrics = json.loads((evaluated.outputs / "results" / "metrics.json").read_text())
     assert set(metrics["figures"].values()) == {-1.0}, "COCO's word for nobody annotated"
     assert metrics["warnings"] == {}

@@ -162,13 +162,13 @@ def test_a_flag_after_the_first_pair_is_told_from_a_key(pairs):
 @pytest.mark.parametrize(
     ("key", "text", "part"),
     [
-        ("TEST.NMS_THRE", "much", "wants a number such as"),
-        ("TEST.NMS_NUM_THRE", "8.5", "wants a whole number such as"),
-        ("TEST.NMS_NUM_THRE", "True", "wants a whole number such as"),
-        ("TEST.FLIP_TEST", "1", "wants True or False"),
-        ("TEST.FLIP_TEST", "false", "wants True or False"),
-        ("TEST.SCALE_FACTOR", "1", "wants a list such as"),
-        ("MODEL.SPEC.STAGES.NUM_CHANNELS", "[32, 64]", "wants a list like"),
+        ("TEST.NMS_THRE", "much", "expects a number such as"),
+        ("TEST.NMS_NUM_THRE", "8.5", "expects a whole number such as"),
+        ("TEST.NMS_NUM_THRE", "True", "expects a whole number such as"),
+        ("TEST.FLIP_TEST", "1", "expects True or False"),
+        ("TEST.FLIP_TEST", "false", "expects True or False"),
+        ("TEST.SCALE_FACTOR", "1", "expects a list such as"),
+        ("MODEL.SPEC.STAGES.NUM_CHANNELS", "[32, 64]", "expects a list like"),
         ("TEST", "1", "is a section; name one of its keys"),
     ],
 )
@@ -215,9 +215,9 @@ def test_numbers_that_make_no_sense_are_refused_and_the_bounds_themselves_taken(
 
 @pytest.mark.parametrize(
     ("content", "part"),
-    [("- 1\n- 2\n", "holds no sections"), ("", "holds no sections"), ("a: [", "not a plain YAML file"),
+    [("- 1\n- 2\n", "has no sections"), ("", "holds no sections"), ("a: [", "not a plain YAML file"),
      ("a: !!python/object/apply:os.getcwd []\n", "not a plain YAML file"), ("TEST: 3\n", "is a section"),
-     ("TEST:\n  NMS_THRE: [1]\n", "wants a number")],
+     ("TEST:\n  NMS_THRE: [1]\n", "expects a number")],
 )  # fmt: skip
 def test_a_file_that_is_no_configuration_is_named(tmp_path, content, part):
     path = tmp_path / "broken.yaml"

@@ -89,8 +89,8 @@ def test_another_setting_is_named_and_the_figures_decide_the_exit_code(place, tm
     old["figures"]["AP (M)"] += 0.001
     (tmp_path / "old.json").write_text(json.dumps(old))
     ran = place.run("--compare", str(tmp_path / "old.json"))
-    assert_refused(ran, 1, "old.json: AP (M) was", "the lines above tell")
-    assert "  figures: AP (M): " in ran.out and written(place)["figures"]
+    assert_refused(ran, 1, "old.json: AP (M) was", "the lines above show")
+    assert "  metrics: AP (M): " in ran.out and written(place)["figures"]
 
 
 def test_help_tells_the_exit_code(place):
@@ -150,13 +150,13 @@ def test_a_figure_counts_from_a_millionth_on():
     for step, fails in ((5e-7, False), (2e-6, True)):
         new = {"figures": BASE["figures"] | {"AR .5": 0.5 + step}}
         assert (len(metrics.difference_lines(BASE, BASE | new, Path("x"))) == 2) and fails == (
-            "figures" in "".join(metrics.difference_lines(BASE, BASE | new, Path("x")))
+            "metrics: " in "".join(metrics.difference_lines(BASE, BASE | new, Path("x")))
         )
         if fails:
             with pytest.raises(DekrError, match=r"AR \.5 was"):
-                metrics.require_same_figures(BASE, new, Path("x"))
+                metrics.require_same_metrics(BASE, new, Path("x"))
         else:
-            metrics.require_same_figures(BASE, new, Path("x"))
+            metrics.require_same_metrics(BASE, new, Path("x"))
 
 
 def test_metrics_never_stand_beside_the_results_of_another_run(tmp_path, monkeypatch):

@@ -152,7 +152,7 @@ def test_a_missing_file_is_named(net, file):
 def test_a_file_cut_short_is_named(net, file, keep):
     torch.save(filled(net), file)
     file.write_bytes(file.read_bytes()[:keep])
-    assert "fetch or save it again" in refused(net, file)
+    assert "download it again, or save it" in refused(net, file)
 
 
 def test_a_file_that_is_no_checkpoint_is_called_damaged(net, file):

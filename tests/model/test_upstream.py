@@ -169,7 +169,7 @@ def test_upstream_agrees_on_drawn_pictures(tmp_path):
         [sys.executable, ROOT / "scripts/check_upstream.py", *map(str, words)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    for stage in ("tensor", "merged heatmap", "candidates", "final poses (pixels)", "ten figures"):
+    for stage in ("tensor", "merged heatmap", "candidates", "final poses (pixels)", "ten metrics"):
         assert f"  {stage} " in done.stdout
 
 

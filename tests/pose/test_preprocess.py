@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from dekr_infer.data.coco import load_data_set
+from dekr_infer.data.images import decode_image
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, Placement, Size
-from dekr_infer.pose.preprocess import decode, input_size_table, mirror, normalisation, normalise, warp, write_tensors
+from dekr_infer.pose.preprocess import input_size_table, mirror, normalisation, normalise, warp, write_tensors
 from dekr_infer.storage import npy as tensors
 from tests.support.helpers import colourful, encode, write_annotation, write_pictures
 
@@ -198,28 +199,28 @@ def test_the_orientation_in_exif_is_ignored():
     jpeg = encode(colourful(Size(20, 30)), ".jpg")
     by_default = cv2.imdecode(np.frombuffer(turned(jpeg), np.uint8), cv2.IMREAD_COLOR)
     assert by_default.shape == (30, 20, 3), "the picture does say that it is turned"
-    np.testing.assert_array_equal(decode(turned(jpeg), "x"), decode(jpeg, "x"))
+    np.testing.assert_array_equal(decode_image(turned(jpeg), "x"), decode_image(jpeg, "x"))
 
 
 def test_a_grey_picture_becomes_colour():
     grey = np.arange(30, dtype=np.uint8).reshape(5, 6)
-    np.testing.assert_array_equal(decode(encode(grey), "x"), np.repeat(grey[:, :, None], 3, 2))
+    np.testing.assert_array_equal(decode_image(encode(grey), "x"), np.repeat(grey[:, :, None], 3, 2))
 
 
 def test_a_truncated_jpeg_with_a_thumbnails_end_marker_is_refused():
     jpeg = encode(colourful(Size(90, 120)), ".jpg")
     whole = with_segment(jpeg, b"Exif\0\0" + encode(colourful(Size(8, 8)), ".jpg"))
-    assert decode(whole, "x").shape == (90, 120, 3)
+    assert decode_image(whole, "x").shape == (90, 120, 3)
     cut = whole[: len(whole) * 3 // 4]
     assert b"\xff\xd9" in cut, "the thumbnail's"
-    with pytest.raises(DekrError, match=r"cat\.jpg: not a picture, or damaged"):
-        decode(cut, "cat.jpg")
+    with pytest.raises(DekrError, match=r"cat\.jpg: not an image, or damaged"):
+        decode_image(cut, "cat.jpg")
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", b"\xff\xd8", b"\xff\xd8\xff\xd9"])
 def test_bytes_that_are_no_picture_are_refused(data):
-    with pytest.raises(DekrError, match=r"cat\.jpg: not a picture"):
-        decode(data, "cat.jpg")
+    with pytest.raises(DekrError, match=r"cat\.jpg: not an image"):
+        decode_image(data, "cat.jpg")
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
@@ -279,7 +280,7 @@ def test_a_run_writes_both_tensors_of_every_picture_and_nothing_else(root, made)
     assert sorted(path.name for path in folder.iterdir()) == ["prep", "prep_flip"]
     assert set(files_of(folder)) == {f"{name}/{stem}.npy" for name in ("prep", "prep_flip") for stem in STEMS}
     for stem in STEMS:
-        image = decode((root / "images" / "val2017" / f"{stem}.jpg").read_bytes(), stem)
+        image = decode_image((root / "images" / "val2017" / f"{stem}.jpg").read_bytes(), stem)
         for name, expected in zip(("prep", "prep_flip"), reference_tensors(image), strict=True):
             np.testing.assert_array_equal(np.load(folder / name / f"{stem}.npy"), expected, err_msg=f"{name}/{stem}")
 
@@ -360,14 +361,14 @@ def broken_set(root, tmp_path, change) -> None:
 
 def test_missing_pictures_stop_the_run_before_anything_is_written(root, tmp_path):
     broken_set(root, tmp_path, lambda coco: (coco / "images" / "val2017" / f"{STEMS[3]}.jpg").unlink())
-    with pytest.raises(DekrError, match=rf"1 of 5 pictures are missing, the first is {STEMS[3]}"):
+    with pytest.raises(DekrError, match=rf"1 of 5 images are missing, the first is {STEMS[3]}"):
         make(tmp_path / "coco", tmp_path, "val2017")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco"]
 
 
 def test_a_damaged_picture_is_named_and_only_finished_tensors_stay(root, made, tmp_path):
     broken_set(root, tmp_path, lambda coco: os.truncate(coco / "images" / "val2017" / f"{STEMS[3]}.jpg", 900))
-    with pytest.raises(DekrError, match=rf"{STEMS[3]}\.jpg: not a picture, or damaged"):
+    with pytest.raises(DekrError, match=rf"{STEMS[3]}\.jpg: not an image, or damaged"):
         make(tmp_path / "coco", tmp_path, "val2017")
     shutil.rmtree(tmp_path / "coco")
     finished = files_of(tmp_path)

@@ -26,12 +26,13 @@ from dekr_infer.backends.folder_runner import Options, Record
 from dekr_infer.backends.onnxruntime import open_network
 from dekr_infer.config.load import load_config
 from dekr_infer.config.schema import DEFAULTS
-from dekr_infer.data.coco import PictureFiles, load_data_set
+from dekr_infer.data.coco import load_data_set
+from dekr_infer.data.images import decode_image
+from dekr_infer.data.sources import ImageFiles
 from dekr_infer.errors import ConfigError, DekrError
-from dekr_infer.evaluation.coco_metrics import coco_figures, person_category
+from dekr_infer.evaluation.coco_metrics import coco_metrics
 from dekr_infer.evaluation.provenance import origin_warnings, origins
 from dekr_infer.geometry import PUBLISHED_SIZES, Size
-from dekr_infer.pose.preprocess import decode
 from dekr_infer.storage import npy as tensors
 from tests.support import counts
 from tests.support.ascend_host import DOUBLES
@@ -202,17 +203,17 @@ def edited(edits: list[tuple[Callable[[ModelProto, NodeProto, int, int], None], 
 def read_zip(data: bytes, folder: Path) -> None:
     (folder / "val2017.zip").write_bytes(data)
     with suppress(DekrError):
-        files = PictureFiles(folder / "val2017.zip", "val2017")
+        files = ImageFiles(folder / "val2017.zip", "val2017")
         with suppress(DekrError):
             files.check_present(NAMES)
         for name in NAMES:
             with suppress(DekrError):
-                decode(files.read(name), name)
+                decode_image(files.read(name), name)
 
 
 def read_jpeg(data: bytes, folder: Path) -> None:
     with suppress(DekrError):
-        image = decode(data, "a.jpg")
+        image = decode_image(data, "a.jpg")
         assert image.ndim == 3 and image.dtype == np.uint8
 
 
@@ -250,9 +251,8 @@ def read_annotation(content: Any, folder: Path) -> None:
     path.write_text(json.dumps(content))
     with suppress(DekrError):
         data = load_data_set(folder, "val2017")
-        person_category(data)
-        figures = coco_figures(data, [], [picture.id for picture in data.pictures])
-        assert all(value in (0, -1) for value in figures.values())
+        metrics = coco_metrics(data, [], [image.id for image in data.images])
+        assert all(value in (0, -1) for value in metrics.values())
 
 
 def read_npu_smi(data: bytes, folder: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_sheet_letterboxes_each_picture_in_its_tile():
 
 
 def test_a_sheet_needs_a_label_for_each_picture():
-    with pytest.raises(ValueError, match="1 pictures, 2 labels"):
+    with pytest.raises(ValueError, match="1 images, 2 labels"):
         contact_sheet([np.zeros((4, 4, 3), np.uint8)], ["a", "b"], 1, Size(8, 8))
     assert contact_sheet([], [], 3, Size(8, 9)).shape == (8 + CAPTION, 3 * (9 + GUTTER) - GUTTER, 3)
 

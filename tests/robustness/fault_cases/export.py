@@ -11,7 +11,7 @@ from tests.support import corruption as spoil
 from tests.support.workspace import Place
 
 MODEL = "model.pth"
-SAVE_AGAIN = "fetch or save it again"
+SAVE_AGAIN = "download it again, or save it"
 CHECK = "check --cfg and the file"
 
 

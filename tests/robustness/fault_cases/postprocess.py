@@ -16,7 +16,7 @@ from tests.support import corruption as spoil
 from tests.support.workspace import Place, write_rescore_net
 
 HEAT, OFFSET, FLIPPED = "out/b_0.npy", "out/b_1.npy", "out_flip/b_0.npy"
-AGAIN, RUN, FITS = "make it again", "run the network", "correct it"
+AGAIN, RUN, FITS = "make it again", "run the network", "correct the file"
 
 
 def heat(change: Callable[[np.ndarray], np.ndarray]) -> Deed:
@@ -129,7 +129,7 @@ POSTPROCESS_FAULTS = [
     Fault(
         "summary beside the dump not JSON",
         at("out_summary.json", spoil.replace, b"{"),
-        ("out_summary.json: not a JSON file", "make it again"),
+        ("out_summary.json: not a JSON file", "write it again"),
     ),
     Fault(
         "summary beside the dump a list",
@@ -150,7 +150,11 @@ POSTPROCESS_FAULTS = [
         flags=("--dump_dir", "loop"),
     ),
     Fault("rescoring net missing", at(RESCORE, Path.unlink), ("rescore.pth: no such checkpoint", "README"), real=True),
-    Fault("rescoring net truncated", at(RESCORE, spoil.cut, 0.5), ("rescore.pth: damaged", "fetch or save it again")),
+    Fault(
+        "rescoring net truncated",
+        at(RESCORE, spoil.cut, 0.5),
+        ("rescore.pth: damaged", "download it again, or save it"),
+    ),
     Fault(
         "rescoring net that runs code", at(RESCORE, spoil.trap_checkpoint), ("rescore.pth", "more than weights", "save")
     ),
@@ -160,7 +164,7 @@ POSTPROCESS_FAULTS = [
     Fault(
         "rescoring weights beyond all bounds",
         net(scale=1e12),
-        ("rescore.pth: holds weights beyond all bounds", "fetch"),
+        ("rescore.pth: holds weights beyond all bounds", "download"),
     ),
     Fault("rescoring net of no width", nothing, (f"{HIDDEN} 0: from 1",), 2, (), (HIDDEN, "0")),
     Fault("rescoring net beyond memory", nothing, (f"{HIDDEN} 1000000000: from 1",), 2, (), (HIDDEN, "1000000000")),
@@ -172,24 +176,30 @@ POSTPROCESS_FAULTS = [
         pairs=("TEST.NMS_THR", "1.0"),
     ),
     Fault("pairs uneven", nothing, ("KEY VALUE pairs are uneven", "no partner"), 2, pairs=("TEST.FLIP_TEST",)),
-    Fault("threshold infinite", nothing, ("TEST.NMS_THRE wants a finite number",), 2, (), ("TEST.NMS_THRE", "1e999")),
-    Fault("threshold a word", nothing, ("TEST.NMS_THRE wants a number",), 2, (), ("TEST.NMS_THRE", "high")),
+    Fault("threshold infinite", nothing, ("TEST.NMS_THRE expects a finite number",), 2, (), ("TEST.NMS_THRE", "1e999")),
+    Fault("threshold a word", nothing, ("TEST.NMS_THRE expects a number",), 2, (), ("TEST.NMS_THRE", "high")),
     Fault(
         "annotation without people's list",
         annotated(lambda c: c.pop("annotations")),
-        ("holds no annotations", "need them"),
+        ("has no annotations", "need them"),
     ),
-    Fault("people with 14 joints", person(keypoints=[1.0] * 42), ("(keypoints)", FITS), real=True),
-    Fault("joint that is a text", person(keypoints=["1"] * 51), ("(keypoints)", FITS)),
-    Fault("joint NaN", person(keypoints=[float("nan")] * 51), ("(keypoints)", FITS)),
-    Fault("count of joints wrong", person(num_keypoints=3), ("(num_keypoints)", FITS)),
-    Fault("area a text", person(area="12"), ("(area)", FITS)),
-    Fault("area below zero", person(area=-1.0), ("(area)", FITS)),
-    Fault("person of no picture", person(image_id=77), ("(image_id)", FITS)),
-    Fault("person of no category", person(category_id=9), ("(category_id)", FITS)),
-    Fault("annotation number 0", person(id=0), ("(id)", FITS)),
+    Fault(
+        "people with 14 joints", person(keypoints=[1.0] * 42), ("keypoints: 42 numbers, expected 51", FITS), real=True
+    ),
+    Fault("joint that is a text", person(keypoints=["1"] * 51), ("keypoints[0]: Expected float, got str", FITS)),
+    Fault("joint NaN", person(keypoints=[float("nan")] * 51), ("not a JSON file", "invalid character", "download")),
+    Fault("count of joints wrong", person(num_keypoints=3), ("num_keypoints: 3, but 17 joints are labelled", FITS)),
+    Fault("area a text", person(area="12"), ("area: Expected float, got str", FITS)),
+    Fault("area below zero", person(area=-1.0), ("area: Expected float >= 0", FITS)),
+    Fault("person of no picture", person(image_id=77), ("image_id: the file lists no such image", FITS)),
+    Fault("person of no category", person(category_id=9), ("category_id: 9 is no category", FITS)),
+    Fault("annotation number 0", person(id=0), ("id: Expected int >= 1", FITS)),
     Fault("duplicate annotation ids", person(id=1), ("two annotations have the id 1", "correct one")),
-    Fault("annotation that is a number", annotated(lambda c: c["annotations"].append(7)), ("(no object)", FITS)),
+    Fault(
+        "annotation that is a number",
+        annotated(lambda c: c["annotations"].append(7)),
+        ("annotation 4: Expected object, got int", FITS),
+    ),
     Fault("no category", annotated(lambda c: c.pop("categories")), ("lists no category", "must be a COCO")),
     Fault("category of 14 joints", category(keypoints=["x"] * 14), ("its people have 14 joints", "use COCO's form")),
     Fault(

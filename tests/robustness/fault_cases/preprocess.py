@@ -15,7 +15,7 @@ from tests.support.helpers import colourful, encode, write_pictures
 from tests.support.workspace import Place
 
 ZIP, ANNOTATION = Path("coco/images/val2017.zip"), Path("coco/annotations/person_keypoints_val2017.json")
-FETCH = "fetch it again"
+FETCH = "download it again"
 
 
 def picture(change: Callable[[bytes], bytes]) -> Deed:
@@ -90,31 +90,39 @@ PREPROCESS_FAULTS = [
     Fault("zip is text", at(ZIP, spoil.replace, b"<html>"), ("val2017.zip: not a zip file", FETCH)),
     Fault("zip is empty", at(ZIP, spoil.replace, b""), ("val2017.zip: not a zip file", FETCH)),
     Fault("zip truncated", at(ZIP, spoil.cut, 0.7), ("val2017.zip: not a zip file, or cut short", FETCH), real=True),
-    Fault("zip is a folder", at(ZIP, spoil.folder), ("val2017.zip", "not there", "put COCO's pictures there")),
+    Fault("zip is a folder", at(ZIP, spoil.folder), ("val2017.zip", "not there", "put COCO's images there")),
     Fault("zip of a later version", at(ZIP, spoil.set_zip_fields, {4: b"\xff"}, {6: b"\xff"}), ("val2017.zip", FETCH)),
-    Fault("zip with a member missing", without_member, ("val2017.zip: 1 of 3 pictures are missing", "c.jpg", "fetch")),
-    Fault("zip with a bad checksum", flip_bit, ("val2017.zip: b.jpg: Bad CRC-32", "fetch this file again"), real=True),
+    Fault("zip with a member missing", without_member, ("val2017.zip: 1 of 3 images are missing", "c.jpg", "download")),
     Fault(
-        "zip encrypted", at(ZIP, spoil.set_zip_fields, {6: b"\x01"}, {8: b"\x01"}), ("a.jpg: encrypted", "fetch this")
+        "zip with a bad checksum", flip_bit, ("val2017.zip: b.jpg: Bad CRC-32", "download this file again"), real=True
+    ),
+    Fault(
+        "zip encrypted",
+        at(ZIP, spoil.set_zip_fields, {6: b"\x01"}, {8: b"\x01"}),
+        ("a.jpg: encrypted", "download this"),
     ),
     Fault(
         "zip of an unknown method",
         at(ZIP, spoil.set_zip_fields, {8: b"\x63"}, {10: b"\x63"}),
-        ("a.jpg: That compression method is not supported", "fetch this"),
+        ("a.jpg: That compression method is not supported", "download this"),
     ),
     Fault(
         "zip that would unpack to gigabytes",
         at(ZIP, spoil.set_zip_fields, {}, {24: b"\xff\xff\xff\x7f"}),
-        ("a.jpg: announces 2,147,483,647 bytes", "fetch this"),
+        ("a.jpg: announces 2,147,483,647 bytes", "download this"),
     ),
-    Fault("JPEG truncated", picture(lambda data: data[:-20]), ("b.jpg: not a picture, or damaged", "fetch"), real=True),
-    Fault("JPEG empty", picture(lambda data: b""), ("val2017.zip: b.jpg: not a picture", "fetch")),
-    Fault("JPEG header only", picture(lambda data: data[:20]), ("val2017.zip: b.jpg: not a picture", "fetch")),
-    Fault("not an image", picture(lambda data: b"<html>no</html>"), ("val2017.zip: b.jpg: not a picture", "fetch")),
+    Fault(
+        "JPEG truncated", picture(lambda data: data[:-20]), ("b.jpg: not an image, or damaged", "download"), real=True
+    ),
+    Fault("JPEG empty", picture(lambda data: b""), ("val2017.zip: b.jpg: not an image", "download")),
+    Fault("JPEG header only", picture(lambda data: data[:20]), ("val2017.zip: b.jpg: not an image", "download")),
+    Fault("not an image", picture(lambda data: b"<html>no</html>"), ("val2017.zip: b.jpg: not an image", "download")),
     Fault("size other than annotated", image(width=53), ("b.jpg: is 52x52 pixels, the annotation says 52x53", "both")),
-    Fault("JPEG announces gigabytes", picture(spoil.announce(60_000, 60_000)), ("b.jpg: is 60000x60000", "fetch both")),
-    Fault("PNG announces gigabytes", picture(png_of(60_000, 60_000)), ("b.jpg: is 60000x60000", "fetch both")),
-    Fault("TIFF under a JPEG's name", picture(as_tiff), ("b.jpg: not a picture", "nor PNG", "fetch")),
+    Fault(
+        "JPEG announces gigabytes", picture(spoil.announce(60_000, 60_000)), ("b.jpg: is 60000x60000", "download both")
+    ),
+    Fault("PNG announces gigabytes", picture(png_of(60_000, 60_000)), ("b.jpg: is 60000x60000", "download both")),
+    Fault("TIFF under a JPEG's name", picture(as_tiff), ("b.jpg: not an image", "nor PNG", "download")),
     Fault("annotation missing", at(ANNOTATION, Path.unlink), (ANNOTATION.name, "set DATASET.ROOT"), real=True),
     Fault("annotation is a folder", at(ANNOTATION, spoil.folder), (ANNOTATION.name, "set DATASET.ROOT")),
     Fault(
@@ -125,19 +133,29 @@ PREPROCESS_FAULTS = [
     Fault("annotation not UTF-8", at(ANNOTATION, spoil.replace, b'{"a": "\xff"}'), (ANNOTATION.name, FETCH)),
     Fault("annotation nested without end", at(ANNOTATION, spoil.replace, b"[" * 200_000), (ANNOTATION.name, FETCH)),
     Fault("no images", annotated(lambda content: content["images"].clear()), ("lists no images", "must be a COCO")),
-    Fault("images not a list", annotated(lambda content: content.update(images={})), ("lists no images", "COCO")),
-    Fault("image without a width", annotated(lambda content: content["images"][1].pop("width")), ("lacks id",)),
+    Fault(
+        "images not a list",
+        annotated(lambda content: content.update(images={})),
+        ("images: Expected array, got object", "COCO"),
+    ),
+    Fault(
+        "image without a width",
+        annotated(lambda content: content["images"][1].pop("width")),
+        ("b.jpg", "missing required field width", "correct the file"),
+    ),
     Fault("duplicate ids", image(id=1000), ("a.jpg and b.jpg have the same id 1000", "correct one")),
-    Fault("id beyond 64 bits", image(id=10**30), ("b.jpg: needs a whole-number id", "correct it")),
+    Fault("id beyond 64 bits", image(id=10**30), ("b.jpg", "id: ", "correct the file")),
     Fault("same stem twice", image(file_name="sub/a.png"), ("would write the same tensor a.npy", "rename one")),
     Fault("name with two dots", image(file_name="b.v2.jpg"), ("b.v2.jpg", "first dot", "rename")),
     Fault("name that leads out", image(file_name="../b.jpg"), ("'../b.jpg' is no file name below", "correct it")),
     Fault("name from the root", image(file_name="/etc/b.jpg"), ("'/etc/b.jpg' is no file name", "correct it")),
-    Fault("name with a NUL", image(file_name="b\0.jpg"), ("1 of 3 pictures are missing", "fetch")),
-    Fault("height 0", image(height=0), ("b.jpg: needs a whole-number height and width", "correct it")),
-    Fault("height infinite", image(height=float("inf")), ("b.jpg: needs a whole-number height", "correct it")),
-    Fault("height of a text", image(height="52"), ("b.jpg: needs a whole-number height", "correct it")),
-    Fault("wider than OpenCV warps", image(width=40_000), ("b.jpg: needs", "from 1 to 32766", "correct it")),
+    Fault("name with a NUL", image(file_name="b\0.jpg"), ("1 of 3 images are missing", "download")),
+    Fault("height 0", image(height=0), ("b.jpg", "height: Expected int >= 1", "correct the file")),
+    Fault("height infinite", image(height=float("inf")), ("not a JSON file", "invalid character", FETCH)),
+    Fault("height of a text", image(height="52"), ("b.jpg", "height: Expected int, got str", "correct the file")),
+    Fault(
+        "wider than OpenCV warps", image(width=40_000), ("b.jpg", "width: Expected int <= 32766", "correct the file")
+    ),
     Fault(
         "unknown key",
         nothing,
@@ -157,21 +175,31 @@ PREPROCESS_FAULTS = [
         ("DATASET.INPUT_SIZE", "640"),
     ),
     Fault("split that is a path", nothing, ("DATASET.TEST '../x'",), 2, pairs=("DATASET.TEST", "../x")),
-    Fault("configuration missing", nothing, ("c.yaml: cannot be read", "--cfg wants"), 2, WITH_FILE),
+    Fault("configuration missing", nothing, ("c.yaml: cannot be read", "--cfg expects"), 2, WITH_FILE),
     Fault("configuration a device", nothing, ("/dev/zero: cannot be read (not",), 2, ("--cfg", "/dev/zero")),
     Fault("YAML with an unknown key", config("TEST:\n  NMS_THR: 1\n"), ("c.yaml: unknown key", "mean"), 2, WITH_FILE),
     Fault(
         "YAML with a Python tag",
         config("A: !!python/object/apply:os.mkdir [sprung]"),
-        ("c.yaml: not a plain YAML", "correct it"),
+        ("c.yaml: not a plain YAML", "correct the file"),
         2,
         WITH_FILE,
         real=True,
     ),
-    Fault("YAML cut in a string", config('TEST: "abc'), ("c.yaml: not a plain YAML", "correct it"), 2, WITH_FILE),
-    Fault("YAML of aliases", config(ALIASES), ("c.yaml", "aliases are not taken", "correct it"), 2, WITH_FILE),
-    Fault("YAML with an impossible date", config("A: 2001-13-41"), ("c.yaml: not a plain", "correct it"), 2, WITH_FILE),
-    Fault("YAML nested without end", config("[" * 5000), ("c.yaml: not a plain YAML", "correct it"), 2, WITH_FILE),
+    Fault("YAML cut in a string", config('TEST: "abc'), ("c.yaml: not a plain YAML", "correct the file"), 2, WITH_FILE),
+    Fault(
+        "YAML of aliases", config(ALIASES), ("c.yaml", "aliases are not supported", "correct the file"), 2, WITH_FILE
+    ),
+    Fault(
+        "YAML with an impossible date",
+        config("A: 2001-13-41"),
+        ("c.yaml: not a plain", "correct the file"),
+        2,
+        WITH_FILE,
+    ),
+    Fault(
+        "YAML nested without end", config("[" * 5000), ("c.yaml: not a plain YAML", "correct the file"), 2, WITH_FILE
+    ),
     Fault(
         "both outputs the same folder", nothing, ("name the same folder",), 2, ("--output_flip", "../w/../w/prep_data")
     ),
