@@ -71,7 +71,7 @@ class Frontend:
         """
         if "," in str(source):
             raise DekrError(f"{source}: ais_bench cuts --input at commas; rename the folder")
-        self.check_path(output)
+        self.check_output(output)
         if not self.strict:
             return
         if not model.name.endswith(".om"):
@@ -88,10 +88,11 @@ class Frontend:
                 remedies = (f"move it out of {source}, of which ais_bench checks every entry",) * 2
             _check_readable(Path(entry), *remedies)
 
-    def check_path(self, path: Path) -> None:
-        """Raise a `DekrError` if ais_bench does not take the characters of a folder's path."""
+    def check_output(self, path: Path) -> None:
+        """Raise a `DekrError` if ais_bench does not take the characters of the path of an output or current folder."""
         if self.strict:
             _check_characters(path, "name another folder")
+            _check_characters(Path(), "start this command from another folder")  # of which it takes --output_dirname
 
 
 def _check_characters(path: Path, remedy: str) -> None:

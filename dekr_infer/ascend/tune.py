@@ -200,7 +200,7 @@ def tune(
     atc.find_atc()
     chip = chip_name(chip, device)
     frontend = find_frontend()
-    frontend.check_path(work)
+    frontend.check_output(work)
     with tensors.exclusive(work), scratch_folder(work, "unfinished") as scratch:
         conversion = (precision_mode, cache, extra)
         tuning = Tuning(

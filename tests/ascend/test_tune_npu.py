@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_variants_of_a_real_checkpoint_are_exported_converted_and_ranked(tools, 
     ran = run_command(main, *words)
     assert ran.code == 0, ran
     found = by_name(report(tools.folder))
-    assert sorted(entry["rank"] for entry in found.values()) == [1, 2]
+    assert {name: entry["problem"] for name, entry in found.items()} == {PADDED: None, GATHER: None}
     for variant in (PADDED, GATHER):
         graph = onnx.load(tools.folder / "my work" / f"dekr_{variant}.onnx")
         noted = {entry.key: entry.value for entry in graph.metadata_props}
@@ -227,13 +228,15 @@ def test_requirements_of_all_variants_are_checked_first(host, monkeypatch, expor
 
 def test_path_that_2025_refuses_is_reported_at_once(host, monkeypatch, exported):
     monkeypatch.setenv("AIS_BENCH_DIALECT", "T25")
-    assert_refused(tuned(), 1, "my work", "rename")
+    assert_refused(tuned(), 1, "my work", "name another folder")
     assert exported == []
 
 
 @pytest.mark.parametrize("dialect", ["T25", "T26"])
 def test_other_front_ends(host, monkeypatch, tmp_path, dialect):
     monkeypatch.setenv("AIS_BENCH_DIALECT", dialect)
+    shutil.move(host.folder / "net.pth", tmp_path)
+    monkeypatch.chdir(tmp_path)  # whose path has no space
     ran = run_command(main, "--work", tmp_path / "w", "--loop", 2, "--variants", GATHER, "TEST.MODEL_FILE", "net.pth")
     assert ran.code == 0, ran
 
