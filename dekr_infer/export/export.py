@@ -91,7 +91,7 @@ def export_onnx(
     }
     if deform != SEPARATE:
         metadata["deform"] = deform
-    onnx.helper.set_model_props(model, metadata)
+    onnx.helper.set_model_props(model, dict(sorted(metadata.items())))  # the order in which onnx-ir writes them
     written = to_dialect(model, dialect)
     differences = []
     with atomic_write(output) as temporary:

@@ -48,7 +48,7 @@ class _DeformableConv2D(torch.autograd.Function):
     @staticmethod
     def symbolic(g: Any, x: Any, weight: Any, offsets: Any, bias: Any, dilation: int, groups: int) -> Any:
         pair = [dilation, dilation]
-        attributes = {"strides_i": [1, 1], "pads_i": pair, "dilations_i": pair}
+        attributes: dict[str, Any] = {"strides_i": [1, 1], "pads_i": pair, "dilations_i": pair}
         attributes |= {"groups_i": groups, "deformable_groups_i": groups}
         return g.op(f"{TRACE_DOMAIN}::{OPERATOR}", x, weight, offsets, bias, **attributes).setType(x.type())
 

@@ -33,6 +33,7 @@ from dekr_infer.export.fold import fold_adaptive_blocks, fold_batch_norms, key_o
 from dekr_infer.export.symbolics import TRACE_DOMAIN
 from dekr_infer.export.variants import ALLOWED, SEPARATE, arrange_branches
 from dekr_infer.geometry import Size
+from dekr_infer.onnx_graph.dialects import to_proto
 from dekr_infer.onnx_graph.simplify import drop_rejoined_parts
 from dekr_infer.structures import INPUT_NAME, OUTPUT_NAMES
 
@@ -76,7 +77,7 @@ def build_graph(network: nn.Module, deform: str = SEPARATE) -> ModelProto:
     left = sorted({node.op_type for node in model.graph} & (UNWANTED - ALLOWED.get(deform, set())))
     if left:
         raise DekrError(f"the network does not fold: {', '.join(left)} nodes are left in the graph")
-    return ir.to_proto(model)
+    return to_proto(model)
 
 
 def _trace(network: nn.Module, image: Tensor) -> ModelProto:

@@ -12,10 +12,13 @@ block-diagonal (zero wherever a group would read another group's input).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import ModelProto
+from onnx_ir.convenience import convert_attributes
 
 from dekr_infer.errors import DekrError
 
@@ -62,15 +65,30 @@ def to_dialect(model: ModelProto, dialect: str) -> ModelProto:
     converted.graph.opset_imports[""] = _OPSET[dialect]
     if "dialect" in converted.metadata_props:
         converted.metadata_props["dialect"] = dialect
-    return ir.to_proto(converted)
+    return to_proto(converted)
 
 
-def _convert_offsets(node: ir.Node, dialect: str, arranged: set[ir.Value]) -> None:
+def to_proto(model: ir.Model) -> ModelProto:
+    """Return a model in its file form, without the shapes of inner values, which rewrites change."""
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]
+    return proto
+
+
+def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Return the initialiser of this name, made of the array if there is none yet."""
+    if name not in graph.initializers:
+        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        graph.register_initializer(
+            ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        )
+    return graph.initializers[name]
+
+
+def _convert_offsets(node: Any, dialect: str, arranged: set[ir.Value]) -> None:
     """Rearrange the convolution, with constant weight and bias, that computes a deformable node's offsets."""
     conv = node.inputs[2].producer() if node.inputs[2] is not None else None
-    constants = (
-        [value for value in conv.inputs[1:] if value is not None and value.const_value is not None] if conv else []
-    )
+    constants = [value for value in conv.inputs[1:] if value and value.const_value is not None] if conv else []
     if conv is None or conv.op_type != "Conv" or len(constants) != 2 or len(conv.inputs) != 3:
         raise DekrError(f"{node.name}: its offsets do not come from a convolution; export the model with this project")
     groups = node.attributes["deformable_groups" if dialect == ONNX else "offset_group"].as_int()
@@ -80,30 +98,22 @@ def _convert_offsets(node: ir.Node, dialect: str, arranged: set[ir.Value]) -> No
     for value, kind in zip(constants, ("weight", "bias"), strict=True):
         if value not in arranged:
             arranged.add(value)
-            assert value.const_value is not None
-            set_constant(value, arrange(value.const_value.numpy(), kind, groups))
-
-
-def set_constant(value: ir.Value, array: np.ndarray) -> None:
-    """Replace the values of an initialiser."""
-    value.const_value = ir.tensor(array, name=value.name)
-    value.shape, value.dtype = value.const_value.shape, value.const_value.dtype  # type: ignore[assignment]
+            value.const_value = ir.tensor(arrange(value.const_value.numpy(), kind, groups), name=value.name)
+            value.shape = value.const_value.shape
 
 
 def _convert_deformable(node: ir.Node, dialect: str) -> None:
-    old = dict(node.attributes)
-    pads = list(old["pads"].as_ints())
-    lists = {"strides": list(old["strides"].as_ints()), "dilations": list(old["dilations"].as_ints())}
-    wanted: dict[str, int | list[int]]
+    old = {name: attribute.value for name, attribute in node.attributes.items()}
+    new = {name: list(old[name]) for name in ("strides", "dilations")}
     if dialect == ONNX:
-        wanted = {**lists, "pads": pads * 2, "group": old["groups"].as_int()}
-        wanted |= {"offset_group": old["deformable_groups"].as_int(), "kernel_shape": [3, 3]}
+        new |= {"pads": list(old["pads"]) * 2, "group": old["groups"]}
+        new |= {"offset_group": old["deformable_groups"], "kernel_shape": [3, 3]}
     else:
-        wanted = {**lists, "pads": pads[:2], "groups": old["group"].as_int()}
-        wanted |= {"deformable_groups": old["offset_group"].as_int()}
+        new |= {"pads": list(old["pads"])[:2], "groups": old["group"], "deformable_groups": old["offset_group"]}
     node.op_type = _OPERATOR[dialect]
     node.attributes.clear()
-    node.attributes.update({attribute.name: attribute for attribute in ir.convenience.convert_attributes(wanted)})
+    for attribute in convert_attributes(new):
+        node.attributes.add(attribute)
 
 
 def _interleaved(values: np.ndarray, kind: str, groups: int) -> np.ndarray:
@@ -146,20 +156,17 @@ def _planar(values: np.ndarray, kind: str, groups: int) -> np.ndarray:
     return np.stack((own[:, :, 1], own[:, :, 0], mask)).reshape(3 * groups * TAPS, *own.shape[3:])
 
 
-def _convert_split(node: ir.Node, graph: ir.Graph, dialect: str) -> None:
+def _convert_split(node: Any, graph: ir.Graph, dialect: str) -> None:
     """Move the sizes of a Split's parts: an attribute up to opset 12, an input from 13 on."""
-    if dialect == ONNX and "split" in node.attributes:
-        sizes = np.array(node.attributes.pop("split").as_ints(), np.int64)
-        name = f"{node.outputs[0].name}.split"
-        value = ir.Value(name=name, const_value=ir.tensor(sizes, name=name))
-        graph.register_initializer(value)
-        node.resize_inputs(2)
-        node.replace_input_with(1, value)
-    elif dialect == ASCEND:
-        value = node.inputs[1]
-        node.attributes.add(ir.AttrInt64s("split", value.const_value.numpy().tolist()))
+    if dialect == ASCEND:
+        sizes = node.inputs[1]
+        node.attributes.add(ir.AttrInt64s("split", sizes.const_value.numpy().tolist()))
         node.resize_inputs(1)
-        graph.initializers.pop(value.name)
+        del graph.initializers[sizes.name]
+    elif "split" in node.attributes:
+        sizes = np.array(node.attributes.pop("split").as_ints(), np.int64)
+        node.resize_inputs(2)
+        node.replace_input_with(1, constant(graph, f"{node.outputs[0].name}.split", sizes))
 
 
 def check_standard(model: ModelProto) -> None:

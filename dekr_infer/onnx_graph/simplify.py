@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import onnx_ir as ir
-from onnx_ir.convenience import replace_all_uses_with
+from onnx_ir.convenience import replace_nodes_and_values
 
 Part = tuple[ir.Value, int, int]  # channels of what, from, up to
 
@@ -25,11 +25,8 @@ def drop_rejoined_parts(graph: ir.Graph) -> None:
         if not rejoined or parts[0][1] != 0 or parts[-1][2] != weight.const_value.shape[0]:
             continue
         takers = {value.producer() for value in concat.inputs if value is not None}
-        name = concat.outputs[0].name
-        replace_all_uses_with(concat.outputs[0], source, replace_graph_outputs=True)
-        graph.remove(concat, safe=True)
+        replace_nodes_and_values(graph, concat, [concat], [], concat.outputs, [source])
         graph.remove([node for node in takers if node is not None], safe=True)
-        source.name = name
 
 
 def _parts(concat: ir.Node) -> Iterator[Part]:

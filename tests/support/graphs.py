@@ -37,3 +37,8 @@ def set_initializer(model: ModelProto, name: str, values: np.ndarray) -> None:
 def copy_of(model: ModelProto) -> ModelProto:
     """Return a deep copy."""
     return ModelProto.FromString(model.SerializeToString())
+
+
+def metadata(model: ModelProto) -> dict[str, str]:
+    """Return the metadata of a model."""
+    return {entry.key: entry.value for entry in model.metadata_props}

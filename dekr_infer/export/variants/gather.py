@@ -137,7 +137,7 @@ class SampledBlocks(nn.Module):
         return torch.relu(out + self.bias + x)
 
     def _samples(self, x: Tensor, places: Places) -> tuple[Tensor, Tensor]:
-        """Return each sample's table row, (joints, H, W, 9) int32, and its corners' shares, (joints, H, W, 9 * 4, 1)."""
+        """Return table rows of samples, (joints, H, W, 9) int32, and shares of corners, (joints, H, W, 9 * 4, 1)."""
         moves = reshape(self.offsets(x), self.joints, 2 * TAPS, 0, 0).permute(0, 2, 3, 1)
         right, down = moves.split(TAPS, 3)
         whole_right, whole_down = right.floor(), down.floor()

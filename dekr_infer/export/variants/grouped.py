@@ -34,7 +34,7 @@ def group_branches(network: nn.Module) -> None:
 
 
 def join_blocks(blocks: Sequence[FoldedAdaptBlock]) -> FoldedAdaptBlock:
-    """Return blocks of equal form as one with a group for each: (N, joints * C, H, W) in and out, in the given order."""
+    """Return blocks of equal form as one with a group for each, in order: (N, joints * C, H, W) in and out."""
     joints, (width, _, *kernel) = len(blocks), blocks[0].weight.shape
     channels = joints * width
     weight = torch.zeros(PLANES, joints, TAPS, joints, width, *kernel)

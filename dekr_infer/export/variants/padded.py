@@ -6,6 +6,8 @@ weights, move no tap and reach no output, so the result is the same.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,7 +53,7 @@ def _pad_block(block: FoldedAdaptBlock, more: int) -> None:
     block.bias = _pad(block.bias, 0, more)
 
 
-def _store(conv: nn.Conv2d, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+def _store(conv: nn.Conv2d, weight: nn.Parameter, bias: Any) -> None:
     conv.out_channels, conv.in_channels = weight.shape[:2]
     conv.weight, conv.bias = weight, bias
 
