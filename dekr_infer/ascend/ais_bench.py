@@ -15,17 +15,18 @@ from dekr_infer.ascend.lint.check import default_input_sizes, load
 from dekr_infer.ascend.subprocess_runner import remedy, run_tool
 from dekr_infer.backends.folder_runner import (
     BOTH_PASSES,
-    RECORD_ENDING,
     check_dirname,
     list_tensors,
     output_stem,
+    record_outputs,
     summary_path,
 )
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import InputSizes, Size, cells
 from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage import npy as tensors
-from dekr_infer.storage.atomic import beside, read_json, scratch_folder, write_json
+from dekr_infer.storage.atomic import folder_lock, read_json, scratch_folder, sha256, write_json
+from dekr_infer.storage.run_record import record_path
 from dekr_infer.structures import output_files, output_shapes
 
 PUBLISHED = 7.72  # passes a second: the published speed on a 310P3, batch 1
@@ -167,7 +168,7 @@ def run_pass(frontend: Frontend, job: Job, extra: Sequence[str] = ()) -> Summary
         DekrError: ais_bench failed, or left less than it should, or other files.
     """
     place = job.folder.resolve()
-    with tensors.held(job.folder), scratch_folder(place.parent, f"{place.name}.ais_bench") as private:
+    with folder_lock(job.folder, create=False), scratch_folder(place.parent, f"{place.name}.ais_bench") as private:
         # The front ends check --output_dirname by itself, as a path from the current folder: no such path may exist.
         made = private / f"{private.name}.results"
         started = time.monotonic()
@@ -179,11 +180,12 @@ def run_pass(frontend: Frontend, job: Job, extra: Sequence[str] = ()) -> Summary
             raise DekrError(f"{job.source}: ais_bench failed with exit code {ran.code}; {found.format(tensor=tensor)}")
         written, summary = _check_results(job, made)
         job.folder.mkdir(parents=True, exist_ok=True)
-        for record in (summary_path(job.folder), beside(job.folder, RECORD_ENDING)):
+        for record in (summary_path(job.folder), record_path(job.folder)):
             record.unlink(missing_ok=True)  # they describe the results that are now replaced
         for name in job.results:
             os.replace(made / name, job.folder / name)
         write_json(summary_path(job.folder), written)
+        record_outputs(job.folder, list(job.input_sizes), sha256(job.model))
     print(f"{job.source}: done in {time.monotonic() - started:.1f} s, loading and files included")
     return summary
 
@@ -200,7 +202,11 @@ def _check_results(job: Job, made: Path) -> tuple[dict[str, Any], Summary]:
     written = read_json(path)
     summary = _summary_in(written, path)
     for name, (_, shape) in job.results.items():
-        if not tensors.is_finished(made / name, shape):
+        try:
+            found = tensors.read_header(made / name).shape
+        except DekrError:
+            found = ()
+        if found != shape:
             raise DekrError(
                 f"{job.source}: ais_bench reported success, but {name} is missing or not float32 {shape}; "
                 f"check that {job.model} is a DEKR export, converted with its own input sizes"

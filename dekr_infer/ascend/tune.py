@@ -23,7 +23,6 @@ from dekr_infer.ascend import atc
 from dekr_infer.ascend.ais_bench import PUBLISHED, Job, run_pass
 from dekr_infer.ascend.ais_bench_frontend import Frontend, find_frontend
 from dekr_infer.ascend.soc_version import chip_name
-from dekr_infer.ascend.step_cache import Stages
 from dekr_infer.ascend.tuning_report import Outcome, Shares, as_json, ranked, shares_of, table
 from dekr_infer.backends.onnxruntime import open_network
 from dekr_infer.errors import ConfigError, DekrError
@@ -32,7 +31,8 @@ from dekr_infer.export.variants import SEPARATE
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
 from dekr_infer.pose.preprocess import normalise
 from dekr_infer.storage import npy as tensors
-from dekr_infer.storage.atomic import scratch_folder, sha256, write_json
+from dekr_infer.storage.atomic import folder_lock, scratch_folder, sha256, write_json
+from dekr_infer.storage.run_record import Head, RunRecord
 from dekr_infer.structures import output_files
 
 LOOP = 50  # timed passes per input size
@@ -129,7 +129,7 @@ class Tuning:
             )
         return statistics.median(times), outputs
 
-    def attempt(self, variant: str, stages: Stages, made_by: dict[str, Any], heat: float, offset: float) -> Outcome:
+    def attempt(self, variant: str, record: RunRecord, made_by: dict[str, Any], heat: float, offset: float) -> Outcome:
         """Do all steps of a variant; a failure is its outcome.
 
         Args:
@@ -138,12 +138,12 @@ class Tuning:
         """
         graph, model = self.graph(variant), self.model(variant)
         try:
-            stages.do(f"{variant}: export", made_by, lambda: self.export(variant), graph)
+            record.step(f"{variant}: export", made_by, lambda: self.export(variant), graph)
             options = [self.chip, self.precision_mode, self.cache, list(self.extra), str(atc.find_atc().resolve())]
             converted_by = {"graph": sha256(graph), "options": options}
-            stages.do(f"{variant}: convert", converted_by, lambda: self.convert(variant), model)
+            record.step(f"{variant}: convert", converted_by, lambda: self.convert(variant), model)
             timed_by = {"model": sha256(model), "device": self.device, "loop": self.loop}
-            found = stages.do(f"{variant}: time", timed_by, lambda: self.time(variant))
+            found = record.step(f"{variant}: time", timed_by, lambda: self.time(variant))
         except ConfigError:
             raise
         except DekrError as error:
@@ -201,15 +201,18 @@ def tune(
     chip = chip_name(chip, device)
     frontend = find_frontend()
     frontend.check_output(work)
-    with tensors.exclusive(work), scratch_folder(work, "unfinished") as scratch:
+    with (
+        folder_lock(work),
+        scratch_folder(work, "unfinished") as scratch,
+        RunRecord(work / "steps_record.jsonl", Head("steps")) as record,
+    ):
         conversion = (precision_mode, cache, extra)
         tuning = Tuning(
             config, words, work, scratch, frontend, chip, device or 0, loop, *conversion, threads, input_sizes
         )
-        stages = Stages(work / "stages.json")
         outcomes = []
         for variant in variants:
-            outcomes.append(tuning.attempt(variant, stages, made_by, heat_tolerance, offset_tolerance))
+            outcomes.append(tuning.attempt(variant, record, made_by, heat_tolerance, offset_tolerance))
             if outcomes[-1].problem:
                 print(f"warning: {variant}: {outcomes[-1].problem}", file=sys.stderr, flush=True)
         order = ranked(outcomes, shares)

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 
 from yacs.config import CfgNode
@@ -50,6 +50,17 @@ def split_words(argv: Arguments) -> tuple[list[str], list[str]]:
     words = list(sys.argv[1:] if argv is None else argv)
     end = words.index("--") if "--" in words else len(words)
     return words[:end], words[end + 1 :]
+
+
+def add_category(parser: Parser) -> None:
+    """Add `--category`, for annotation files in which several categories have keypoints."""
+    parser.add_argument("--category", metavar="NAME", help="the people's category, where several have keypoints")
+
+
+def print_warnings(warnings: Mapping[str, str]) -> None:
+    """Print warnings by name on stderr, one line each."""
+    for warning in warnings.values():
+        print(f"warning: {one_line(warning)}", file=sys.stderr)
 
 
 def config_of(args: argparse.Namespace) -> CfgNode:
@@ -147,9 +158,7 @@ def run(work: Callable[[], None]) -> int:
     except OSError as error:
         _drop_stdout()
         place = f"{error.filename}: " if error.filename else ""
-        return _fail(
-            f"{place}{error.strerror or error}; resolve this and run the same command again", 1
-        )
+        return _fail(f"{place}{error.strerror or error}; resolve this and run the same command again", 1)
     return 0
 
 

@@ -15,14 +15,12 @@ import pytest
 from dekr_infer.ascend import tune
 from dekr_infer.ascend import tuning_report as ranking
 from dekr_infer.ascend.ais_bench import Summary
-from dekr_infer.ascend.step_cache import Stages
 from dekr_infer.ascend.tuning_report import Outcome, Shares
 from dekr_infer.cli import tune_npu
-from dekr_infer.errors import DekrError
 from dekr_infer.export.parity import Difference
 from dekr_infer.export.variants import GATHER, GROUPED, PADDED, SEPARATE, VARIANTS
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
-from dekr_infer.storage import npy as tensors
+from dekr_infer.storage.atomic import folder_lock
 from tests.support.ascend_host import DOUBLES, Host
 from tests.support.helpers import assert_refused, run_command, write_annotation
 from tests.support.tiny_models import PAIRS, SMALL_INPUT_SIZES, toy_model
@@ -112,7 +110,7 @@ def test_every_variant_is_ranked_by_its_weighted_time(host):
     assert shlex.split(command) == ["bash", "scripts/ais_bench.sh", f"my work/dekr_{best}.om"]
     assert "COCO train2017" in ran.out and f"{NAMES[0]} 75.0 %" in ran.out and "no files, no copies" in ran.out
     made = {f"dekr_{variant}.{kind}" for variant in VARIANTS for kind in ("onnx", "om")}
-    assert {entry.name for entry in (host.folder / "my work").iterdir()} == made | {"stages.json", "tune.json"}
+    assert {entry.name for entry in (host.folder / "my work").iterdir()} == made | {"steps_record.jsonl", "tune.json"}
 
 
 def test_times_are_those_of_the_summary_of_each_input_size(host, monkeypatch):
@@ -241,15 +239,15 @@ def test_other_front_ends(host, monkeypatch, tmp_path, dialect):
 
 
 def test_second_run_at_the_same_time_is_refused(host):
-    with tensors.exclusive(host.folder / "my work"):
+    with folder_lock(host.folder / "my work"):
         assert_refused(tuned(), 1, "my work", "another run")
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"a": 1}'])
 def test_damaged_record_is_named(host, content):
     (host.folder / "my work").mkdir()
-    (host.folder / "my work" / "stages.json").write_text(content)
-    assert_refused(tuned(), 1, "stages.json")
+    (host.folder / "my work" / "steps_record.jsonl").write_text(content)
+    assert_refused(tuned(), 1, "steps_record.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -326,25 +324,3 @@ def test_shares_of_a_difference():
 def test_sample_of_coco_has_every_input_size():
     assert set(ranking.SAMPLE) == set(PUBLISHED_SIZES) and sum(ranking.SAMPLE.values()) == 80
     assert ranking.shares_of(None).line().startswith("512x768 51.2 %, 512x512 2.5 %")
-
-
-def test_a_stage_is_done_once_for_its_inputs_and_its_file(tmp_path):
-    made, done = tmp_path / "made", []
-
-    def work() -> int:
-        made.write_text("whole")
-        done.append(1)
-        return len(done)
-
-    path = tmp_path / "stages.json"
-    for inputs, wanted in (({"a": (1, 2)}, 1), ({"a": [1, 2]}, 1), ({"a": [2]}, 2)):
-        assert Stages(path).do("it", inputs, work, made) == wanted
-    made.write_text("cut")
-    assert Stages(path).do("it", {"a": [2]}, work, made) == 3
-
-    def fails() -> None:
-        raise DekrError("no")
-
-    with pytest.raises(DekrError):
-        Stages(path).do("it", {"a": [3]}, fails, made)
-    assert Stages(path).known == {}, "what is out of date is forgotten before the work begins"

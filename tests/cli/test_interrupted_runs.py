@@ -155,7 +155,7 @@ def test_tuning_resumes(host, monkeypatch):
     done = host.stop(process, "compiling", signal.SIGTERM)
     assert_stopped(host, done, signal.SIGTERM, {"net.onnx", "net.pth", "work"})
     made = {entry.name for entry in (host.folder / "work").iterdir()}
-    assert made == {"dekr_gather.onnx", "stages.json", "tune.json"}
+    assert made == {"dekr_gather.onnx", "steps_record.jsonl", "tune.json"}
     done = host.stop(host.start("tune_npu.sh", *words, AIS_BENCH_TROUBLE="child"), "a child", signal.SIGTERM)
     assert_stopped(host, done, signal.SIGTERM, {"net.onnx", "net.pth", "work"})
     made |= {"dekr_gather.om"}
