@@ -1,4 +1,4 @@
-"""Pictures to tensors: [2] and [5] to [9] of the reference's facts, and what a run leaves on the disk."""
+"""Pictures to tensors: docs/reference.md [2] and [5] to [9], and what a run leaves on the disk."""
 
 import json
 import os
