@@ -4,6 +4,7 @@ At the end, a line counts the faults, kills and fuzz cases that the commands wer
 """
 
 import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,15 +14,26 @@ from tests.support import counts
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-FAST = (  # folders and files below tests/ that `pytest -m fast` runs
-    *("config/", "data/", "evaluation/test_coco_metrics.py", "model/", "onnx_graph/", "pose/", "storage/"),
+FAST = (  # the beginnings of what `pytest -m fast` runs below tests/
+    *("config/", "data/", "evaluation/test_coco_metrics.py", "model/test_deform.py", "model/test_model.py", "onnx_graph/", "pose/", "storage/"),
     *("test_docs.py", "test_geometry.py", "visualization/"),
 )
 
 
+def _is_fast(path: Path) -> bool:
+    return path.relative_to(Path(__file__).parent).as_posix().startswith(FAST)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Spare `pytest -m fast` the imports of all other test modules."""
+    return (
+        config.option.markexpr == "fast" and collection_path.suffix == ".py" and not _is_fast(collection_path)
+    ) or None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.relative_to(item.config.rootpath / "tests").as_posix().startswith(FAST):
+        if _is_fast(item.path) and not item.get_closest_marker("long"):
             item.add_marker("fast")
 
 
