@@ -21,18 +21,20 @@ from dekr_infer.ascend.ais_bench_cli import REMEDIES, Frontend, find_frontend
 from dekr_infer.ascend.subprocess_runner import remedy, run_tool
 from dekr_infer.backends.folder_runner import (
     BOTH_PASSES,
-    CHANNELS,
-    RECORD_ENDING,
     check_dirname,
     list_tensors,
-    output_names,
+    output_stem,
+    record_outputs,
     summary_path,
 )
 from dekr_infer.cli.app import Arguments, Parser, non_negative_int, run
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size, cells
+from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage import npy as tensors
-from dekr_infer.storage.atomic import beside, read_json, scratch_folder, write_json
+from dekr_infer.storage.atomic import folder_lock, read_json, scratch_folder, sha256, write_json
+from dekr_infer.storage.run_record import record_path
+from dekr_infer.structures import output_files, output_shapes
 
 PUBLISHED = 7.72  # passes a second: the sample's figure for 310P3, batch 1
 
@@ -57,7 +59,7 @@ class Job(NamedTuple):
 
     def results(self) -> set[str]:
         """The names of all results."""
-        return {name for file in self.input_sizes for name in output_names(file)}
+        return {name for file in self.input_sizes for name in output_files(output_stem(file))}
 
 
 def main(argv: Arguments = None) -> int:
@@ -137,7 +139,7 @@ def run_pass(frontend: Frontend, job: Job, extra: Sequence[str]) -> dict[str, An
         DekrError: ais_bench failed, or left less than it should, or other things.
     """
     place = job.folder.resolve()
-    with tensors.exclusive(job.folder):
+    with folder_lock(job.folder):
         _forget(job.folder)
         with scratch_folder(place.parent, f"{place.name}.ais_bench") as private:
             options = frontend.command(job.model, job.source, private, job.folder.name, job.device)
@@ -154,6 +156,7 @@ def run_pass(frontend: Frontend, job: Job, extra: Sequence[str]) -> dict[str, An
             for name in sorted(os.listdir(made)):
                 os.replace(made / name, job.folder / name)
             write_json(summary_path(job.folder), summary)
+            record_outputs(job.folder, list(job.input_sizes), sha256(job.model))
     print(f"{job.source}: done in {time.monotonic() - started:.1f} s, loading and files included")
     return summary
 
@@ -162,17 +165,22 @@ def _forget(folder: Path) -> None:
     """Remove an earlier run's results, so that none can pass for this run's, and its records."""
     for name in tensors.names_in(folder):
         (folder / name).unlink()
-    for record in (summary_path(folder), beside(folder, RECORD_ENDING)):
+    for record in (summary_path(folder), record_path(folder)):
         record.unlink(missing_ok=True)
 
 
 def _check_results(job: Job, made: Path) -> None:
     for file, input_size in job.input_sizes.items():
-        for name, channels in zip(output_names(file), CHANNELS, strict=True):
-            if not tensors.is_finished(made / name, (1, channels, *cells(input_size))):
+        shapes = output_shapes(COCO_17, cells(input_size))
+        for name, shape in zip(output_files(output_stem(file)), shapes, strict=True):
+            try:
+                found = tensors.read_header(made / name).shape
+            except DekrError:
+                found = None
+            if found != shape:
                 raise DekrError(
                     f"{job.source}: ais_bench reported success, but {name} is missing or not float32 "
-                    f"{(1, channels, *cells(input_size))}; is the model a DEKR export?"
+                    f"{shape}; is the model a DEKR export?"
                 )
     foreign = tensors.names_in(made) - job.results()
     if foreign:

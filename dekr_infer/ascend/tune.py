@@ -33,10 +33,8 @@ from dekr_infer.ascend import tuning_report as ranking
 from dekr_infer.ascend.ais_bench import PUBLISHED, Job, input_sizes_of, run_pass
 from dekr_infer.ascend.ais_bench_cli import Frontend, find_frontend
 from dekr_infer.ascend.soc_version import chip_name
-from dekr_infer.ascend.step_cache import Stages
 from dekr_infer.ascend.subprocess_runner import run_tool
 from dekr_infer.ascend.tuning_report import Outcome, shares_of
-from dekr_infer.backends.folder_runner import output_names
 from dekr_infer.backends.onnxruntime import open_network
 from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, cores, non_negative_int, positive_int, run
 from dekr_infer.errors import ConfigError, DekrError
@@ -45,7 +43,9 @@ from dekr_infer.export.variants.names import SEPARATE, VARIANTS
 from dekr_infer.geometry import PUBLISHED_SIZES, Size
 from dekr_infer.pose.preprocess import normalise
 from dekr_infer.storage import npy as tensors
-from dekr_infer.storage.atomic import scratch_folder, sha256, write_json
+from dekr_infer.storage.atomic import folder_lock, scratch_folder, sha256, write_json
+from dekr_infer.storage.run_record import Head, RunRecord
+from dekr_infer.structures import output_files
 
 EXPORT = Path(__file__).resolve().parents[2] / "DEKR_pth2onnx.py"
 LOOP = 50  # timed passes per size
@@ -114,8 +114,7 @@ def tune(args: Namespace, extra: Sequence[str]) -> None:
     args.device = args.device or 0
     frontend = find_frontend()
     frontend.check_paths([args.work])
-    with _workplace(args.work) as scratch:
-        stages = Stages(args.work / "stages.json")
+    with _workplace(args.work) as scratch, RunRecord(args.work / "stages_record.jsonl", Head("steps")) as stages:
         outcomes = []
         for variant in args.variants:
             outcomes.append(_try(Trial(variant, args, extra, frontend, stages, scratch), origin))
@@ -130,7 +129,7 @@ def tune(args: Namespace, extra: Sequence[str]) -> None:
 @contextmanager
 def _workplace(work: Path) -> Iterator[Path]:
     """Hold the work folder for this run alone; yields an empty folder in it for what need not stay."""
-    with tensors.exclusive(work), scratch_folder(work, "unfinished") as scratch:
+    with folder_lock(work), scratch_folder(work, "unfinished") as scratch:
         yield scratch
 
 
@@ -143,7 +142,7 @@ class Trial:
         args: Namespace,
         extra: Sequence[str],
         frontend: Frontend,
-        stages: Stages,
+        stages: RunRecord,
         scratch: Path,
     ) -> None:
         self.variant, self.args, self.extra = variant, args, list(extra)
@@ -191,7 +190,7 @@ class Trial:
         times = summary.get("npu_compute_time_list", [])
         if len(times) != self.args.loop:
             raise DekrError(f"ais_bench tells of {len(times)} passes at {input_size}, not of {self.args.loop}")
-        outputs = [np.array(tensors.open_map(folder / name)) for name in output_names(Path(PICTURE))]
+        outputs = [np.array(tensors.open_map(folder / name)) for name in output_files(Path(PICTURE).stem)]
         if not all(np.isfinite(values).all() for values in outputs):
             raise DekrError(
                 f"NaN or infinite outputs at {input_size}: float16 does not suffice; try another --precision_mode"
@@ -204,11 +203,11 @@ def _try(trial: Trial, origin: dict[str, str]) -> Outcome:
     args, stages, name = trial.args, trial.stages, trial.variant
     try:
         made_by = origin | {"version": dekr_infer.__version__}
-        stages.do(f"{name}: export", made_by, trial.export, trial.graph)
+        stages.step(f"{name}: export", made_by, trial.export, trial.graph)
         options = [args.chip, args.precision_mode, args.cache, trial.extra, str(atc.find_atc().resolve())]
-        stages.do(f"{name}: convert", {"graph": sha256(trial.graph), "options": options}, trial.convert, trial.model)
+        stages.step(f"{name}: convert", {"graph": sha256(trial.graph), "options": options}, trial.convert, trial.model)
         timed_by = {"model": sha256(trial.model), "device": args.device, "loop": args.loop}
-        found = stages.do(f"{name}: time", timed_by, trial.time)
+        found = stages.step(f"{name}: time", timed_by, trial.time)
     except ConfigError:
         raise
     except DekrError as error:

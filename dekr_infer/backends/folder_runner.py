@@ -1,36 +1,33 @@
 """Run a graph over a folder of tensors with ais_bench's contract: order, file names, input sizes and summary.
 
-What ais_bench does silently wrong (other dtypes, equal names, files of an earlier run) is refused here. A record beside
-the output folder says what is done and how long it took, so that a stopped run goes on where it was.
+Other dtypes, equal names and files of an earlier run, which ais_bench takes silently, are refused here. The record
+beside the output folder says what is done, so that an interrupted run resumes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dekr_infer.errors import ConfigError, DekrError
-from dekr_infer.evaluation.provenance import read_record
-from dekr_infer.geometry import Size, cells
-from dekr_infer.skeleton import COCO_17
-from dekr_infer.storage import npy as tensors
-from dekr_infer.storage.atomic import atomic_write, beside, read_regular, write_failure, write_json
+from dekr_infer.geometry import Size
+from dekr_infer.storage import npy
+from dekr_infer.storage.atomic import folder_lock, sibling_path, write_json
+from dekr_infer.storage.run_record import Entry, FileMark, Head, RunRecord, mark_file, read_record, record_path
+from dekr_infer.structures import output_files
 
-if TYPE_CHECKING:  # whoever only asks for names starts without ONNX Runtime
+if TYPE_CHECKING:  # names alone are available without ONNX Runtime
     from dekr_infer.backends.onnxruntime import Network
 
-CHANNELS = (COCO_17.heatmap_channels, COCO_17.offset_channels)  # of output 0 and output 1
+KIND = "outputs"  # of the record
 FORMATS = ("NPY", "BIN")
-RECORD_ENDING = "_record.jsonl"  # of the runner's record, behind the folder's name
 BOTH_PASSES = (("prep_data", "out"), ("prep_data_flip", "out_flip"))  # tensors -> outputs, when none are named
 
 
@@ -42,13 +39,16 @@ class Options:
         outfmt: `NPY`, or `BIN` for bare float32 values.
         loop: passes per tensor, each of them timed.
         warmup_count: untimed passes on the first tensor.
-        overwrite: run tensors anew whose outputs are there.
+        overwrite: run all tensors again.
+        replace_others: run all tensors again if the outputs are of another graph or other options, which is refused by
+            default.
     """
 
     outfmt: str = "NPY"
     loop: int = 1
     warmup_count: int = 1
     overwrite: bool = False
+    replace_others: bool = False
 
     @property
     def suffix(self) -> str:
@@ -94,11 +94,6 @@ def output_stem(file: Path) -> str:
     return file.name.split(".", 1)[0]
 
 
-def output_names(file: Path, suffix: str = tensors.SUFFIX) -> list[str]:
-    """The names of an input's outputs, in the graph's order."""
-    return [f"{output_stem(file)}_{index}{suffix}" for index in range(len(CHANNELS))]
-
-
 def check_dirname(name: str) -> None:
     """Refuse an --output_dirname that is not the name of a folder just below --output.
 
@@ -124,185 +119,166 @@ def run_folder(
         folder: for `<stem>_0.npy` and `<stem>_1.npy`; created when absent.
         arguments: the command line, for the summary.
     Returns:
-        The summary, with ais_bench's keys, the graph's SHA-256, and what was noted of the tensors when it began.
+        The summary, with ais_bench's keys, hashes and versions.
     Raises:
         DekrError: a tensor is damaged or of no input size of the graph, or the folder holds other outputs.
     """
-    input_sizes, noted = check_input_sizes(network, files), read_record(files[0].parent)
-    done_before = 0
-    with tensors.exclusive(folder), Record(folder, network.sha256, options) as record:
-        tensors.refuse_foreign(
-            folder, {name for file in files for name in output_names(file, options.suffix)}, "these inputs"
-        )
-        waiting = []
-        for file, input_size in zip(files, input_sizes, strict=True):
-            if record.knows(file) and _is_fresh(file, folder, input_size, options):
-                done_before += 1
-            else:
-                waiting.append(file)
-        advance(done_before)
+    check_input_sizes(network, files)
+    about = {"checkpoint": network.checkpoint_sha256, "versions": _versions()}
+    head = outputs_head(files, network.sha256, options.outfmt, options.loop, about)
+    own = {name for file in files for name in output_files(output_stem(file), options.suffix)}
+    with folder_lock(folder):
+        npy.refuse_foreign(folder, own, "these inputs")
+        record = RunRecord(record_path(folder), head)
+        if options.overwrite or (record.has_other_settings and options.replace_others):
+            record.entries.clear()
+        if record.has_other_settings:
+            raise DekrError(
+                f"{folder}: holds outputs of another model or of other options; "
+                "name another folder, delete this one, or add --overwrite"
+            )
+        tensors = TensorMarks(files)
+        waiting = [
+            file
+            for file in files
+            if file.name not in record.entries
+            or len(record.entries[file.name].milliseconds) != options.loop
+            or not record.is_done(file.name, {"tensor": tensors.hash(file)}, folder)
+        ]
+        record.drop(record.entries.keys() - {file.name for file in files})
+        advance(len(files) - len(waiting))
         if waiting:
-            summary_path(folder).unlink(missing_ok=True)  # it tells of an earlier run; none until this one is done
-        for turn, file in enumerate(waiting):
-            changed = _changed(file)
-            image = tensors.read(file)
-            for _ in range(options.warmup_count if turn == 0 else 0):
-                network.run(image)
-            record.add(file.name, changed, _run_one(network, image, file, folder, options))
-            advance(1)
-        summary = _summary(record, files, folder, options, network, arguments) | {"tensors": noted}
-    write_json(summary_path(folder), summary)
+            summary_path(folder).unlink(missing_ok=True)  # it is an earlier run's; there is none until this one is done
+        with record:
+            for turn, file in enumerate(waiting):
+                image, content = npy.read_hashed(file)
+                for _ in range(options.warmup_count if turn == 0 else 0):
+                    network.run(image)
+                times, marks = _run_one(network, image, file, folder, options)
+                record.add(Entry(file.name, {"tensor": content}, marks, times, tensors.image(file, content)))
+                advance(1)
+        summary = _summary(record, files, folder, options, network, arguments)
+        write_json(summary_path(folder), summary)
     return summary
 
 
-def check_input_sizes(network: Network, files: Sequence[Path]) -> list[Size]:
-    """The input size of every tensor, before anything runs.
+def outputs_head(
+    files: Sequence[Path], model_sha256: str, outfmt: str = "NPY", loop: int = 1, about: dict[str, Any] | None = None
+) -> Head:
+    """Return the head of the record of a folder of outputs of these tensors."""
+    tensors = {}
+    for folder in {file.parent for file in files}:
+        contents = read_record(record_path(folder))
+        tensors[os.path.realpath(folder)] = contents.head.settings | contents.head.about if contents else {}
+    settings = {"model_sha256": model_sha256, "outfmt": outfmt, "loop": loop}
+    return Head(KIND, settings, {"tensors": tensors, **(about or {})})
+
+
+def record_outputs(folder: Path, files: Sequence[Path], model_sha256: str, about: dict[str, Any] | None = None) -> None:
+    """Write the record of .npy outputs that another tool has just written; the folder is locked by the caller.
+
+    Args:
+        folder: holds both outputs of every tensor.
+        files: the tensors, from `list_tensors`.
+        model_sha256: of the file that the tool ran.
+        about: further facts of the run, such as the tool's version.
+    Raises:
+        DekrError: a tensor or an output cannot be read.
+    """
+    tensors = TensorMarks(files)
+    record = RunRecord(record_path(folder), outputs_head(files, model_sha256, about=about))
+    record.entries.clear()
+    with record:
+        for file in files:
+            content = tensors.hash(file)
+            marks = {name: mark_file(folder / name) for name in output_files(output_stem(file))}
+            record.add(Entry(file.name, {"tensor": content}, marks, result=tensors.image(file, content)))
+
+
+class TensorMarks:
+    """What the records of tensor folders have noted of their tensors: contents, and the images they were made of."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._known: dict[tuple[Path, str], tuple[FileMark, Any]] = {}
+        for folder in {file.parent for file in files}:
+            contents = read_record(record_path(folder))
+            for entry in contents.entries.values() if contents else ():
+                for name, mark in entry.outputs.items():
+                    self._known[folder, name] = mark, entry.inputs.get("image")
+
+    def hash(self, file: Path) -> str:
+        """Return the content hash of a tensor; reads the file unless its record tells.
+
+        Raises:
+            DekrError: the file cannot be read.
+        """
+        known = self._known.get((file.parent, file.name))
+        mark = known[0].renewed(file) if known else None
+        return (mark or mark_file(file)).xxh3
+
+    def image(self, file: Path, content: str) -> dict[str, Any] | None:
+        """Return the fingerprint of the image from which a tensor with this content was made, as the record tells."""
+        mark, fingerprint = self._known.get((file.parent, file.name), (None, None))
+        return {"image": fingerprint} if mark is not None and mark.xxh3 == content else None
+
+
+def check_input_sizes(network: Network, files: Sequence[Path]) -> None:
+    """Check the shape of every tensor before anything runs.
 
     Raises:
         DekrError: a tensor is damaged, or its shape is no input size of the graph.
     """
-    input_sizes = []
     for file in files:
-        shape = tensors.read_header(file).shape
+        shape = npy.read_header(file).shape
         input_size = Size(*shape[2:]) if len(shape) == 4 and shape[:2] == (1, 3) else Size(0, 0)
         if input_size not in network.input_sizes:
             known = ", ".join(f"(1, 3, {g.h}, {g.w})" for g in network.input_sizes)
-            raise DekrError(f"{file}: its shape {shape} is no input size of {network.path} ({known}); make it again")
-        input_sizes.append(input_size)
-    return input_sizes
+            raise DekrError(
+                f"{file}: its shape {shape} is no input size of {network.path} ({known}); "
+                "make it again with DEKR_preprocess.py"
+            )
 
 
 def summary_path(folder: Path) -> Path:
-    """Where ais_bench puts the summary of an output folder: beside it."""
-    return beside(folder, "_summary.json")
+    """Return the place of an output folder's summary, beside it, as ais_bench has it."""
+    return sibling_path(folder, "_summary.json")
 
 
-def _run_one(network: Network, image: np.ndarray, file: Path, folder: Path, options: Options) -> list[float]:
+def _run_one(
+    network: Network, image: np.ndarray, file: Path, folder: Path, options: Options
+) -> tuple[list[float], dict[str, FileMark]]:
+    """Run one tensor and write its outputs; return the milliseconds of each pass and the marks of the files."""
     times = []
     for _ in range(options.loop):
         *outputs, milliseconds = network.run(image)
         times.append(milliseconds)
-    for name, values in zip(output_names(file, options.suffix), outputs, strict=True):
+    marks = {}
+    for name, values in zip(output_files(output_stem(file), options.suffix), outputs, strict=True):
         if not np.isfinite(values).all():
             raise DekrError(f"{file}: the network's output for it holds NaN or infinite values; check {network.path}")
-        tensors.write(folder, name, values)
-    return times
+        marks[name] = npy.write(folder, name, values)
+    return times, marks
 
 
-def _is_fresh(file: Path, folder: Path, input_size: Size, options: Options) -> bool:
-    """Whether both outputs are there, whole, and no older than the input."""
-    if options.overwrite:
-        return False
-    for name, channels in zip(output_names(file, options.suffix), CHANNELS, strict=True):
-        output, shape = folder / name, (1, channels, *cells(input_size))
-        whole = tensors.is_finished(output, shape) if name.endswith(tensors.SUFFIX) else output.is_file()
-        if not whole or output.stat().st_mtime_ns < file.stat().st_mtime_ns:
-            return False
-    return True
-
-
-class Record:
-    """What a folder holds and how it was made: one JSON line for the run, then one per finished tensor."""
-
-    def __init__(self, folder: Path, model_sha256: str, options: Options) -> None:
-        self.path = beside(folder, RECORD_ENDING)
-        self.folder = folder
-        self.head: dict[str, Any] = {"model_sha256": model_sha256, "outfmt": options.outfmt, "loop": options.loop}
-        self.overwrite = options.overwrite
-        self.times: dict[str, list[float]] = {}
-        self.changed: dict[str, int] = {}
-        self._file: TextIO | None = None
-
-    def __enter__(self) -> Record:
-        lines = [] if self.overwrite else self._lines()
-        if len(lines) > 1 and lines[0] != self.head:  # a run that finished nothing left nothing to mix up
-            raise DekrError(
-                f"{self.folder}: holds outputs of another model or of other options; "
-                "name another folder, delete this one, or add --overwrite"
-            )
-        entries = [line for line in lines[1:] if len(line["milliseconds"]) == self.head["loop"]]
-        self.times = {line["file"]: line["milliseconds"] for line in entries}
-        self.changed = {line["file"]: line["changed"] for line in entries}
-        kept = [self.head, *(self._entry(name) for name in self.times)]
-        with atomic_write(self.path) as temporary:  # at no moment is what earlier runs did forgotten
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        try:
-            self._file = open(self.path, "a", encoding="utf-8")
-        except OSError as error:
-            raise DekrError(write_failure(self.path, error)) from None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # what it holds was flushed, or `add` has told why not
-                self._file.close()
-
-    def knows(self, file: Path) -> bool:
-        """Whether a tensor was finished, by this run or an earlier one, and is still the file it was then."""
-        return file.name in self.times and self.changed[file.name] == _changed(file)
-
-    def add(self, name: str, changed: int, times: list[float]) -> None:
-        """Note that a tensor's outputs are written; `changed` is when the tensor was."""
-        self.times[name], self.changed[name] = times, changed
-        assert self._file is not None
-        try:
-            self._file.write(json.dumps(self._entry(name)) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise DekrError(write_failure(self.path, error)) from None
-
-    def _entry(self, name: str) -> dict[str, Any]:
-        return {"file": name, "milliseconds": self.times[name], "changed": self.changed[name]}
-
-    def _is_entry(self, value: Any) -> bool:
-        """Whether a line of the record tells of a finished tensor."""
-        form = {"file": str, "milliseconds": list, "changed": int}
-        return (
-            isinstance(value, dict)
-            and all(isinstance(value.get(key), kind) for key, kind in form.items())
-            and all(type(time) is float and 0 < time < float("inf") for time in value["milliseconds"])
-        )
-
-    def _lines(self) -> list[dict[str, Any]]:
-        """The lines of an earlier run, up to one that a killed run left unfinished."""
-        try:
-            text = read_regular(self.path).decode("utf-8")
-        except FileNotFoundError:
-            return []
-        except (OSError, UnicodeDecodeError):
-            raise DekrError(f"{self.path}: cannot be read; delete it together with {self.folder}") from None
-        lines: list[dict[str, Any]] = []
-        for line in text.splitlines():
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError):
-                break
-            if lines and not self._is_entry(value):
-                break
-            lines.append(value)
-        return lines
-
-
-def _changed(file: Path) -> int:
-    """When a tensor was last written, in nanoseconds; tells it from another of the same name and shape."""
-    return file.stat().st_mtime_ns
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("onnxruntime", "numpy")}
 
 
 def _summary(
-    record: Record,
+    record: RunRecord,
     files: Sequence[Path],
     folder: Path,
     options: Options,
     network: Network,
     arguments: dict[str, Any],
 ) -> dict[str, Any]:
-    times = [value for file in files for value in record.times[file.name]]
+    times = [value for file in files for value in record.entries[file.name].milliseconds]
     none = [0.0] * len(times)  # nothing is copied to a device and back
     return {
         "filesinfo": {
             str(index): {
                 "infiles": [str(file)],
-                "outfiles": [str(folder / name) for name in output_names(file, options.suffix)],
+                "outfiles": [str(folder / name) for name in output_files(output_stem(file), options.suffix)],
             }
             for index, file in enumerate(files)
         },
@@ -315,7 +291,7 @@ def _summary(
         "pid": os.getpid(),
         "model_sha256": network.sha256,
         "checkpoint_sha256": network.checkpoint_sha256,
-        "versions": {name: version(name) for name in ("onnxruntime", "numpy")},
+        "versions": _versions(),
     }
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dekr_infer.backends.folder_runner import (
     BOTH_PASSES,
@@ -52,29 +54,42 @@ def main(argv: Arguments = None) -> int:
     def work() -> None:
         if not args.auto_set_dymdims_mode:
             raise DekrError(f"{args.model} has input sizes: --auto_set_dymdims_mode must be on; leave that flag out")
+        arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
         options = Options(args.outfmt, args.loop, args.warmup_count, args.overwrite)
         jobs = _jobs(args.input, args.output, args.output_dirname)
-        inputs = [list_tensors(places) for places, _ in jobs]
-        network = open_network(args.model, args.threads)
-        arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-        for files, (_, folder) in zip(inputs, jobs, strict=True):
-            with tempfile.TemporaryDirectory() as scratch, progress(str(folder or "timing"), len(files)) as advance:
-                target = folder or Path(scratch) / "out"
-                summary = run_folder(network, files, target, options, arguments, advance)
-            statistics = summary["NPU_compute_time"]
-            print(
-                f"{len(files)} tensors -> {folder or 'nowhere (no --output)'}: compute time (ms) "
-                + ", ".join(f"{key} = {statistics[key]:.1f}" for key in ("min", "max", "mean", "median"))
-                + f"; throughput {summary['throughput']:.3f} passes/s"
-                + (f"; {summary_path(folder)}" if folder else ""),
-                flush=True,
-            )
+        infer(args.model, jobs, options, args.threads, arguments)
 
     return run(work)
 
 
-def _jobs(source: str | None, output: Path | None, dirname: str | None) -> list[tuple[list[Path], Path | None]]:
-    """What is to be run and where its outputs go; `None`: nowhere."""
+Job = tuple[list[Path], Path | None]  # a folder of tensors or files, and the folder of their outputs; `None`: nowhere
+
+
+def infer(model: Path, jobs: Sequence[Job], options: Options, threads: int, arguments: dict[str, Any]) -> None:
+    """Run a graph over some folders of tensors, one after the other, and print a line for each.
+
+    Args:
+        arguments: the command line, for the summaries.
+    Raises:
+        DekrError: see `list_tensors`, `open_network` and `run_folder`.
+    """
+    inputs = [list_tensors(places) for places, _ in jobs]
+    network = open_network(model, threads)
+    for files, (_, folder) in zip(inputs, jobs, strict=True):
+        with tempfile.TemporaryDirectory() as scratch, progress(str(folder or "timing"), len(files)) as advance:
+            target = folder or Path(scratch) / "out"
+            summary = run_folder(network, files, target, options, arguments, advance)
+        statistics = summary["NPU_compute_time"]
+        print(
+            f"{len(files)} tensors -> {folder or 'nowhere (no --output)'}: compute time (ms) "
+            + ", ".join(f"{key} = {statistics[key]:.1f}" for key in ("min", "max", "mean", "median"))
+            + f"; throughput {summary['throughput']:.3f} passes/s"
+            + (f"; {summary_path(folder)}" if folder else ""),
+            flush=True,
+        )
+
+
+def _jobs(source: str | None, output: Path | None, dirname: str | None) -> list[Job]:
     if source is None:
         return [([Path(tensors)], (output or Path()) / outputs) for tensors, outputs in BOTH_PASSES]
     places = [Path(part) for part in source.split(",") if part]

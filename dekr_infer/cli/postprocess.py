@@ -25,9 +25,9 @@ from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, run
 from dekr_infer.cli.progress import progress
 from dekr_infer.config.settings import decode_settings, influences, refine_settings, rescore_net
 from dekr_infer.data.coco import load_data_set
-from dekr_infer.data.sources import frames_of
+from dekr_infer.data.sources import ImageFiles, frames_of, image_source
 from dekr_infer.detector import Detector
-from dekr_infer.errors import ConfigError, one_line
+from dekr_infer.errors import ConfigError, DekrError, one_line
 from dekr_infer.evaluation.coco_metrics import metrics_table
 from dekr_infer.evaluation.evaluate import evaluate
 from dekr_infer.evaluation.metrics_file import (
@@ -37,7 +37,8 @@ from dekr_infer.evaluation.metrics_file import (
     require_same_metrics,
     write_both,
 )
-from dekr_infer.storage.npy import held
+from dekr_infer.evaluation.provenance import require_one_run
+from dekr_infer.storage.atomic import folder_lock
 
 
 def main(argv: Arguments = None) -> int:
@@ -86,11 +87,12 @@ def postprocess(
     data = load_data_set(config.DATASET.ROOT, split)
     backend = OutputFolder(dump_dir, dump_dir_flip if flip else None)
     frames = backend.complete(frames_of(data, backend.input_sizes), data.annotation.name, allow_missing)
+    require_one_run(folders, {frame.key: frame.name for frame in frames}, _images(config))
     earlier = read_metrics(compare) if compare else None
     detector = Detector(
         backend, decode_settings(config), flip=flip, refine=refine_settings(config), rescore=rescore_net(config)
     )
-    with held(output):
+    with folder_lock(output, create=False):
         with progress("postprocess", len(frames)) as advance:
             evaluation = evaluate(detector, data, frames, advance)
         rescore = Path(config.RESCORE.MODEL_FILE) if config.RESCORE.VALID else None
@@ -113,3 +115,12 @@ def postprocess(
     if earlier is not None and compare is not None:
         print("\n".join(difference_lines(earlier, metrics, compare)))
         require_same_metrics(earlier, metrics, compare)
+
+
+def _images(config: CfgNode) -> ImageFiles | None:
+    """Return the images of the data set, `None` where they are not there."""
+    try:
+        source = image_source(config.DATASET.ROOT, config.DATASET.TEST, config.DATASET.DATA_FORMAT)
+        return ImageFiles(source, config.DATASET.TEST)
+    except DekrError:
+        return None

@@ -1,185 +1,169 @@
-"""Where dumps come from: what the runner's summary and the tensors' record tell, where they are still at hand.
+"""Provenance of network outputs, from the records beside their folders: graph, tensors and images.
 
-`<tensor folder>_record.json` is written by preprocessing; `<dump folder>_summary.json` by the runner, and names the
-tensors. Both stand beside their folders.
+Outputs without a record, such as those of ais_bench typed by hand, are of unknown provenance and raise no doubt.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dekr_infer.backends.folder_runner import output_stem, summary_path
+from dekr_infer.backends.tensor_folder import FLIPPED, ORIGINAL
+from dekr_infer.data.sources import ImageFiles
 from dekr_infer.errors import DekrError
-from dekr_infer.storage.atomic import beside, read_json, write_json
+from dekr_infer.storage.atomic import read_json, refuse_locked
+from dekr_infer.storage.run_record import Contents, Entry, FileMark, read_record, record_path
+from dekr_infer.structures import output_files
 
-ORIGINAL, FLIPPED = "original", "flipped"
-
-
-def record_path(folder: Path) -> Path:
-    """Where the record of a tensor folder stands: beside it."""
-    return beside(folder, "_record.json")
+RUN_AGAIN = "run the network again on all tensors, with scripts/onnx_infer.py or scripts/ais_bench.sh"
 
 
-def _summary_of(dump: Path) -> Path:
-    return beside(dump, "_summary.json")
+def require_one_run(folders: Sequence[Path], evaluated: Mapping[str, str], files: ImageFiles | None = None) -> None:
+    """Check that the outputs of each folder are of one run, of the tensors and images of today.
 
-
-@dataclass(frozen=True)
-class Making:
-    """How a run makes tensors: the annotation file's SHA-256, OpenCV's version, and whether that moves pixels."""
-
-    annotations: str
-    opencv: str
-    moved: bool
-
-
-def refuse_others(folders: Sequence[Path], making: Making, marks: Mapping[str, str]) -> None:
-    """Stop when tensors that would be kept were made of other pictures, by what is noted of them.
-
-    Where a tensor's picture was not noted, the annotation file must be the one that was.
     Args:
-        marks: what tells the pictures now (`PictureFiles.mark`), by the stems of the tensors.
+        folders: of outputs.
+        evaluated: the file name of each evaluated image, by its stem.
+        files: the images, where they are there.
     Raises:
-        DekrError: some were; it names the first.
+        DekrError: a run is under way, or outputs, tensors or images have been replaced; it names the first file.
     """
+    images: dict[str, str] = {}
     for folder in folders:
-        record = read_record(folder)
-        noted, same = record["pictures"], record.get("annotations") in (None, making.annotations)
-        others = [stem for stem, mark in marks.items() if noted.get(stem, mark if same else None) != mark]
-        if others:
-            raise DekrError(
-                f"{folder}: {len(others)} of its tensors were made of other pictures, the first is {others[0]}.npy; "
-                "make all anew by --overwrite without --limit, or name another folder"
-            )
+        refuse_locked(folder)
+        entries = _entries(folder, list(evaluated))
+        if not entries:
+            continue
+        contents = read_record(record_path(folder))
+        assert contents is not None
+        tensors = _tensor_marks(contents)
+        for stem, entry in entries.items():
+            made_of, place = entry.inputs.get("tensor"), tensors.get(entry.key)
+            if place is not None and (
+                place[1].xxh3 != made_of or (place[0].exists() and place[1].renewed(place[0]) is None)
+            ):
+                raise DekrError(f"{place[0]}: is not the tensor that {folder / stem}_0.npy was made of; {RUN_AGAIN}")
+            image = entry.result.get("image") if isinstance(entry.result, dict) else None
+            if image is None:
+                continue
+            if stem not in images:
+                images[stem] = _fingerprint(files, evaluated[stem]) or image
+            if images[stem] != image:
+                raise DekrError(
+                    f"{folder / stem}_0.npy: was made of another image of this name; run DEKR_preprocess.py with "
+                    f"--overwrite, then {RUN_AGAIN}"
+                )
 
 
-def write_records(folders: Sequence[Path], making: Making, marks: Mapping[str, str], kept: Collection[str]) -> None:
-    """Note how the tensors of both folders are made; tensors that are kept keep what was noted of them.
-
-    Args:
-        folders: of the original and of the flipped tensors.
-        marks: what tells the pictures, by the stems of all tensors, those to be written and those that are kept.
-        kept: the stems of tensors that are there and stay; `refuse_others` has looked at them.
-    """
-    for folder, which in zip(folders, (ORIGINAL, FLIPPED), strict=True):
-        before = read_record(folder) if kept else _record_in({})
-        record = {
-            "pass": which,
-            "annotations": making.annotations,
-            "opencv": sorted({*before["opencv"], making.opencv}),
-            "moved_pixels": making.moved or before["moved_pixels"],
-            "pictures": {stem: mark for stem, mark in marks.items() if stem not in kept or stem in before["pictures"]},
-        }
-        write_json(record_path(folder), record)
+def _fingerprint(files: ImageFiles | None, name: str) -> str | None:
+    try:
+        return None if files is None else files.fingerprint(name)
+    except DekrError:
+        return None  # it is not there, and not needed
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """What is noted of a tensor folder: `moved_pixels`, `opencv`, `pictures`, and `pass` and `annotations` if known.
+def _entries(folder: Path, stems: Sequence[str]) -> dict[str, Entry]:
+    """Return the entries of the outputs of some stems; none if every output was written by somebody else.
 
     Raises:
-        DekrError: the record is damaged.
+        DekrError: only some of the outputs are as recorded.
     """
-    return _record_in(_object(record_path(folder)))
+    contents = read_record(record_path(folder))
+    if contents is None:
+        return {}
+    known = {output_stem(Path(key)): entry for key, entry in contents.entries.items()}
+    found = {stem: known[stem] for stem in stems if stem in known and _is_whole(folder, stem, known[stem])}
+    other = next((stem for stem in stems if stem not in found), None)
+    if found and other is not None:
+        raise DekrError(
+            f"{folder / other}_0.npy: is of another run than the outputs in {record_path(folder)}; {RUN_AGAIN}"
+        )
+    return found
 
 
-def _record_in(value: dict[str, Any]) -> dict[str, Any]:
-    """A record with only what is written there; what is of another kind counts as not noted."""
-    record = {key: value[key] for key in ("pass", "annotations") if isinstance(value.get(key), str)}
-    record["moved_pixels"] = value.get("moved_pixels") is True
-    record["opencv"] = [version for version in _list(value.get("opencv")) if isinstance(version, str)]
-    record["pictures"] = {stem: mark for stem, mark in _dict(value.get("pictures")).items() if isinstance(mark, str)}
-    return record
+def _is_whole(folder: Path, stem: str, entry: Entry) -> bool:
+    return set(entry.outputs) == set(output_files(stem)) and all(
+        mark.renewed(folder / name) is not None for name, mark in entry.outputs.items()
+    )
+
+
+def _tensor_marks(contents: Contents) -> dict[str, tuple[Path, FileMark]]:
+    """Return path and mark of each tensor by its file name, as the records of the tensor folders have them today."""
+    marks: dict[str, tuple[Path, FileMark]] = {}
+    for name in _dict(contents.head.about.get("tensors")):
+        folder = Path(name)
+        try:
+            tensors = read_record(record_path(folder)) if record_path(folder).is_file() else None
+        except (OSError, ValueError):  # no folder can be called so
+            continue
+        for entry in tensors.entries.values() if tensors else ():
+            marks |= {name: (folder / name, mark) for name, mark in entry.outputs.items()}
+    return marks
 
 
 def origins(folders: Sequence[Path]) -> list[dict[str, Any]]:
-    """What is known of each dump folder: `graph`, `checkpoint`, `versions`, `tensors` (a folder), `record`, `stale`.
+    """Return what is known of each output folder.
 
-    The record is the one that the runner read, else the one beside the tensors now; stale are dumps whose tensors have
-    been made of other pictures since. Unknown things are absent or empty: ais_bench knows nothing of graphs and
-    records, and dumps may have come from another machine.
+    Returns:
+        graph, checkpoint: SHA-256; versions: by library; tensors: their folder; record: `pass`, `annotations`,
+        `opencv` and `moved_pixels` of the tensors. Unknown things are `None` or empty.
     """
     known = []
     for folder in folders:
-        summary = _object(_summary_of(folder))
-        tensors = _tensor_folder(summary)
-        now = read_record(tensors) if tensors else _record_in({})
-        then = _record_in(summary["tensors"]) if isinstance(summary.get("tensors"), dict) else now
+        contents = read_record(record_path(folder))
+        if contents is not None and not any(
+            _is_whole(folder, output_stem(Path(key)), entry) for key, entry in list(contents.entries.items())[:1]
+        ):
+            contents = None  # somebody else has written here since
+        settings, about = (contents.head.settings, contents.head.about) if contents else ({}, _summary(folder))
+        tensors = _dict(about.get("tensors"))
+        first: str | None = next(iter(tensors), None)
         known.append(
             {
-                "graph": _text(summary.get("model_sha256")),
-                "checkpoint": _text(summary.get("checkpoint_sha256")),
-                "versions": _dict(summary.get("versions")),
-                "tensors": str(tensors) if tensors else None,
-                "record": then,
-                "stale": any(now["pictures"].get(stem, mark) != mark for stem, mark in then["pictures"].items()),
+                "graph": _text(settings.get("model_sha256", about.get("model_sha256"))),
+                "checkpoint": _text(about.get("checkpoint")),
+                "versions": _dict(about.get("versions")),
+                "tensors": first,
+                "record": {"opencv": [], "moved_pixels": False, **_dict(tensors.get(first or ""))},
             }
         )
     return known
 
 
-def origin_warnings(known: Sequence[dict[str, Any]], annotations: str) -> dict[str, str]:
-    """What the origins of the original pass's and the flipped pass's dump say against the figures, by guard."""
+def origin_warnings(known: Sequence[Mapping[str, Any]], annotations: str) -> dict[str, str]:
+    """Return what the origins of the original and the flipped pass's outputs say against the metrics, by warning."""
     warnings = {}
     for origin, wanted, flag in zip(known, (ORIGINAL, FLIPPED), ("--dump_dir", "--dump_dir_flip"), strict=False):
-        which = origin["record"].get("pass")
-        if which not in (None, wanted):
-            warnings["exchanged"] = f"{flag} was made of the {which} tensors in {origin['tensors']}; exchange the two"
-        if origin["record"].get("annotations") not in (None, annotations):
+        record, tensors = origin["record"], origin["tensors"]
+        if record.get("pass") not in (None, wanted):
+            warnings["exchanged"] = f"{flag} was made of the {record['pass']} tensors in {tensors}; exchange the two"
+        if record.get("annotations") not in (None, annotations):
             warnings["annotations"] = (
-                f"{flag}: its tensors in {origin['tensors']} were made for another annotation file, or an older one; "
+                f"{flag}: its tensors in {tensors} were made for another annotation file, or an older one; "
                 "set DATASET.ROOT to that data set, or preprocess again"
             )
-        if origin["stale"]:
-            warnings["stale"] = (
-                f"{flag}: its tensors in {origin['tensors']} have been made of other pictures since; "
-                "run the network on them again"
-            )
-        if origin["record"]["moved_pixels"]:
-            warnings["opencv"] = moved_warning(origin["record"]["opencv"])
+        if record["moved_pixels"]:
+            warnings["opencv"] = moved_warning(record["opencv"])
     tensors = [origin["tensors"] for origin in known if origin["tensors"]]
     if len(set(tensors)) < len(tensors):
         warnings["same_tensors"] = f"both dumps were made of the tensors in {tensors[0]}; run the flipped ones, too"
-    graphs = [origin["graph"] for origin in known if origin["graph"]]
-    if len(set(graphs)) > 1:
+    if len({origin["graph"] for origin in known if origin["graph"]}) > 1:
         warnings["graphs"] = "the two dumps were made by different graphs; run one graph on both folders"
     return warnings
 
 
 def moved_warning(versions: Sequence[str]) -> str:
-    """The line for an OpenCV that moves pixels."""
+    """Return the line for an OpenCV that moves pixels."""
     named = ", ".join(versions)
-    return f"OpenCV {named} moves the pixels of warped pictures, which costs AP; install one from 4.10 to 4.12"
+    return f"OpenCV {named} moves the pixels of warped images, which costs AP; install one from 4.10 to 4.12"
 
 
-def _tensor_folder(summary: dict[str, Any]) -> Path | None:
-    """The folder of the tensors that a summary names, its links followed; `None` for what no file can be called."""
-    files = _dict(summary.get("filesinfo"))
-    names = _list(_dict(next(iter(files.values()), None)).get("infiles"))
-    if not names or not isinstance(names[0], str):
-        return None
-    try:
-        folder = Path(os.path.realpath(Path(names[0]).parent))
-        record_path(folder).is_file()
-    except (OSError, ValueError):  # too long; a NUL, or half a character
-        return None
-    return folder
-
-
-def _object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file that may be missing.
-
-    Raises:
-        DekrError: the file holds something else.
-    """
-    if not path.is_file():
-        return {}
-    value = read_json(path)
-    if not isinstance(value, dict):
-        raise DekrError(f"{path}: not what these commands write there; delete it, and make it again")
-    return value
+def _summary(folder: Path) -> dict[str, Any]:
+    """Return the summary of a folder that has no record; ais_bench's own names no graph."""
+    path = summary_path(folder)
+    return _dict(read_json(path)) if path.is_file() else {}
 
 
 def _text(value: object) -> str | None:
@@ -188,7 +172,3 @@ def _text(value: object) -> str | None:
 
 def _dict(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []

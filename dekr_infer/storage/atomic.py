@@ -20,11 +20,12 @@ from typing import Any
 
 from dekr_infer.errors import DekrError
 
-_LOCK = ".lock"  # in a scratch folder; a run that was killed no longer holds it
+UNFINISHED = ".dekr-unfinished"  # ends the name of everything that is unfinished; nobody else's file has it
+_LOCK = ".lock"  # in a scratch folder; the lock of a killed run is free
 
 
-def beside(folder: Path, ending: str) -> Path:
-    """The file that stands beside a folder and begins with its name, also when the folder is given as `.` or `..`."""
+def sibling_path(folder: Path, ending: str) -> Path:
+    """Return the path beside a folder that begins with its name, also when the folder is given as `.` or `..`."""
     named = folder if folder.name not in ("", "..") else Path(os.path.realpath(folder))
     return named.parent / f"{named.name}{ending}"
 
@@ -36,7 +37,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Raises:
         DekrError: the disk is full, the file cannot be written, or another run is writing it.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    temporary = path.with_name(f".{path.name}{UNFINISHED}")
     lock = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,29 +55,103 @@ def atomic_write(path: Path) -> Iterator[Path]:
             os.close(lock)
 
 
-def _locked(path: Path) -> int:
-    """A new, empty file that this process alone holds; one that a killed run left is taken over."""
+def _locked(path: Path, *, folder: bool = False) -> int:
+    """Create a file or folder, unless it exists, and lock it for this process; the lock ends with the process.
+
+    Returns:
+        The descriptor that holds the lock until it is closed. A file is empty.
+    Raises:
+        BlockingIOError: another process holds the lock.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY if folder else os.O_RDWR | os.O_CREAT
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        if folder:
+            path.mkdir(exist_ok=True)
+        try:
+            handle = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except FileNotFoundError:
+            if folder:
+                continue  # the run before this one ended, and removed its folder, between the two calls
+            raise
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.stat(path), os.fstat(handle)):
-                os.truncate(handle, 0)
+                if not folder:
+                    os.truncate(handle, 0)
                 return handle
         except FileNotFoundError:
-            pass  # the run before us ended between our two calls
+            pass  # the same, a moment later
         except BaseException:
             os.close(handle)
             raise
         os.close(handle)
 
 
+def unfinished_folder(folder: Path) -> Path:
+    """Return the place where the files of a folder are written before they are renamed into it; it is also the lock."""
+    real = Path(os.path.realpath(folder))  # of a link, so that no renaming crosses disks
+    if not real.name:
+        raise DekrError(f"{folder}: cannot hold results; name a folder of their own")
+    return real.with_name(f".{real.name}{UNFINISHED}")
+
+
+@contextmanager
+def folder_lock(folder: Path, *, create: bool = True) -> Iterator[None]:
+    """Lock a folder for this run alone; remove the unfinished files of a killed run.
+
+    Args:
+        create: create the folder if it is missing.
+    Raises:
+        DekrError: another run holds the lock, or the folder or its lock cannot be created.
+    """
+    unfinished = unfinished_folder(folder)
+    try:
+        unfinished.parent.mkdir(parents=True, exist_ok=True)
+        lock = _locked(unfinished, folder=True)
+        for name in os.listdir(unfinished):
+            os.unlink(unfinished / name)
+    except BlockingIOError:
+        raise DekrError(f"{folder}: another run is writing here; wait for it or name another folder") from None
+    except OSError as error:
+        raise DekrError(_not_created(folder, error)) from None
+    try:
+        if create:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise DekrError(_not_created(folder, error)) from None
+        yield
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        os.close(lock)
+
+
+def refuse_locked(folder: Path) -> None:
+    """Raise a `DekrError` while another run holds the lock of a folder."""
+    try:
+        handle = os.open(unfinished_folder(folder), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return  # no run has locked it
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise DekrError(f"{folder}: another run is writing here; wait for it or name another folder") from None
+    finally:
+        os.close(handle)
+
+
+def _not_created(folder: Path, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return write_failure(folder, error)
+    return f"{folder}: cannot be created ({error.strerror}); free this name, or name another folder"
+
+
 @contextmanager
 def scratch_folder(parent: Path, stem: str) -> Iterator[Path]:
-    """An empty folder `<parent>/<stem>.<random>` for this run alone (mode 0700), removed at its end.
+    """Create an empty folder `<parent>/<stem>.<random>` for this run alone (mode 0700); remove it at the end.
 
-    Those of killed runs are removed first, those of runs that go on are left. The name is a new one each time, so what
-    outlived a killed run still writes into its own folder, not into this one.
+    The folders of killed runs are removed first. The name is a new one each time, so a tool that outlived a killed run
+    writes into its own folder, not into this one.
     """
     name = re.compile(re.escape(stem) + r"\.[a-z0-9_]{8}")
     for entry in list(os.scandir(parent)):

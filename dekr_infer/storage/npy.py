@@ -1,19 +1,17 @@
-"""The .npy contract: names, exclusive and atomic writing, validated reading.
+"""The .npy contract: names, atomic writing, validated reading.
 
-Only finished .npy files ever stand in a tensor folder, because the accelerator's tool runs whatever it finds there:
-each is written in a folder beside it (`<folder>.partial`) and then renamed. That folder also is the lock.
+A tensor folder only ever holds finished .npy files, because the accelerator's tool runs every file that it finds there.
+Each file is written beside the folder, in `unfinished_folder`, and then renamed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import io
 import math
 import mmap
 import os
-import re
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,98 +21,17 @@ from pathlib import Path
 from tokenize import TokenError
 
 import numpy as np
+import xxhash
 from numpy.lib import format as npy
 
 from dekr_infer.errors import DekrError
-from dekr_infer.storage.atomic import open_regular, write_failure
+from dekr_infer.storage.atomic import open_regular, unfinished_folder, write_failure
+from dekr_infer.storage.run_record import FileMark, stamps_of
 
 SUFFIX = ".npy"
 DTYPE = np.dtype("<f4")
-_UNFINISHED = re.compile(r"\d+-")  # how the names of unfinished files begin: with the writer's process id
 USUAL_HEADER = 128  # bytes, of a tensor of up to four dimensions
 MOST_KNOWN = 64  # headers remembered; a data set has one for each input size and kind of tensor
-
-
-def partial_folder(folder: Path) -> Path:
-    """Where the files of a tensor folder are written before they are renamed into it."""
-    real = Path(os.path.realpath(folder))  # of a link, so that renaming never crosses disks
-    if not real.name:
-        raise DekrError(f"{folder}: cannot hold tensors; name a folder of their own")
-    return real.with_name(real.name + ".partial")
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Create a tensor folder and hold it for this run alone; unfinished files of a killed run are removed.
-
-    Raises:
-        DekrError: another run writes there now, or the folder cannot be made.
-    """
-    with held(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DekrError(_not_made(folder, error)) from None
-        yield
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold a folder for this run alone, whether or not it is there yet.
-
-    Raises:
-        DekrError: another run holds it, or the folder beside it that is the lock cannot be made, or is none of ours.
-    """
-    partial = partial_folder(folder)
-    try:
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        lock = _locked(partial)
-    except BlockingIOError:
-        raise DekrError(f"{folder}: another run is writing here; wait for it or name another folder") from None
-    except OSError as error:
-        raise DekrError(_not_made(partial, error)) from None
-    try:
-        _empty(partial)
-        try:
-            yield
-        finally:
-            _empty(partial)
-            partial.rmdir()
-    finally:
-        os.close(lock)
-
-
-def _not_made(folder: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return write_failure(folder, error)
-    return f"{error.filename or folder}: cannot be made ({error.strerror}); free this name, or name another folder"
-
-
-def _locked(partial: Path) -> int:
-    while True:
-        partial.mkdir(exist_ok=True)
-        try:
-            handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)  # a link could lead anywhere
-        except FileNotFoundError:
-            continue
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.stat(partial), os.fstat(handle)):
-                return handle
-        except FileNotFoundError:
-            pass  # the run before us ended, and removed its folder, between our two calls
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
-
-
-def _empty(partial: Path) -> None:
-    """Remove what runs leave unfinished, and nothing else."""
-    for entry in list(os.scandir(partial)):
-        if not _UNFINISHED.match(entry.name) or entry.is_dir(follow_symlinks=False):
-            raise DekrError(f"{entry.path}: was not left by a run of these commands; move it elsewhere")
-        os.unlink(entry.path)
 
 
 @cache
@@ -125,13 +42,13 @@ def header(shape: tuple[int, ...]) -> bytes:
     return text.getvalue()
 
 
-def write(folder: Path, name: str, array: np.ndarray) -> int:
-    """Write one array as float32 in C order, all or nothing; the folder is held by `exclusive`.
+def write(folder: Path, name: str, array: np.ndarray) -> FileMark:
+    """Write one array as float32 in C order, all or nothing; the folder is held by `folder_lock`.
 
     Args:
         name: file name with its suffix; `.npy` gets a header, anything else (`.bin`) the bare values.
     Returns:
-        The number of bytes written.
+        The mark of the file.
     Raises:
         DekrError: the disk is full, or the file cannot be written.
     """
@@ -139,13 +56,11 @@ def write(folder: Path, name: str, array: np.ndarray) -> int:
     parts: list[bytes | memoryview] = [values.reshape(-1).data.cast("B")]
     if name.endswith(SUFFIX):
         parts.insert(0, header(values.shape))
-    return write_parts(folder, name, parts)
-
-
-def write_parts(folder: Path, name: str, parts: list[bytes | memoryview]) -> int:
-    """Write a file out of byte parts, all or nothing; see `write`."""
     total = sum(len(part) for part in parts)
-    temporary = partial_folder(folder) / f"{os.getpid()}-unfinished"  # short: the name itself may be as long as can be
+    digest = xxhash.xxh3_128()
+    for part in parts:
+        digest.update(part)
+    temporary = unfinished_folder(folder) / str(threading.get_native_id())
     try:
         with open(temporary, "wb", buffering=0) as file:
             written = os.writev(file.fileno(), parts)
@@ -153,12 +68,13 @@ def write_parts(folder: Path, name: str, parts: list[bytes | memoryview]) -> int
                 rest = memoryview(b"".join(parts))[written:]
                 while rest:
                     rest = rest[file.write(rest) or 0 :]
-        os.replace(temporary, folder / name)
+            os.replace(temporary, folder / name)
+            stamps = stamps_of(os.fstat(file.fileno()))  # after renaming, which changes them
     except OSError as error:
-        with contextlib.suppress(OSError):  # the first failure is the one to tell
+        with contextlib.suppress(OSError):  # the first failure is the one to report
             temporary.unlink()
         raise DekrError(write_failure(folder / name, error)) from None
-    return total
+    return FileMark(total, digest.hexdigest(), stamps)
 
 
 @dataclass(frozen=True)
@@ -224,30 +140,29 @@ def _parsed(path: Path, file: io.FileIO) -> Header:
     return Header(shape, file.tell())
 
 
-def is_finished(path: Path, shape: tuple[int, ...]) -> bool:
-    """Whether a file is a tensor of just this shape, by its header and its length."""
-    expected = header(shape)
-    try:
-        with open_regular(path) as file:
-            length = os.fstat(file.fileno()).st_size - len(expected)
-            return length == int(np.prod(shape)) * DTYPE.itemsize and file.read(len(expected)) == expected
-    except OSError:
-        return False
-
-
 def read(path: Path) -> np.ndarray:
-    """A whole tensor, float32.
+    """Read a whole tensor, float32.
 
     Raises:
         DekrError: see `read_header`; or a value is NaN or infinite.
     """
+    return read_hashed(path)[0]
+
+
+def read_hashed(path: Path) -> tuple[np.ndarray, str]:
+    """Read a whole tensor, and return the XXH3-128 of the bytes that were read with it; see `read`."""
     with _opened(path) as file:
         found = _header_of(path, file)
-        file.seek(found.offset)
+        file.seek(0)
+        start = file.read(found.offset)
         values = np.fromfile(file, DTYPE, math.prod(found.shape))
+    if values.size < math.prod(found.shape):
+        raise DekrError(f"{path}: cut short while it was read; delete it and make it again")
     if not np.isfinite(values).all():
         raise DekrError(f"{path}: holds NaN or infinite values; delete it and make it again")
-    return values.reshape(found.shape)
+    digest = xxhash.xxh3_128(start)
+    digest.update(values.data)
+    return values.reshape(found.shape), digest.hexdigest()
 
 
 def open_map(path: Path) -> np.ndarray:

@@ -14,12 +14,21 @@ import numpy as np
 import onnx
 import pytest
 
-from dekr_infer.backends.folder_runner import list_tensors, natural_order, output_stem, summary_path
-from dekr_infer.backends.onnxruntime import Network
+from dekr_infer.backends.folder_runner import (
+    Options,
+    list_tensors,
+    natural_order,
+    output_stem,
+    record_outputs,
+    run_folder,
+    summary_path,
+)
+from dekr_infer.backends.onnxruntime import Network, open_network
 from dekr_infer.cli import onnx_infer
 from dekr_infer.errors import DekrError
-from dekr_infer.evaluation.provenance import record_path
 from dekr_infer.geometry import Size
+from dekr_infer.storage.atomic import UNFINISHED
+from dekr_infer.storage.run_record import Entry, Head, RunRecord, mark_file, read_record, record_path
 from tests.support.tiny_models import SMALL_INPUT_SIZES, toy_model, toy_outputs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,7 +37,7 @@ AIS_BENCH_KEYS = {
     *("filesinfo", "args", "NPU_compute_time", "H2D_latency", "D2H_latency", "npu_compute_time_list"),
     *("throughput", "pid"),
 }
-OURS = {"model_sha256", "checkpoint_sha256", "versions", "tensors"}  # what ais_bench does not tell
+OURS = {"model_sha256", "checkpoint_sha256", "versions"}  # what ais_bench does not tell
 STATISTICS = {"min", "max", "mean", "median", "percentile(99%)", "count"}
 
 
@@ -181,18 +190,23 @@ def test_the_summary_has_the_keys_of_ais_bench(place, passes):
     assert info["1"] == {"infiles": ["prep_data/a10.npy"], "outfiles": ["out/a10_0.npy", "out/a10_1.npy"]}
 
 
-def test_the_summary_holds_what_was_noted_of_the_tensors_when_the_run_began(place, monkeypatch):
-    record = {"annotations": "x", "moved_pixels": False, "opencv": ["4.12.0"], "pictures": {"a2": "9-aa"}}
-    record_path(Path("prep_data")).write_text(json.dumps(record))
-    real = Network.run
-
-    def meanwhile(network: Network, image: np.ndarray) -> object:
-        record_path(Path("prep_data")).write_text(json.dumps(record | {"pictures": {"a2": "9-bb"}}))
-        return real(network, image)
-
-    monkeypatch.setattr(Network, "run", meanwhile)
+def test_the_record_names_tensors_and_images(place):
+    with RunRecord(
+        record_path(Path("prep_data")), Head("tensors", {"pass": "original"}, {"opencv": ["4.12.0"]})
+    ) as made:
+        for stem in ("a2", "c"):
+            marks = {f"{stem}.npy": mark_file(Path("prep_data") / f"{stem}.npy")}
+            made.add(Entry(stem, {"image": f"9-{stem}"}, marks))
+    np.save("prep_data/c.npy", picture(77, SMALL_INPUT_SIZES[0]))
     assert infer() == 0
-    assert summary(place)["tensors"] == record
+    contents = read_record(record_path(Path("out")))
+    assert contents is not None
+    assert contents.head.about["tensors"] == {str(place / "prep_data"): {"pass": "original", "opencv": ["4.12.0"]}}
+    assert list(contents.entries) == [f"{stem}.npy" for stem in STEMS]
+    for name, entry in contents.entries.items():
+        assert entry.inputs == {"tensor": mark_file(Path("prep_data") / name).xxh3}
+    known = {name: entry.result for name, entry in contents.entries.items() if entry.result}
+    assert known == {"a2.npy": {"image": "9-a2"}}, "the other tensor is not the recorded one"
 
 
 def test_the_summary_stands_beside_the_folder(place):
@@ -315,7 +329,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_unfinished(place, caps
     assert infer() == 1
     assert "out/a10_1.npy: the disk is full" in failure(capsys)
     assert set(contents(place / "out")) == {"a2_0.npy", "a2_1.npy", "a10_0.npy"}
-    assert not (place / "out.partial").exists()
+    assert not (place / f".out{UNFINISHED}").exists()
     monkeypatch.undo()
     os.chdir(place)
     assert infer() == 0
@@ -354,7 +368,7 @@ def test_a_run_stopped_by_an_error_goes_on_where_it_was(place, whole, monkeypatc
         passes.clear()
         assert infer("--warmup_count", "0") == 130
     assert set(contents(place / "out")) == {"a2_0.npy", "a2_1.npy", "a10_0.npy", "a10_1.npy"}
-    assert not (place / "out_summary.json").exists() and not (place / "out.partial").exists()
+    assert not (place / "out_summary.json").exists() and not (place / f".out{UNFINISHED}").exists()
     assert infer("--warmup_count", "0") == 0
     assert len(passes) == 4, "two before, two after"
     assert contents(place / "out") == whole
@@ -382,12 +396,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(place, whole, passes,
     ended = subprocess.run([sys.executable, "-c", program], cwd=place, check=False)
     assert ended.returncode == -signal.SIGKILL
     assert len(contents(place / "out")) == after - 2
-    assert (place / "out.partial").exists() == (after == 5) and not (place / "out_summary.json").exists()
+    assert (place / f".out{UNFINISHED}").exists() and not (place / "out_summary.json").exists()
     passes.clear()
     assert infer("--warmup_count", "0") == 0
     assert len(passes) == {5: 3, 10: 0}[after]
     assert contents(place / "out") == whole
-    assert not (place / "out.partial").exists()
+    assert not (place / f".out{UNFINISHED}").exists()
     found = summary(place)
     assert isinstance(found["npu_compute_time_list"], list) and len(found["npu_compute_time_list"]) == 4
     assert not [path for path in place.iterdir() if path.name.startswith(".")]
@@ -397,7 +411,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(place, whole, passes,
 def test_an_unfinished_line_of_the_record_does_not_count(place, whole, passes, cut):
     assert infer() == 0
     record = place / "out_record.jsonl"
-    record.write_bytes(record.read_bytes()[:-cut] if cut > 1 else record.read_bytes() + b'{"file": "c.np')
+    record.write_bytes(record.read_bytes()[:-cut] if cut > 1 else record.read_bytes() + b'{"key": "c.np')
     passes.clear()
     assert infer("--warmup_count", "0") == 0
     assert len(passes) == (1 if cut > 1 else 0)
@@ -415,17 +429,59 @@ def test_outputs_that_are_gone_or_cut_short_are_made_again(place, whole, passes)
     assert contents(place / "out") == whole
 
 
-def test_an_input_that_is_newer_than_its_outputs_is_run_again(place, whole, passes):
+@pytest.mark.parametrize("date", [1, 2_000_000_000_000_000_000])
+def test_a_replaced_tensor_is_run_again_whatever_its_date(place, whole, passes, date):
     assert infer() == 0
     np.save("prep_data/B1.npy", picture(77, SMALL_INPUT_SIZES[2]))
-    later = (place / "out" / "c_1.npy").stat().st_mtime_ns + 1_000_000_000
-    os.utime("prep_data/B1.npy", ns=(later, later))
+    for name in ("B1", "c"):
+        os.utime(f"prep_data/{name}.npy", ns=(date, date))
     passes.clear()
     assert infer("--warmup_count", "0") == 0
     assert len(passes) == 1
     found = contents(place / "out")
     assert found.keys() == whole.keys()
     assert {name for name in whole if found[name] != whole[name]} == {"B1_0.npy", "B1_1.npy"}
+
+
+def test_outputs_that_another_tool_wrote_are_not_passed_off_as_ours(place, whole, passes):
+    """As ais_bench typed by hand does it, with the same names, shapes, and even dates."""
+    assert infer() == 0
+    for path in (place / "out").iterdir():
+        before = path.stat()
+        np.save(path, np.load(path) + 1)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    passes.clear()
+    assert infer("--warmup_count", "0") == 0
+    assert len(passes) == 4 and contents(place / "out") == whole
+
+
+def test_outputs_without_a_record_are_run(place, whole, passes):
+    assert infer() == 0
+    record_path(Path("out")).unlink()
+    np.save("out/a2_0.npy", np.load("out/a2_0.npy") + 1)
+    passes.clear()
+    assert infer("--warmup_count", "0") == 0
+    assert len(passes) == 4 and contents(place / "out") == whole
+
+
+def test_the_outputs_of_another_tool_get_the_same_record(place):
+    assert infer("--warmup_count", "0") == 0
+    ours = read_record(record_path(Path("out")))
+    record_path(Path("out")).unlink()
+    record_outputs(Path("out"), list_tensors([Path("prep_data")]), "aa")
+    theirs = read_record(record_path(Path("out")))
+    assert ours is not None and theirs is not None
+    assert theirs.head.settings == ours.head.settings | {"model_sha256": "aa"}
+    for name, entry in theirs.entries.items():
+        assert (entry.inputs, entry.outputs) == (ours.entries[name].inputs, ours.entries[name].outputs)
+
+
+def test_outputs_of_another_model_are_replaced_where_that_is_asked_for(place):
+    assert infer() == 0
+    onnx.save(toy_model(scale=2.0), "net.onnx")
+    files, network = list_tensors([Path("prep_data")]), open_network(Path("net.onnx"), 1)
+    run_folder(network, files, Path("out"), Options(replace_others=True), {})
+    np.testing.assert_array_equal(np.load("out/a2_0.npy"), toy_outputs(picture(0, SMALL_INPUT_SIZES[0]), 2.0)[0])
 
 
 def test_outputs_of_another_model_are_refused_unless_overwritten(place, whole, capsys):

@@ -16,14 +16,12 @@ from dekr_infer.cli import preprocess as preprocess_command
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.detector import Detector
 from dekr_infer.evaluation import diagnostics
-from dekr_infer.evaluation import provenance as origin
 from dekr_infer.evaluation.diagnostics import Counts, spread, warnings_of
-from dekr_infer.evaluation.provenance import Making
 from dekr_infer.geometry import Placement
 from dekr_infer.pose import preprocess
 from dekr_infer.pose.encode import Encoding, noisy, write_dumps
 from dekr_infer.skeleton import COCO_17
-from dekr_infer.storage.atomic import write_json
+from dekr_infer.storage.run_record import read_record
 from dekr_infer.structures import Passes, People
 from scripts.demo import people
 from tests.support.helpers import COCO_MINI, Ran, run_command
@@ -206,80 +204,6 @@ def test_at_most_so_many_pictures_are_looked_at_and_they_are_spread():
     assert spread(numbers[:7], 500) == numbers[:7]
 
 
-# --- where dumps come from
-
-
-@pytest.fixture
-def traced(tmp_path: Path) -> list[Path]:
-    """Two dump folders with summaries that name tensor folders, and these with records."""
-    dumps = [tmp_path / "out", tmp_path / "out_flip"]
-    prepared = [tmp_path / "prep_data", tmp_path / "prep_data_flip"]
-    for dump, source in zip(dumps, prepared, strict=True):
-        files = {"0": {"infiles": [str(source / "a.npy")], "outfiles": []}}
-        write_json(origin._summary_of(dump), {"filesinfo": files, "model_sha256": "g", "versions": {}})
-    origin.write_records(prepared, Making("annotations", "4.12.0", moved=False), {"a": "9-aa"}, kept=())
-    return dumps
-
-
-def warned(folders: Sequence[Path], annotations: str = "annotations") -> dict[str, str]:
-    return origin.origin_warnings(origin.origins(folders), annotations)
-
-
-def test_dumps_whose_origin_is_right_or_unknown_raise_no_doubt(traced, tmp_path):
-    assert warned(traced) == {}
-    assert warned([tmp_path / "x", tmp_path / "y"]) == {}
-    known = origin.origins(traced)
-    assert [entry["record"]["pass"] for entry in known] == ["original", "flipped"]
-    assert [entry["record"]["opencv"] for entry in known] == [["4.12.0"]] * 2
-
-
-def test_what_the_records_say_against_the_figures_is_said(traced, tmp_path):
-    assert set(warned(traced[::-1])) == {"exchanged"}
-    assert set(warned([traced[0], traced[0]])) == {"exchanged", "same_tensors"}
-    assert set(warned(traced, "others")) == {"annotations"}
-    write_json(origin._summary_of(traced[1]), {"model_sha256": "other"})
-    assert set(warned(traced)) == {"graphs"}
-
-
-def test_a_version_that_moves_pixels_is_remembered_until_the_tensors_are_made_anew(traced, tmp_path):
-    prepared = [tmp_path / "prep_data", tmp_path / "prep_data_flip"]
-    fine = Making("annotations", "4.12.0", moved=False)
-    origin.write_records(prepared, replace(fine, opencv="5.0.0", moved=True), {"a": "9-aa"}, kept=())
-    origin.write_records(prepared, fine, {"a": "9-aa"}, kept={"a"})
-    assert "OpenCV 4.12.0, 5.0.0 moves the pixels" in warned(traced)["opencv"]
-    origin.write_records(prepared, fine, {"a": "9-aa"}, kept=())
-    assert warned(traced) == {}
-
-
-def test_tensors_made_of_other_pictures_after_the_run_are_noticed(traced, tmp_path):
-    prepared = [tmp_path / "prep_data", tmp_path / "prep_data_flip"]
-    for dump, source in zip(traced, prepared, strict=True):
-        summary = json.loads(origin._summary_of(dump).read_text())
-        write_json(origin._summary_of(dump), summary | {"tensors": origin.read_record(source)})
-    fine = Making("annotations", "4.12.0", moved=False)
-    origin.write_records(prepared, fine, {"a": "9-aa", "b": "8-bb"}, kept=())
-    assert warned(traced) == {}, "one picture more is no other picture"
-    origin.write_records(prepared, replace(fine, annotations="others", moved=True), {"a": "9-bb"}, kept=())
-    assert set(warned(traced)) == {"stale"}, "the figures are those of the tensors that were run"
-    assert "prep_data_flip have been made of other pictures since; run" in warned(traced)["stale"]
-    for source in prepared:
-        origin.record_path(source).unlink()
-    assert warned(traced) == {} and set(warned(traced, "others")) == {"annotations"}
-
-
-@pytest.mark.parametrize("name", ["\ud800/a.npy", "x" * 5000 + "/a.npy", "a\0b/a.npy", 7, ""])
-def test_a_summary_that_names_what_no_file_can_be_called_tells_nothing(traced, name):
-    write_json(origin._summary_of(traced[0]), {"filesinfo": {"0": {"infiles": [name]}}})
-    assert warned(traced) == {}
-    assert origin.origins(traced)[0]["record"]["pictures"] == {}
-
-
-def test_a_loop_of_links_in_a_summary_tells_nothing(traced, tmp_path):
-    (tmp_path / "loop").symlink_to("loop")
-    write_json(origin._summary_of(traced[0]), {"filesinfo": {"0": {"infiles": [str(tmp_path / "loop" / "a.npy")]}}})
-    assert warned(traced) == {}
-
-
 def test_preprocessing_warns_of_an_opencv_that_moves_pixels(drawn, tmp_path, monkeypatch):
     assert not preprocess.moves_pixels()
     real = preprocess.cv2.warpAffine
@@ -288,4 +212,5 @@ def test_preprocessing_warns_of_an_opencv_that_moves_pixels(drawn, tmp_path, mon
     flags = ("--output", tmp_path / "p", "--output_flip", tmp_path / "f", "--limit", 1, "--workers", 1)
     ran = run_command(preprocess_command.main, *flags, "DATASET.ROOT", drawn)
     assert ran.code == 0 and ran.err.startswith("warning: OpenCV ") and "4.10 to 4.12" in ran.err
-    assert json.loads((tmp_path / "f_record.json").read_text())["moved_pixels"] is True
+    contents = read_record(tmp_path / "f_record.jsonl")
+    assert contents is not None and contents.head.settings["moved_pixels"] is True

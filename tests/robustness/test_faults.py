@@ -82,8 +82,8 @@ def test_a_fault_is_one_line_loses_nothing_and_is_mended_by_a_second_run(place: 
     assert_refused(ran, fault.code, *fault.says)
     assert "; " in ran.err or fault.code == 2, "a line without a remedy"
     for name, data in place.written().items():
-        if name.endswith("_record.json") and name not in before:
-            continue  # tells of this run's annotation file, which may be the fault
+        if name.endswith("_record.jsonl") and name not in before:
+            continue  # names this run's annotation file, which may be the fault
         assert before.get(name, wanted.get(name)) == data, f"{name} is neither as it was nor as it should be"
     assert not list(place.folder.rglob("sprung")), "code in a file was run"
     counts.DONE["faults"] += 1

@@ -22,7 +22,6 @@ from onnx import ModelProto, NodeProto
 
 from dekr_infer.ascend import ais_bench as bench
 from dekr_infer.ascend import soc_version as chip
-from dekr_infer.backends.folder_runner import Options, Record
 from dekr_infer.backends.onnxruntime import open_network
 from dekr_infer.config.load import load_config
 from dekr_infer.config.schema import DEFAULTS
@@ -31,9 +30,10 @@ from dekr_infer.data.images import decode_image
 from dekr_infer.data.sources import ImageFiles
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.evaluation.coco_metrics import coco_metrics
-from dekr_infer.evaluation.provenance import origin_warnings, origins
+from dekr_infer.evaluation.provenance import origin_warnings, origins, require_one_run
 from dekr_infer.geometry import PUBLISHED_SIZES, Size
 from dekr_infer.storage import npy as tensors
+from dekr_infer.storage.run_record import read_record
 from tests.support import counts
 from tests.support.ascend_host import DOUBLES
 from tests.support.helpers import CATEGORY, colourful, encode
@@ -223,7 +223,6 @@ def read_npy(data: bytes, folder: Path) -> None:
     for read in (tensors.read_header, tensors.read, lambda file: np.array(tensors.open_map(file))):
         with suppress(DekrError):
             read(path)
-    tensors.is_finished(path, (1, 3, 4, 8))
 
 
 def read_graph(data: bytes, folder: Path) -> None:
@@ -272,17 +271,22 @@ def read_summary(content: Any, folder: Path) -> None:
         origin_warnings(origins([folder / "out", folder / "out"]), "")
 
 
-def read_record(data: bytes, folder: Path) -> None:
+def read_run_record(data: bytes, folder: Path) -> None:
     (folder / "out_record.jsonl").write_bytes(data)
-    with suppress(DekrError), Record(folder / "out", "aa", Options()) as record:
-        assert all(time > 0 for times in record.times.values() for time in times)
+    with suppress(DekrError):
+        contents = read_record(folder / "out_record.jsonl")
+        assert contents is not None
+        assert all(time > 0 for entry in contents.entries.values() for time in entry.milliseconds)
+    with suppress(DekrError):
+        require_one_run([folder / "out"], {"a": "a.jpg"})
+        origin_warnings(origins([folder / "out", folder / "out"]), "")
 
 
 def whole_record() -> bytes:
-    head = {"model_sha256": "aa", "outfmt": "NPY", "loop": 1}
-    return "".join(
-        json.dumps(line) + "\n" for line in (head, {"file": "a.npy", "milliseconds": [1.5], "changed": 7})
-    ).encode()
+    head = {"kind": "outputs", "settings": {"model_sha256": "aa"}, "about": {"tensors": {"prep": {"opencv": ["4"]}}}}
+    marks = {f"a_{index}.npy": {"size": 9, "xxh3": "aa", "stamps": [1, 2, 3]} for index in (0, 1)}
+    entry = {"key": "a.npy", "inputs": {"tensor": "bb"}, "outputs": marks, "milliseconds": [1.5]}
+    return "".join(json.dumps(line) + "\n" for line in (head, entry)).encode()
 
 
 def whole_summary() -> dict[str, Any]:
@@ -322,7 +326,7 @@ TARGETS: dict[str, tuple[st.SearchStrategy[Any], Callable[[Any, Path], None]]] =
     "annotation": (changed(whole_annotation), read_annotation),
     "npu-smi": (st.sampled_from(LAYOUTS).flatmap(lambda path: damaged(path.read_bytes)), read_npu_smi),
     "summary": (changed(whole_summary) | ANY, read_summary),
-    "record": (damaged(whole_record), read_record),
+    "record": (damaged(whole_record), read_run_record),
 }
 
 

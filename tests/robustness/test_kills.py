@@ -18,6 +18,7 @@ import pytest
 
 from dekr_infer.geometry import Size
 from dekr_infer.launch import SIGNAL_CODE
+from dekr_infer.storage.atomic import UNFINISHED
 from tests.support import counts
 from tests.support.fork_server import Running, Zygote
 from tests.support.helpers import assert_refused
@@ -80,7 +81,7 @@ def wait_for_workers(group: int) -> None:
 
 
 def is_unfinished(name: str) -> bool:
-    return any(part.endswith(".partial") for part in Path(name).parts)
+    return any(part.endswith(UNFINISHED) for part in Path(name).parts)
 
 
 def put_through(zygote: Zygote, place: Place, wanted: dict[str, bytes], number: int, kills: int) -> None:
@@ -137,13 +138,13 @@ def meet(zygote: Zygote, place: Place) -> Running:
     """A run that holds its folders and stands still; one that ended before it was met is started again."""
     for _ in range(20):
         running = start(zygote, place)
-        while not list(place.outputs.glob("*.partial")) and Path(f"/proc/{running.pid}").exists():
+        while not list(place.outputs.glob(f".*{UNFINISHED}")) and Path(f"/proc/{running.pid}").exists():
             time.sleep(0.001)
         with suppress(ProcessLookupError, FileNotFoundError):
             os.kill(running.pid, signal.SIGSTOP)
             while ") T " not in Path(f"/proc/{running.pid}/stat").read_text():  # it stops a moment later
                 time.sleep(0.001)
-            if list(place.outputs.glob("*.partial")):
+            if list(place.outputs.glob(f".*{UNFINISHED}")):
                 return running
             os.kill(running.pid, signal.SIGCONT)
         running.end()

@@ -14,12 +14,12 @@ from dekr_infer.errors import DekrError
 from dekr_infer.storage import atomic as files
 from dekr_infer.storage.atomic import (
     atomic_write,
-    beside,
     open_regular,
     read_json,
     read_regular,
     scratch_folder,
     sha256,
+    sibling_path,
     write_json,
 )
 
@@ -119,7 +119,7 @@ def test_the_hash_is_of_the_whole_file(tmp_path):
 def test_what_stands_beside_a_folder_begins_with_its_name(tmp_path, monkeypatch, folder):
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out" if folder != "out" else tmp_path)
-    assert beside(Path(folder), "_summary.json").resolve() == tmp_path / "out_summary.json"
+    assert sibling_path(Path(folder), "_summary.json").resolve() == tmp_path / "out_summary.json"
 
 
 def test_a_scratch_folder_is_private_and_leaves_nothing(tmp_path):

@@ -14,6 +14,8 @@ import pytest
 
 from dekr_infer.errors import DekrError
 from dekr_infer.storage import npy as tensors
+from dekr_infer.storage.atomic import UNFINISHED, folder_lock, refuse_locked, unfinished_folder
+from dekr_infer.storage.run_record import mark_file
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,18 +35,19 @@ def save(path, array, **options) -> None:
 
 def test_a_tensor_is_the_file_that_numpy_would_write(tmp_path):
     array = values(1, 3, 5, 7)
-    with tensors.exclusive(tmp_path / "t"):
-        size = tensors.write(tmp_path / "t", "a.npy", array)
+    with folder_lock(tmp_path / "t"):
+        mark = tensors.write(tmp_path / "t", "a.npy", array)
     expected = io.BytesIO()
     np.save(expected, array)
     assert (tmp_path / "t" / "a.npy").read_bytes() == expected.getvalue()
-    assert size == len(expected.getvalue())
+    assert mark == mark_file(tmp_path / "t" / "a.npy")
+    assert mark.size == len(expected.getvalue())
 
 
 @pytest.mark.parametrize("array", [values(4, 5).T, values(6, 8)[::2, ::-1], values(3, 4).astype(np.float64),
                                    values(3, 4).astype(">f4"), np.arange(6).reshape(2, 3)])  # fmt: skip
 def test_whatever_its_layout_an_array_is_stored_as_float32_in_c_order(tmp_path, array):
-    with tensors.exclusive(tmp_path / "t"):
+    with folder_lock(tmp_path / "t"):
         tensors.write(tmp_path / "t", "a.npy", array)
         tensors.write(tmp_path / "t", "a.bin", array)
     loaded = np.load(tmp_path / "t" / "a.npy")
@@ -55,7 +58,7 @@ def test_whatever_its_layout_an_array_is_stored_as_float32_in_c_order(tmp_path, 
 
 def test_a_name_as_long_as_the_disk_takes_is_written_and_a_longer_one_is_one_error(tmp_path):
     folder = tmp_path / "t"
-    with tensors.exclusive(folder):
+    with folder_lock(folder):
         tensors.write(folder, f"{'a' * 251}.npy", values(2))
         assert names(folder) == [f"{'a' * 251}.npy"]
         with pytest.raises(DekrError, match=r"aaa\.npy: cannot be written \(File name too long\)"):
@@ -67,7 +70,7 @@ def test_a_failure_to_clean_up_does_not_hide_the_first(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    with tensors.exclusive(tmp_path / "t"), monkeypatch.context() as patch:
+    with folder_lock(tmp_path / "t"), monkeypatch.context() as patch:
         patch.setattr(os, "writev", fail)
         patch.setattr(Path, "unlink", fail)
         with pytest.raises(DekrError, match=r"a\.npy: cannot be written \(Input/output error\)"):
@@ -76,7 +79,7 @@ def test_a_failure_to_clean_up_does_not_hide_the_first(tmp_path, monkeypatch):
 
 def test_a_link_that_leads_to_itself_is_one_error(tmp_path):
     (tmp_path / "t").symlink_to(tmp_path / "t")
-    with pytest.raises(DekrError, match="t: cannot be made"), tensors.exclusive(tmp_path / "t"):
+    with pytest.raises(DekrError, match="t: cannot be created"), folder_lock(tmp_path / "t"):
         pass
     assert names(tmp_path) == ["t"]
 
@@ -97,19 +100,19 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, failure)
         os.write(handle, bytes(parts[0])[:10])
         raise OSError(failure, "no")
 
-    with tensors.exclusive(tmp_path / "t"):
+    with folder_lock(tmp_path / "t"):
         tensors.write(tmp_path / "t", "a.npy", values(2))
         monkeypatch.setattr(os, "writev", full)
         with pytest.raises(DekrError, match="disk is full" if failure == errno.ENOSPC else "cannot be written"):
             tensors.write(tmp_path / "t", "b.npy", values(3))
-        assert names(tmp_path / "t") == ["a.npy"] and names(tmp_path / "t.partial") == []
+        assert names(tmp_path / "t") == ["a.npy"] and names(unfinished_folder(tmp_path / "t")) == []
     assert names(tmp_path) == ["t"]
 
 
 @pytest.mark.parametrize("first", [1, 100, 128, 140])
 def test_a_write_that_the_system_splits_is_finished(tmp_path, monkeypatch, first):
     monkeypatch.setattr(os, "writev", lambda handle, parts: os.write(handle, b"".join(parts)[:first]))
-    with tensors.exclusive(tmp_path / "t"):
+    with folder_lock(tmp_path / "t"):
         tensors.write(tmp_path / "t", "a.npy", values(5, 3))
     np.testing.assert_array_equal(np.load(tmp_path / "t" / "a.npy"), values(5, 3))
 
@@ -123,45 +126,67 @@ def test_a_file_is_written_beside_the_folder_and_appears_when_whole(tmp_path, mo
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", watch)
-    with tensors.exclusive(tmp_path / "t"):
-        size = tensors.write(tmp_path / "t", "a.npy", values(50))
-    assert seen == [([], "t.partial", size)]
+    with folder_lock(tmp_path / "t"):
+        mark = tensors.write(tmp_path / "t", "a.npy", values(50))
+    assert seen == [([], f".t{UNFINISHED}", mark.size)]
 
 
 def test_a_second_run_on_the_same_folder_is_refused(tmp_path):
-    with tensors.exclusive(tmp_path / "t"):
-        with pytest.raises(DekrError, match="another run is writing here"), tensors.exclusive(tmp_path / "t"):
+    with folder_lock(tmp_path / "t"):
+        with pytest.raises(DekrError, match="another run is writing here"), folder_lock(tmp_path / "t"):
             pass
+        with pytest.raises(DekrError, match="another run is writing here"):
+            refuse_locked(tmp_path / "t")
         tensors.write(tmp_path / "t", "a.npy", values(2))  # the first one is not disturbed
-    with tensors.exclusive(tmp_path / "t"):
+    refuse_locked(tmp_path / "t")
+    with folder_lock(tmp_path / "t"):
         pass
     assert names(tmp_path) == ["t"] and names(tmp_path / "t") == ["a.npy"]
 
 
 def test_a_killed_run_leaves_no_lock_and_its_unfinished_file_is_removed(tmp_path):
     code = (
-        "import os, pathlib, sys, time; from dekr_infer.storage import npy as tensors\n"
+        "import os, pathlib, sys, time; from dekr_infer.storage.atomic import folder_lock, unfinished_folder\n"
         "folder = pathlib.Path(sys.argv[1])\n"
-        "with tensors.exclusive(folder):\n"
-        "    (tensors.partial_folder(folder) / '1-a.npy').write_bytes(b'half')\n"
+        "with folder_lock(folder):\n"
+        "    (unfinished_folder(folder) / '1').write_bytes(b'half')\n"
         "    print('ready', flush=True); time.sleep(60)\n"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "t")]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        with pytest.raises(DekrError, match="another run"), tensors.exclusive(tmp_path / "t"):
+        with pytest.raises(DekrError, match="another run"), folder_lock(tmp_path / "t"):
             pass
         process.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 5
-    assert names(tmp_path / "t.partial") == ["1-a.npy"]
-    with tensors.exclusive(tmp_path / "t"):
-        assert names(tmp_path / "t.partial") == []
+    assert names(unfinished_folder(tmp_path / "t")) == ["1"]
+    with folder_lock(tmp_path / "t"):
+        assert names(unfinished_folder(tmp_path / "t")) == []
     assert time.monotonic() < deadline and names(tmp_path) == ["t"] and names(tmp_path / "t") == []
+
+
+def test_a_users_folder_named_like_ours_is_left_alone(tmp_path):
+    for name in ("t.partial", ".t.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1-a.npy").write_text("mine")
+    (tmp_path / ".t.partial" / "precious").hardlink_to(tmp_path / "t.partial" / "1-a.npy")
+    with folder_lock(tmp_path / "t"):
+        tensors.write(tmp_path / "t", "a.npy", values(2))
+    assert [path.read_text() for path in sorted(tmp_path.glob("*.partial/*")) + sorted(tmp_path.glob(".t.partial/*"))]
+    assert (tmp_path / "t.partial" / "1-a.npy").read_text() == "mine"
+    assert names(tmp_path / ".t.partial") == ["1-a.npy", "precious"]
+
+
+def test_a_tensor_that_is_cut_while_it_is_read_is_an_error(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", values(2, 3))
+    monkeypatch.setattr(np, "fromfile", lambda file, dtype, count: np.zeros(count - 1, dtype))
+    with pytest.raises(DekrError, match=r"a\.npy: cut short while it was read"):
+        tensors.read(tmp_path / "a.npy")
 
 
 def test_a_name_that_is_taken_by_a_file_is_refused(tmp_path):
     (tmp_path / "t").touch()
-    with pytest.raises(DekrError, match="t: cannot be made"), tensors.exclusive(tmp_path / "t"):
+    with pytest.raises(DekrError, match="t: cannot be created"), folder_lock(tmp_path / "t"):
         pass
 
 
@@ -188,7 +213,6 @@ def test_a_length_that_is_not_the_shapes_is_refused(tmp_path, change):
     for read in (tensors.read_header, tensors.read, tensors.open_map):
         with pytest.raises(DekrError, match=r"a\.npy: cut short or too long for its shape \(2, 3\)"):
             read(tmp_path / "a.npy")
-    assert not tensors.is_finished(tmp_path / "a.npy", (2, 3))
 
 
 @pytest.mark.parametrize("content", [b"", b"\x93NUMPY", b"hello, I am a text", b"\x93NUMPY\x01\x00v\x00{'descr': "])
@@ -196,14 +220,12 @@ def test_what_is_no_npy_file_is_refused(tmp_path, content):
     (tmp_path / "a.npy").write_bytes(content)
     with pytest.raises(DekrError, match=r"a\.npy: not a \.npy file, or cut short"):
         tensors.read_header(tmp_path / "a.npy")
-    assert not tensors.is_finished(tmp_path / "a.npy", (2, 3))
 
 
 def test_a_missing_file_is_named(tmp_path):
     for read in (tensors.read_header, tensors.read, tensors.open_map):
         with pytest.raises(DekrError, match=r"a\.npy: cannot be read"):
             read(tmp_path / "a.npy")
-    assert not tensors.is_finished(tmp_path / "a.npy", (2, 3))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -213,18 +235,6 @@ def test_a_tensor_with_nan_is_refused_and_named(tmp_path, bad):
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(DekrError, match=r"a\.npy: holds NaN"):
         tensors.read(tmp_path / "a.npy")
-
-
-def test_only_a_file_of_just_this_shape_and_type_counts_as_finished(tmp_path):
-    for name, array in {
-        "right": values(1, 3, 4, 8),
-        "turned": values(1, 3, 8, 4),
-        "half": values(1, 3, 4, 8).astype(np.float16),
-        "swapped": values(1, 3, 4, 8).astype(">f4"),
-    }.items():
-        np.save(tmp_path / f"{name}.npy", array)
-    assert [tensors.is_finished(tmp_path / f"{name}.npy", (1, 3, 4, 8))
-            for name in ("right", "turned", "half", "swapped")] == [True, False, False, False]  # fmt: skip
 
 
 def test_foreign_files_are_counted_and_the_first_is_named(tmp_path):

@@ -11,7 +11,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from concurrent.futures import Future
 from pathlib import Path
 
 import numpy as np
@@ -66,33 +65,6 @@ def main_of(stage: str) -> Callable[..., int]:
     return {PREPROCESS: preprocess_command.main, INFER: onnx_infer.main, POSTPROCESS: postprocess_command.main}[stage]
 
 
-class Inline:
-    """An executor in this process, in place of a pool of workers that would have to be started."""
-
-    def __init__(self, count: int, context: object, initializer: Callable[..., None], initargs: tuple[object, ...]):
-        del count, context, initializer
-        import dekr_infer.pose.preprocess as module
-
-        module._worker = module._Worker(*initargs)  # type: ignore[arg-type]
-
-    def submit(self, work: Callable[..., object], *args: object) -> Future[object]:
-        future: Future[object] = Future()
-        try:
-            future.set_result(work(*args))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    def shutdown(self, wait: bool, cancel_futures: bool) -> None:
-        """Nothing is left to wait for."""
-
-    def __enter__(self) -> Inline:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Nothing to close."""
-
-
 class Place:
     """A copy of what one stage needs, by links: files in it are replaced, never written into."""
 
@@ -119,7 +91,6 @@ class Place:
             return Ran(done.returncode, done.stdout, done.stderr)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.inputs)
-            patch.setattr("dekr_infer.pose.preprocess.ProcessPoolExecutor", Inline)
             return run_command(main_of(self.stage), *words)
 
     def command(self, *flags: str, pairs: tuple[str, ...] = ()) -> list[str]:

@@ -182,7 +182,7 @@ INFER_FAULTS = [
     Fault(
         "record is no text",
         left("out_record.jsonl", spoil.replace, b"\xff\xfe"),
-        ("out_record.jsonl: cannot be read", "delete it"),
+        ("out_record.jsonl: line 1 is damaged", "delete it"),
         mend=freed("out_record.jsonl"),
     ),
     Fault(
@@ -200,7 +200,7 @@ INFER_FAULTS = [
     Fault(
         "a file in the output's place",
         left("out", spoil.replace, b"x"),
-        ("out: cannot be made", "free this name"),
+        ("out: cannot be created", "free this name"),
         mend=freed("out"),
     ),
     Fault(

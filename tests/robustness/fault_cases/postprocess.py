@@ -238,11 +238,5 @@ POSTPROCESS_FAULTS = [
         ("results.json: cannot be written", "name another"),
         mend=freed(RESULTS),
     ),
-    Fault(
-        "somebody's file in the lock",
-        left("results.partial/thesis.txt", spoil.replace, b"x"),
-        ("thesis.txt: was not left", "move it"),
-        mend=freed("results.partial"),
-    ),
-    *disk_faults("8k", "results.json", "results.partial", real=True),
+    *disk_faults("8k", "results.json", "w/results", real=True),
 ]

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from dekr_infer.geometry import Size
+from dekr_infer.storage.atomic import UNFINISHED
 from tests.robustness.fault_cases import Deed, Fault, at, disk_faults, freed, nothing
 from tests.support import corruption as spoil
 from tests.support.helpers import colourful, encode, write_pictures
 from tests.support.workspace import Place
 
 ZIP, ANNOTATION = Path("coco/images/val2017.zip"), Path("coco/annotations/person_keypoints_val2017.json")
+LOCK = f".prep_data{UNFINISHED}"
 FETCH = "download it again"
 
 
@@ -73,13 +75,13 @@ def foreign_tensor(place: Place) -> None:
     spoil.replace(place.outputs / "prep_data_flip" / "zebra.npy", b"x")
 
 
-def stray_file(place: Place) -> None:
-    spoil.replace(place.outputs / "prep_data.partial" / "thesis.txt", b"x")
+def unrecorded_tensor(place: Place) -> None:
+    spoil.replace(place.outputs / "prep_data" / "b.npy", b"x")
 
 
 def link_elsewhere(place: Place) -> None:
     spoil.replace(place.folder / "precious" / "1-a.npy", b"x")
-    os.symlink(place.folder / "precious", place.outputs / "prep_data.partial")
+    os.symlink(place.folder / "precious", place.outputs / LOCK)
 
 
 ALIASES = "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b,*b,*b]\n"
@@ -206,13 +208,13 @@ PREPROCESS_FAULTS = [
     Fault(
         "a link to itself in the output's place",
         lambda place: os.symlink("prep_data", place.outputs / "prep_data"),
-        ("prep_data: cannot be made", "free this name"),
+        ("prep_data: cannot be created", "free this name"),
         mend=freed("prep_data"),
     ),
     Fault(
         "a file in the output's place",
         lambda place: spoil.replace(place.outputs / "prep_data", b"x"),
-        ("prep_data: cannot be made", "free this name"),
+        ("prep_data: cannot be created", "free this name"),
         mend=freed("prep_data"),
     ),
     Fault(
@@ -222,16 +224,28 @@ PREPROCESS_FAULTS = [
         mend=freed("prep_data_flip/zebra.npy"),
     ),
     Fault(
-        "somebody's file where unfinished ones stand",
-        stray_file,
-        ("thesis.txt: was not left by a run", "move it"),
-        mend=freed("prep_data.partial/thesis.txt"),
+        "a tensor without a record",
+        unrecorded_tensor,
+        ("prep_data: holds 1 unrecorded tensors, the first is b.npy", "--overwrite"),
+        mend=freed("prep_data/b.npy"),
     ),
     Fault(
-        "a link where unfinished ones stand",
+        "a damaged record",
+        lambda place: spoil.replace(place.outputs / "prep_data_record.jsonl", b"{}\n"),
+        ("prep_data_record.jsonl: line 1 is damaged", "delete it together with"),
+        mend=freed("prep_data_record.jsonl"),
+    ),
+    Fault(
+        "a file where unfinished ones are written",
+        lambda place: spoil.replace(place.outputs / LOCK, b"x"),
+        ("prep_data: cannot be created (File exists)", "free this name"),
+        mend=freed(LOCK),
+    ),
+    Fault(
+        "a link where unfinished ones are written",
         link_elsewhere,
-        ("prep_data.partial: cannot be made", "free this name"),
-        mend=freed("prep_data.partial"),
+        ("prep_data: cannot be created", "free this name"),
+        mend=freed(LOCK),
     ),
     *disk_faults("5m", "prep_data", "w/prep_data", real=True),
 ]
