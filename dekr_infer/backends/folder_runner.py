@@ -20,7 +20,7 @@ from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.geometry import Size
 from dekr_infer.storage import npy
 from dekr_infer.storage.atomic import folder_lock, sibling_path, write_json
-from dekr_infer.storage.run_record import Entry, FileMark, Head, RunRecord, mark_file, read_record, record_path
+from dekr_infer.storage.run_record import Entry, FileMark, Head, RunRecord, mark_file, read_record, record_path, text_of
 from dekr_infer.structures import output_files
 
 if TYPE_CHECKING:  # names alone are available without ONNX Runtime
@@ -66,7 +66,7 @@ def natural_order(names: Iterable[str]) -> list[str]:
 
 
 def list_tensors(places: Sequence[Path]) -> list[Path]:
-    """The tensors to run, in order: those of one folder, or the files themselves.
+    """Return the tensors to run, in order: those of one folder, or the files themselves.
 
     Raises:
         DekrError: there are none, one is missing, or two would write the same outputs.
@@ -83,6 +83,8 @@ def list_tensors(places: Sequence[Path]) -> list[Path]:
         raise DekrError(f"{places[0]}: holds no .npy files; make them with DEKR_preprocess.py")
     stems: dict[str, Path] = {}
     for file in files:
+        if text_of(Path(file.name)) != file.name:
+            raise DekrError(f"{file}: its name is not text; rename it")
         other = stems.setdefault(output_stem(file), file)
         if other is not file:
             raise DekrError(f"{other} and {file} would write the same outputs; names count up to their first dot")
@@ -90,7 +92,7 @@ def list_tensors(places: Sequence[Path]) -> list[Path]:
 
 
 def output_stem(file: Path) -> str:
-    """What an input's outputs are called: its name up to the first dot."""
+    """Return the stem of an input's outputs: its name up to the first dot."""
     return file.name.split(".", 1)[0]
 
 
@@ -115,6 +117,9 @@ def run_folder(
     """Run every tensor that is not done yet and write its outputs; at the end, the summary beside the folder.
 
     Args:
+        network: the graph to run.
+        options: how to run it.
+        advance: called with the number of tensors just finished.
         files: from `list_tensors`.
         folder: for `<stem>_0.npy` and `<stem>_1.npy`; created when absent.
         arguments: the command line, for the summary.
@@ -169,7 +174,9 @@ def outputs_head(
     tensors = {}
     for folder in {file.parent for file in files}:
         contents = read_record(record_path(folder))
-        tensors[os.path.realpath(folder)] = contents.head.settings | contents.head.about if contents else {}
+        tensors[text_of(Path(os.path.realpath(folder)))] = (
+            contents.head.settings | contents.head.about if contents else {}
+        )
     settings = {"model_sha256": model_sha256, "outfmt": outfmt, "loop": loop}
     return Head(KIND, settings, {"tensors": tensors, **(about or {})})
 

@@ -27,6 +27,7 @@ RANKING = 0.6  # AP / AR, and AR .5 / share found; right: 0.9 to 1; all scores e
 RANKED_FROM = 0.5  # share of people found from which their order can be judged
 CROSSED = 0.3  # of left/right pairs; right: 0 to 0.08; labels exchanged: 0.9; only in the flipped pass: 0.6
 NOBODY = 0.05  # of people found; right: 0.5 to 1; offsets of the other pass: 0 to 0.02; random weights: 0
+RESCORING_LOSS = 0.02  # of AP; right: it gains 0.01 to 0.03; random weights cost 0.16
 OUTSIDE = 0.4  # of joints; right: 0.01, more where the border cuts people off; twice the scale: 0.7
 
 T = TypeVar("T")
@@ -46,6 +47,8 @@ class Counts:
     compared: int = 0  # people found in both passes
     same: int = 0  # those that the flipped pass shows in the same place as the other one
     exchanged: int = 0  # those that it shows mirrored, but with their left joints still called left
+    decoded_ap: float | None = None  # AP of a sample of images without rescoring; `None` where nothing was rescored
+    rescored_ap: float | None = None  # AP of the same images with rescoring
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
@@ -64,6 +67,9 @@ def count_matches(
     """Compare predictions with the annotated people of some images, and add to the counts.
 
     Args:
+        counts: changed in place.
+        data: the ground truth.
+        skeleton: of the people.
         evaluated: ids of the images that were evaluated, in the data set's order.
         results: entries of COCO's result file.
     """
@@ -126,8 +132,13 @@ def _count_pairs(
     Of a person seen from behind, left is on the other side in the annotation too, so facing does not matter.
 
     Args:
-        truth (J, 3), labelled (J,), tolerance (J,): of an annotated person.
-        plain, exchanged: (people, J): squared distances of predictions as they are, and with labels exchanged.
+        counts: changed in place.
+        skeleton: of the people.
+        truth: (J, 3), of an annotated person.
+        labelled: (J,), which joints count.
+        tolerance: (J,), in square pixels.
+        plain: (people, J), squared distances of the predictions.
+        exchanged: (people, J), the same with left and right labels exchanged.
     """
     lefts, rights = (list(side) for side in zip(*skeleton.sides, strict=True))
     similar = np.exp(-plain / tolerance)
@@ -169,8 +180,11 @@ def warnings_of(
     """Return the warnings that apply, by name; `nobody_found` only if no more specific one does.
 
     Args:
+        counts: of `count_matches` and `compare_passes`.
+        skeleton: of the people.
         metrics: the ten metrics by name.
-        evaluated, images: how many images were evaluated, and how many the data set has.
+        evaluated: how many images were evaluated.
+        images: how many images the data set has.
     """
     joints = len(skeleton) * counts.predicted
     share = counts.found / max(counts.annotated, 1)
@@ -183,7 +197,16 @@ def warnings_of(
         "ranking": (
             counts.found >= FEWEST and share > RANKED_FROM and misranked,
             f"{share:.0%} of the annotated people are found, but AP is {metrics['AP']:.3f} and AR {metrics['AR']:.3f}: "
-            "the scores do not rank them; check the rescoring weights, or compare with RESCORE.VALID False",
+            "the scores do not rank them; "
+            + ("check the weights and the outputs" if counts.decoded_ap is None else "check the rescoring weights"),
+        ),
+        "rescoring": (
+            counts.decoded_ap is not None
+            and counts.rescored_ap is not None
+            and counts.found >= FEWEST
+            and counts.rescored_ap < counts.decoded_ap - RESCORING_LOSS,
+            f"rescoring lowers AP from {counts.decoded_ap or 0:.3f} to {counts.rescored_ap or 0:.3f} on the images "
+            "compared; check RESCORE.MODEL_FILE, or add RESCORE.VALID False",
         ),
         "left_right": (
             counts.pairs >= FEWEST and counts.crossed > CROSSED * counts.pairs,

@@ -163,7 +163,10 @@ def moved_warning(versions: Sequence[str]) -> str:
 def _summary(folder: Path) -> dict[str, Any]:
     """Return the summary of a folder that has no record; ais_bench's own names no graph."""
     path = summary_path(folder)
-    return _dict(read_json(path)) if path.is_file() else {}
+    value = read_json(path) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise DekrError(f"{path}: not what these commands write there; delete it, and run the network again")
+    return value
 
 
 def _text(value: object) -> str | None:

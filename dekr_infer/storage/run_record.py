@@ -199,20 +199,25 @@ class RunRecord:
         Returns:
             The result of `work`, of now or of an earlier run.
         """
-        made = [makes] if isinstance(makes, Path) else list(makes)
+        made = {text_of(path): path for path in ([makes] if isinstance(makes, Path) else makes)}
         entry = self.entries.get(name)
         if (
             entry is not None
             and entry.inputs == _plain(inputs)
-            and list(entry.outputs) == [str(path) for path in made]
-            and all(_is_unchanged(path, entry.outputs[str(path)]) for path in made)
+            and entry.outputs.keys() == made.keys()
+            and all(_is_unchanged(path, entry.outputs[text]) for text, path in made.items())
         ):
             print(f"== {name}: done before", flush=True)
             return entry.result
         print(f"== {name}", flush=True)
         result = work()
-        self.add(Entry(name, _plain(inputs), {str(path): mark_path(path) for path in made}, result=result))
+        self.add(Entry(name, _plain(inputs), {text: mark_path(path) for text, path in made.items()}, result=result))
         return result
+
+
+def text_of(path: Path) -> str:
+    """Return a path as text; a path need not be text, but JSON must."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _plain(values: Mapping[str, Any]) -> Any:

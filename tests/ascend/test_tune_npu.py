@@ -9,10 +9,10 @@ from pathlib import Path
 
 import onnx
 import pytest
+from dekr_infer.ascend.step_cache import Stages
 
 from dekr_infer.ascend import tune
 from dekr_infer.ascend import tuning_report as ranking
-from dekr_infer.ascend.step_cache import Stages
 from dekr_infer.ascend.tuning_report import Outcome, Shares
 from dekr_infer.errors import DekrError
 from dekr_infer.export.parity import Difference

@@ -188,7 +188,7 @@ def test_tensors_with_moved_pixels_are_a_warning(folders, tmp_path, images):
     assert "OpenCV 5.0.0 moves the pixels of warped images" in warned(folders)["opencv"]
 
 
-@pytest.mark.parametrize("name", ["\ud800", "x" * 5000, "a\0b", "", "loop"])
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "", "loop"])
 def test_a_record_that_names_no_possible_folder_raises_no_doubt(folders, tmp_path, name):
     (tmp_path / "loop").symlink_to("loop")
     path = record_path(folders[0])

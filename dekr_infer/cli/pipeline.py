@@ -1,0 +1,242 @@
+"""Run the whole chain, from images to COCO metrics, on the CPU or on an NPU; everything it makes is below --work.
+
+The steps are preprocess, export, convert (NPU only), infer, infer_flip and postprocess. A step is done again if the
+content of a file or a setting that decides its result has changed, whatever the dates; every other step is skipped, so
+an interrupted run resumes. --backend om converts with atc for this host's chip, or for --chip, and runs ais_bench.
+--onnx takes an exported file instead of the weights. RESCORE.VALID False does without the rescoring file.
+
+  bash scripts/run_pipeline.sh --data data/coco --weights models/pose_dekr_hrnetw32_coco.pth
+  bash scripts/run_pipeline.sh --backend om --work npu --limit 100 TEST.FLIP_TEST True
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any, TextIO
+
+from yacs.config import CfgNode
+
+import dekr_infer
+from dekr_infer.ascend.soc_version import chip_name
+from dekr_infer.backends.folder_runner import Options, summary_path
+from dekr_infer.cli.app import Arguments, Parser, add_config, cores, non_negative_int, positive_int, run
+from dekr_infer.cli.onnx_infer import infer
+from dekr_infer.cli.postprocess import postprocess
+from dekr_infer.cli.preprocess import preprocess
+from dekr_infer.config.load import load_config
+from dekr_infer.config.settings import influences
+from dekr_infer.data.coco import load_data_set
+from dekr_infer.data.sources import ImageFiles, image_source
+from dekr_infer.errors import DekrError
+from dekr_infer.launch import main_of
+from dekr_infer.storage.atomic import folder_lock, sha256
+from dekr_infer.storage.run_record import Head, RunRecord, mark_folder, record_path
+
+BACKENDS = ("om", "onnx")
+NAME = "pipeline"  # of its record and its log, below the work folder
+
+
+def main(argv: Arguments = None) -> int:
+    """Run the command; return its exit code, which is that of the step that failed."""
+    parser = Parser(__doc__)
+    parser.add_argument("--backend", choices=BACKENDS, default="onnx", help="om: NPU; onnx: CPU (default: onnx)")
+    parser.add_argument("--data", default="data/coco", help="the data set (default: data/coco)")
+    weights, rescore = "models/pose_dekr_hrnetw32_coco.pth", "models/final_rescore_coco_kpt.pth"
+    parser.add_argument("--weights", default=weights, help=f"the trained checkpoint (default: {weights})")
+    parser.add_argument("--onnx", type=Path, help="a graph that is exported already, instead of the weights")
+    parser.add_argument("--rescore", default=rescore, help=f"the rescoring checkpoint (default: {rescore})")
+    parser.add_argument("--work", type=Path, default=Path(), help="folder for everything that is made (default: here)")
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N images")
+    parser.add_argument("--device", type=non_negative_int, metavar="N", help="NPU to convert for and run on")
+    parser.add_argument("--chip", metavar="NAME", help="e.g. Ascend310P3 (default: this host's)")
+    add_config(parser)
+    args = parser.parse_args(argv)
+    failed: list[int] = []
+
+    def work() -> None:
+        try:
+            _pipeline(args)
+        except StepFailedError as failure:
+            failed.append(failure.code)
+
+    return run(work) or sum(failed)
+
+
+class StepFailedError(Exception):
+    """A step has ended with an exit code other than 0, after its own error line."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def _pipeline(args: Namespace) -> None:
+    files = {"DATASET.ROOT": args.data, "TEST.MODEL_FILE": args.weights, "RESCORE.MODEL_FILE": args.rescore}
+    config = load_config(args.cfg, [word for pair in files.items() for word in pair] + args.pairs)
+    needed = [args.onnx or Path(config.TEST.MODEL_FILE)]
+    needed += [Path(config.RESCORE.MODEL_FILE)] if config.RESCORE.VALID else []
+    for file in needed:
+        if not file.is_file():
+            raise DekrError(
+                f"{file}: not there; put the weights there, or name them with --weights, --onnx and --rescore"
+            )
+    chip = chip_name(args.chip, args.device) if args.backend == "om" else None
+    with folder_lock(args.work / NAME, create=False), _logged(args.work / f"{NAME}.log"):
+        print(f"\n{time.strftime('%F %T')} dekr pipeline --backend {args.backend}", flush=True)
+        with RunRecord(record_path(args.work / NAME), Head("steps")) as record:
+            Chain(args, config, chip, record).run()
+
+
+class Chain:
+    """The steps of one run over one work folder."""
+
+    def __init__(self, args: Namespace, config: CfgNode, chip: str | None, record: RunRecord) -> None:
+        self.args, self.config, self.chip, self.record = args, config, chip, record
+        self.work: Path = args.work
+        self.seconds: dict[str, float | None] = {}  # of each step; `None`: done before
+
+    def run(self) -> None:
+        """Do what is not done, then print the table of seconds."""
+        started = time.monotonic()
+        self._preprocess()
+        graph = self.args.onnx or self._export()
+        model = self._convert(graph) if self.chip else graph
+        for which in ("", "_flip"):
+            self._infer(model, which)
+        self._postprocess()
+        print(f"\nbackend {self.args.backend}, {time.monotonic() - started:.0f} s in all")
+        for name, seconds in self.seconds.items():
+            print(f"{'-':>8}  {name}" if seconds is None else f"{seconds:6.0f} s  {name}")
+        print(f"metrics: {self.work / 'results' / 'metrics.json'}\nlog: {self.work / NAME}.log", flush=True)
+
+    def _step(self, name: str, inputs: Mapping[str, Any], command: Callable[[], int], makes: Sequence[Path]) -> None:
+        """Do a step unless it is done.
+
+        Args:
+            command: prints its own errors; returns its exit code.
+        """
+
+        def work() -> None:
+            started = time.monotonic()
+            code = command()
+            if code:
+                log = self.work / f"{NAME}.log"
+                print(
+                    f"stopped at the step '{name}'; run the same command again to resume; log: {log}", file=sys.stderr
+                )
+                raise StepFailedError(code)
+            self.seconds[name] = time.monotonic() - started
+
+        self.seconds[name] = None
+        self.record.step(name, inputs, work, makes)
+
+    def _preprocess(self) -> None:
+        config, limit = self.config, self.args.limit
+        root, split = config.DATASET.ROOT, config.DATASET.TEST
+        data = load_data_set(root, split)
+        files = ImageFiles(image_source(root, split, config.DATASET.DATA_FORMAT), split)
+        chosen = [image.file_name for image in data.images[:limit]]
+        files.check_present(chosen)
+        images = {name: files.fingerprint(name) for name in chosen}
+        inputs = {"annotations": sha256(data.annotation), "images": images, "input_size": config.DATASET.INPUT_SIZE}
+        folders = (self._folder("prep_data"), self._folder("prep_data_flip"))
+        self._step(
+            "preprocess",
+            inputs,
+            lambda: run(lambda: preprocess(config, folders, limit=limit, workers=cores(), replace_changed=True)),
+            folders,
+        )
+
+    def _export(self) -> Path:
+        graph = self.work / "dekr_bs1.onnx"
+        weights = self.config.TEST.MODEL_FILE
+        inputs = {
+            "weights": sha256(Path(weights)),
+            "network": self.config.MODEL.dump(),
+            "version": dekr_infer.__version__,
+        }
+        words = ["--output", graph, *(["--cfg", self.args.cfg] if self.args.cfg else []), *self.args.pairs]
+        words += ["TEST.MODEL_FILE", weights]
+        self._step("export", inputs, lambda: main_of("export")([str(word) for word in words]), [graph])
+        return graph
+
+    def _convert(self, graph: Path) -> Path:
+        model = self.work / "dekr_bs1.om"
+        words = [str(graph), str(model), "--chip", str(self.chip)]
+        inputs = {"graph": sha256(graph), "chip": self.chip}
+        self._step("convert", inputs, lambda: main_of("atc")(words), [model])
+        return model
+
+    def _infer(self, model: Path, which: str) -> None:
+        tensors, outputs = self._folder(f"prep_data{which}"), self._folder(f"out{which}")
+        inputs = {"model": sha256(model), "tensors": mark_folder(tensors).xxh3}
+        words = [model, "--input", tensors, "--output", self.work, "--output_dirname", outputs.name]
+        words += ["--device", self.args.device or 0]
+        arguments = {"model": str(model), "input": str(tensors), "output": str(outputs), "outfmt": "NPY"}
+        options = Options(replace_others=True)
+        self._step(
+            f"infer{which}",
+            inputs,
+            (lambda: main_of("ais_bench")([str(word) for word in words]))
+            if self.chip
+            else lambda: run(lambda: infer(model, [([tensors], outputs)], options, cores(), arguments)),
+            [outputs, summary_path(outputs)],
+        )
+
+    def _postprocess(self) -> None:
+        config, results = self.config, self.work / "results"
+        folders = self._folder("out"), self._folder("out_flip")
+        data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST)
+        inputs = {
+            "annotations": sha256(data.annotation),
+            "outputs": [mark_folder(folder).xxh3 for folder in folders[: 1 + config.TEST.FLIP_TEST]],
+            "rescore": sha256(Path(config.RESCORE.MODEL_FILE)) if config.RESCORE.VALID else None,
+            "settings": influences(config),
+        }
+        missing = self.args.limit is not None
+        makes = [results / f"keypoints_{config.DATASET.TEST}_results.json", results / "metrics.json"]
+        self._step(
+            "postprocess",
+            inputs,
+            lambda: run(lambda: postprocess(config, *folders, results, allow_missing=missing)),
+            makes,
+        )
+
+    def _folder(self, name: str) -> Path:
+        return self.work / name
+
+
+class _Tee(io.TextIOBase):
+    """Writes to a stream and to the log, which gets no progress bars."""
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self.stream, self.log = stream, log
+
+    def write(self, text: str) -> int:
+        if "\r" not in text:
+            self.log.write(text)
+            self.log.flush()
+        return self.stream.write(text)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Copy everything that is printed to a log."""
+    try:
+        log = open(path, "a", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115  # closed below
+    except OSError as error:
+        raise DekrError(f"{path}: cannot be written ({error.strerror}); name another folder with --work") from None
+    with log, redirect_stdout(_Tee(sys.stdout, log)), redirect_stderr(_Tee(sys.stderr, log)):
+        yield
