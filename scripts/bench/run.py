@@ -27,7 +27,6 @@ from dekr_infer.geometry import Size
 from dekr_infer.model.checkpoint import save
 from dekr_infer.model.random_weights import random_network, random_rescore
 from dekr_infer.pose.encode import Encoding, noisy, write_dumps
-from dekr_infer.pose.preprocess import Job
 from dekr_infer.storage.atomic import write_json
 from scripts.bench import forward, postprocessing, preprocessing
 from scripts.bench.environment import environment
