@@ -132,7 +132,7 @@ class SampledBlocks(nn.Module):
         self.bias = parameter(bias.view(1, -1, 1, 1), bias)
 
     def forward(self, x: Tensor, places: Places) -> Tensor:
-        """Return the residual sums of all joints, of x\'s shape."""
+        """Return the residual sums of all joints, of x's shape."""
         rows, shares = self._samples(x, places)
         tables = reshape(self._tables(x), self.joints, -1, CORNERS * self.width).split(1)
         parts = zip(tables, rows.split(1), shares.split(1), self.weights, strict=True)
