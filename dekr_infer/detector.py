@@ -69,7 +69,8 @@ class Detector:
             DekrError: a value that matters is NaN, infinite or beyond all bounds.
         """
         with np.errstate(over="ignore", invalid="ignore"):  # absurd values are refused below
-            poses, scores = decode(passes, self.settings, self.skeleton)
+            poses, decoded = decode(passes, self.settings, self.skeleton)
+            scores = decoded
             if self.refine is not None and len(poses):
                 poses = match_to_heatmap(poses, passes, self.refine, self.skeleton)
             poses = transform_poses(poses, placement.to_image)
@@ -79,11 +80,11 @@ class Detector:
                     raise DekrError(
                         "RESCORE.MODEL_FILE: its net gives infinite scores; check that file, or add RESCORE.VALID False"
                     )
-                scores = scores * factors
+                scores = decoded * factors
         if not (np.isfinite(poses).all() and np.isfinite(scores).all()):
             sources = [source for maps in passes if maps is not None for source in maps.sources]
             raise DekrError(f"{' or '.join(sources)}: holds values beyond all bounds; run the network on it again")
-        return People(poses, scores)
+        return People(poses, scores, decoded if self.rescore is not None else None)
 
     def stream(self, frames: Iterable[Frame], workers: int = 1) -> Iterator[tuple[Frame, People]]:
         """Find the people of many frames; yield them in order, with at most `2 * workers` frames under way.

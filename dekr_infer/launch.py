@@ -7,6 +7,7 @@ Ctrl-C ends the process with one line, too, while the command still imports its 
 from __future__ import annotations
 
 import contextlib
+import difflib
 import importlib
 import os
 import signal
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
 
-OLDEST, NEWEST = (3, 11), (3, 14)
+OLDEST, NEWEST = (3, 11), (3, 13)
 INTERRUPTED = "interrupted; finished results are kept, run the same command again to resume"
 SIGNAL_CODE = 128  # a shell reports a signal as this plus its number, for example 130 for Ctrl-C
 SET_UP = "'source .venv/bin/activate', or 'bash scripts/setup_venv.sh requirements.txt' if there is no .venv"
@@ -55,40 +56,53 @@ def launch(name: str, argv: Sequence[str] | None = None) -> int:
         name: a key of `COMMANDS`.
         argv: the words after the command's name; `None` takes them from the process.
     """
-    if not OLDEST <= sys.version_info[:2] <= NEWEST:
-        found = ".".join(map(str, sys.version_info[:2]))
-        needed = "{}.{} to {}.{}".format(*(OLDEST + NEWEST))
-        return _fail(f"{sys.executable}: is Python {found}; {needed} is needed: {SET_UP}")
+    if python_error():
+        return _fail(f"{python_error()}: {SET_UP}")
     own = argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if own:
         signal.signal(signal.SIGINT, _end)
     try:
-        command = importlib.import_module("dekr_infer." + COMMANDS[name][0])
-    except ModuleNotFoundError as error:
+        try:
+            command = importlib.import_module("dekr_infer." + COMMANDS[name][0])
+        finally:
+            if own:
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+        code: int = command.main(argv)
+    except ImportError as error:
         package = (error.name or "").partition(".")[0]
         if package in ("", "dekr_infer"):
             raise
-        lacking = DISTRIBUTIONS.get(package, package)
-        return _fail(f"{sys.executable}: has no package {lacking}; activate the environment: {SET_UP}")
-    finally:
-        if own:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-    code: int = command.main(argv)
+        distribution = DISTRIBUTIONS.get(package, package)
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            return _fail(f"{sys.executable}: has no package {distribution}; activate the environment: {SET_UP}")
+        reason = " ".join(str(error).split())
+        problem = f"{sys.executable}: cannot import {package} ({reason})"
+        return _fail(f"{problem}; install {distribution} again, or use the project's environment: {SET_UP}")
     return code
+
+
+def python_error() -> str:
+    """Return what is wrong with the version of this Python; an empty text if it is supported."""
+    if OLDEST <= sys.version_info[:2] <= NEWEST:
+        return ""
+    found = ".".join(map(str, sys.version_info[:2]))
+    return "{}: is Python {}; {}.{} to {}.{} is needed".format(sys.executable, found, *(OLDEST + NEWEST))
 
 
 def dekr(argv: Sequence[str] | None = None) -> int:
     """Run `dekr NAME ...`, the installed entry point; return the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words and words[0] in COMMANDS:
-        sys.argv = ["dekr " + words[0]] + words[1:]
+        sys.argv = ["dekr " + words[0]] + words[1:]  # argparse takes the name of its usage line from here
         return launch(words[0])
-    lines = ["usage: dekr COMMAND ...", ""]
-    lines += [f"  {name:<18} {line}" for name, (_, line) in COMMANDS.items()]
-    lines += ["", "dekr COMMAND --help explains a command."]
     if words and words[0] not in ("-h", "--help"):
-        return _fail(f"unknown command {words[0]}; see dekr --help", 2)
-    print("\n".join(lines))
+        close = difflib.get_close_matches(words[0], COMMANDS, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return _fail(f"unknown command {words[0]}; {hint}see dekr --help", 2)
+    print("usage: dekr COMMAND ...\n")
+    for name, (_, line) in COMMANDS.items():
+        print(f"  {name:<18} {line}")
+    print("\ndekr COMMAND --help explains a command.")
     return 0 if words else 2
 
 

@@ -40,7 +40,7 @@ class Skeleton:
 
     @property
     def offset_channels(self) -> int:
-        """x then y of each joint."""
+        """X then y of each joint."""
         return 2 * len(self)
 
     @property

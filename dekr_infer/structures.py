@@ -90,10 +90,12 @@ class People:
     Args:
         poses: (n, J, 3) float32: x, y in image pixels, joint score.
         scores: (n,) float32.
+        decoded_scores: (n,) float32, the scores before rescoring; `None` without rescoring.
     """
 
     poses: np.ndarray
     scores: np.ndarray
+    decoded_scores: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.poses)

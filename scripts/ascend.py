@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run one of the Ascend commands; the shell wrappers beside this file call it with the command's name."""
+"""Run a command for the shell wrapper of its name beside this file."""
 
 import sys
 from pathlib import Path
@@ -9,4 +9,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from dekr_infer.launch import launch
 
 if __name__ == "__main__":
-    sys.exit(launch(sys.argv.pop(1)))
+    name = sys.argv.pop(1)
+    sys.argv[0] = name + ".sh"  # the usage line names what was typed
+    sys.exit(launch(name))

@@ -6,4 +6,4 @@ set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 find_python
-exec "$python" "$root/scripts/ascend.py" chip_name "$@"
+exec "$python" -E "$root/scripts/ascend.py" chip_name "$@"

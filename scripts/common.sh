@@ -7,6 +7,14 @@ fail() { # CODE MESSAGE
     exit "$1"
 }
 
+# With --help, print the comment at the head of the script and end.
+help_if_asked() { # WORDS...
+    if [[ ${1:-} == --help || ${1:-} == -h ]]; then
+        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+        exit
+    fi
+}
+
 # Set `python`: the one that PYTHON names, or the project's own, or the system's.
 find_python() {
     python=${PYTHON:-$root/.venv/bin/python}
@@ -48,7 +56,7 @@ take_environment() { # SCRIPT
     fi
     for __pair in "${__pairs[@]}"; do
         case ${__pair%%=*} in
-        root | python | PWD | OLDPWD | SHLVL | _ | BASH* | SHELLOPTS) ;;
+        root | python | PYTHONHOME | PWD | OLDPWD | SHLVL | _ | BASH* | SHELLOPTS) ;;
         *) export "${__pair?}" 2>/dev/null || true ;; # names that bash does not take stay as they are
         esac
     done

@@ -1,4 +1,6 @@
 #!/usr/bin/env bash
+# usage: bash scripts/setup_upstream.sh [--from FOLDER]
+#
 # Make the patched checkout of HRNet/DEKR in DEKR/:
 #   bash scripts/setup_upstream.sh                  clones it (needs git and the network)
 #   bash scripts/setup_upstream.sh --from FOLDER    takes an existing clone instead
@@ -6,6 +8,7 @@
 set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_if_asked "$@"
 commit=7a303139e92bdf3eab8d899415ccac37374285a4
 source=https://github.com/HRNet/DEKR.git
 target=$root/DEKR
@@ -14,7 +17,7 @@ patch=$root/DEKR.patch
 case ${1:-} in
 "") ;;
 --from)
-    [[ -n ${2:-} ]] || fail 2 "--from wants the folder of a clone of HRNet/DEKR"
+    [[ -n ${2:-} ]] || fail 2 "--from needs the folder of a clone of HRNet/DEKR; see --help"
     [[ -d $2 ]] || fail 1 "$2: no such folder"
     source=$(cd "$2" && pwd)
     ;;
@@ -32,7 +35,7 @@ if [[ ! -e $target ]]; then
     git -C "$partial" -c advice.detachedHead=false checkout --quiet "$commit"
     mv "$partial" "$target"
 fi
-[[ -d $target/.git ]] || fail 1 "$target: is there but no git checkout; move it away and run this again"
+[[ -d $target/.git ]] || fail 1 "$target: is not a git checkout; move it away and run this again"
 found=$(git -C "$target" rev-parse HEAD)
 [[ $found == "$commit" ]] ||
     fail 1 "$target: is at ${found:0:8}, the patch is for ${commit:0:8}; run 'git checkout $commit' there"
@@ -42,5 +45,5 @@ if git -C "$target" apply --unidiff-zero --reverse --check "$patch" 2>/dev/null;
 elif git -C "$target" apply --unidiff-zero "$patch" 2>/dev/null; then
     echo "DEKR/ is at ${commit:0:8}, and patched now"
 else
-    fail 1 "$target: has changes that stand in the patch's way; undo them ('git checkout .' there) and run this again"
+    fail 1 "$target: has changes that conflict with the patch; undo them ('git checkout .' there) and run this again"
 fi

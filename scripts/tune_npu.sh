@@ -7,4 +7,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 find_python
 load_toolkit
-exec "$python" "$root/scripts/ascend.py" tune_npu "$@"
+exec "$python" -E "$root/scripts/ascend.py" tune_npu "$@"

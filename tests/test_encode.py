@@ -22,7 +22,7 @@ BOTH = pytest.mark.parametrize("which", ["drawn", REAL])
 def drawn(tmp_path_factory):
     """Ten drawn pictures in all five input sizes, 22 people, nobody in one of them."""
     root = tmp_path_factory.mktemp("drawn")
-    people.write_data_set(root, "val2017", pictures=10, seed=3)
+    people.write_data_set(root, "val2017", 10, seed=3)
     return root
 
 

@@ -38,8 +38,8 @@ from dekr_infer.ascend.tuning_report import Outcome, shares_of
 from dekr_infer.backends.onnxruntime import open_network
 from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, cores, non_negative_int, positive_int, run
 from dekr_infer.errors import ConfigError, DekrError
-from dekr_infer.export.difference import SEED, Difference, difference_of, test_picture
-from dekr_infer.export.variants.names import SEPARATE, VARIANTS
+from dekr_infer.export.parity import SEED, Difference, difference_of, sample_image
+from dekr_infer.export.variants import SEPARATE, VARIANTS
 from dekr_infer.geometry import PUBLISHED_SIZES, Size
 from dekr_infer.pose.preprocess import normalise
 from dekr_infer.storage import npy as tensors
@@ -172,7 +172,7 @@ class Trial:
         network = open_network(self.graph, cores())
         found = {}
         for input_size in PUBLISHED_SIZES:
-            image = normalise(test_picture(rng, input_size))
+            image = normalise(sample_image(rng, input_size))
             milliseconds, outputs = self._timed(input_size, image)
             difference = difference_of(input_size, network.run(image)[:2], outputs)
             found[str(input_size)] = {"milliseconds": milliseconds, "difference": difference[1:]}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dekr_infer.data.coco import load_data_set
-from dekr_infer.export.difference import Difference
+from dekr_infer.export.parity import Difference
 from dekr_infer.geometry import PUBLISHED_SIZES, Size
 
 SPLIT = "val2017"

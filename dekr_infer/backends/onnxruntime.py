@@ -24,7 +24,7 @@ from dekr_infer.structures import INPUT_NAME, OUTPUT_NAMES, Frame, Maps, Passes,
 
 EXPORT_AGAIN = "export it again with DEKR_pth2onnx.py"
 MALFORMED = (  # what the rewrites stumble over in nodes that lack something, or hold it in another type
-    *(LookupError, ValueError, TypeError, AttributeError, ArithmeticError, StopIteration, RuntimeError),
+    *(LookupError, ValueError, TypeError, AttributeError, ArithmeticError, StopIteration, RuntimeError, AssertionError),
 )
 RUNTIME_ERRORS = (
     *(state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NotImplemented),
@@ -131,32 +131,30 @@ def open_network(path: Path, threads: int, as_written: bool = False) -> Network:
 
 
 def _standard(model: onnx.ModelProto, path: Path, as_written: bool) -> onnx.ModelProto:
-    """A graph in the dialect that ONNX Runtime takes, and unless `as_written` in the form that suits a CPU."""
+    """Return a graph in the dialect of ONNX Runtime and, unless `as_written`, in the form that suits a CPU."""
     try:
         _check_order(model)
         standard = to_dialect(model, ONNX)
-        if not as_written:
-            optimize_for_cpu(standard)
+        return standard if as_written else optimize_for_cpu(standard)
     except DekrError as error:
         raise DekrError(f"{path}: {error}; {EXPORT_AGAIN}") from None
     except MALFORMED as error:
-        raise DekrError(f"{path}: its nodes are not of the form of ours ({error!r:.80}); {EXPORT_AGAIN}") from None
-    return standard
+        raise DekrError(f"{path}: its nodes are not those of our export ({error!r:.80}); {EXPORT_AGAIN}") from None
 
 
 def _check_order(model: onnx.ModelProto) -> None:
-    """Whatever follows a graph from node to node comes to an end when each only reads what was made before it.
+    """Check that each node reads only what is computed before it, so that following a graph's nodes comes to an end.
 
     Raises:
-        DekrError: a node reads a tensor that nothing before it makes.
+        DekrError: a node reads a tensor that nothing before it computes, or computes a tensor that exists.
     """
     made = {"", *(tensor.name for tensor in model.graph.initializer), *(entry.name for entry in model.graph.input)}
     for node in model.graph.node:
         unknown = next((name for name in node.input if name not in made), None)
         if unknown is not None:
-            raise DekrError(f"node {node.name or node.op_type} reads {unknown}, which no node before it makes")
+            raise DekrError(f"node {node.name or node.op_type} reads {unknown}, which no node before it computes")
         if not made.isdisjoint(filter(None, node.output)):
-            raise DekrError(f"node {node.name or node.op_type} makes a tensor that is there already")
+            raise DekrError(f"node {node.name or node.op_type} computes a tensor that exists already")
         made.update(node.output)
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -41,6 +41,17 @@ def add_config(parser: Parser) -> None:
     parser.add_argument(
         "pairs", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings, e.g. DATASET.ROOT data/coco"
     )
+
+
+def add_category(parser: Parser) -> None:
+    """Add `--category`, for annotation files in which several categories have keypoints."""
+    parser.add_argument("--category", metavar="NAME", help="the people's category, where several have keypoints")
+
+
+def print_warnings(warnings: Mapping[str, str]) -> None:
+    """Print warnings by name on stderr, one line each."""
+    for warning in warnings.values():
+        print(f"warning: {one_line(warning)}", file=sys.stderr)
 
 
 def config_of(args: argparse.Namespace) -> CfgNode:
@@ -158,9 +169,7 @@ def run(work: Callable[[], None]) -> int:
     except OSError as error:
         _drop_stdout()
         place = f"{error.filename}: " if error.filename else ""
-        return _fail(
-            f"{place}{error.strerror or error}; resolve this and run the same command again", 1
-        )
+        return _fail(f"{place}{error.strerror or error}; resolve this and run the same command again", 1)
     return 0
 
 

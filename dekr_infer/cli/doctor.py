@@ -1,32 +1,42 @@
-"""One page on this host: tools, Python, disk and memory, data and models, each good or bad with a remedy.
+"""Check this host: tools, Python, disk and memory, data and models, one line each, with a remedy where one is needed.
 
-Called by scripts/doctor.sh. Starts without any package; ends with exit code 1 when something is bad.
+Runs without any package. The exit code is 1 when something is missing or wrong.
+
+  bash scripts/doctor.sh
+  bash scripts/doctor.sh --backend onnx --data data/coco --models models
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import importlib.util
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import NamedTuple
-
-ROOT = Path(__file__).resolve().parents[2]
+from typing import TYPE_CHECKING, NamedTuple
 
 from dekr_infer.errors import DekrError
-from dekr_infer.storage.atomic import sha256
+from dekr_infer.launch import DISTRIBUTIONS, python_error
 
-PACKAGES = ("numpy", "cv2", "torch", "onnx", "onnxruntime", "pycocotools", "scipy", "yacs", "yaml", "tqdm")
+if TYPE_CHECKING:
+    from dekr_infer.geometry import Size
+
+PACKAGES = (
+    *("cv2", "filelock", "google.protobuf", "msgspec", "numpy", "onnx", "onnx_ir", "onnxruntime", "pycocotools"),
+    *("scipy", "torch", "tqdm", "xxhash", "yacs", "yaml"),
+)
 INSTALL = "bash scripts/setup_venv.sh requirements.txt"
+SPLIT = "val2017"
 FOLDERS = ("prep_data", "prep_data_flip", "out", "out_flip")
 MEMORY = 4  # GiB: export and conversion of HRNet-W32 with room to spare
 GIB = 1 << 30
+HEADER = 128  # bytes of a .npy file before its values
 TIMEOUT = 120  # seconds
 INSTALLED = ("*install.info", "*-linux/*install.info", "version.cfg")
 UNKNOWN = "(version unknown)"
@@ -41,7 +51,7 @@ SET_ENV = "DEKR_SET_ENV"  # the toolkit's script that scripts/common.sh has load
 
 
 class Check(NamedTuple):
-    """One line of the page; `good` is None for what is told only."""
+    """One line of the page; `good` is `None` for mere information."""
 
     good: bool | None
     name: str
@@ -49,25 +59,25 @@ class Check(NamedTuple):
     remedy: str = ""
 
 
-def main() -> int:
-    """The command; returns its exit code."""
-    parser = argparse.ArgumentParser("doctor.sh", description=__doc__)
-    parser.add_argument("--backend", choices=("om", "onnx"), default="om", help="onnx leaves the NPU's tools out")
-    parser.add_argument("--data", type=Path, default=Path("data/coco"))
-    parser.add_argument("--models", type=Path, default=Path("models"))
-    args = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the page; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backend", choices=("om", "onnx"), default="om", help="onnx leaves out the NPU (default: om)")
+    parser.add_argument("--data", type=Path, default=Path("data/coco"), help="the COCO folder (default: data/coco)")
+    parser.add_argument("--models", type=Path, default=Path("models"), help="the folder of weights (default: models)")
+    args = parser.parse_args(argv)
     bad = 0
-    for check in [
+    for check in (
         *(npu() if args.backend == "om" else ()),
         *python(),
-        *memory(),
+        memory(),
         *data(args.data),
         *models(args.models),
-    ]:
+    ):
         print(_line(check), flush=True)
         bad += check.good is False
     if bad:
-        print(f"error: {bad} things are missing or wrong; each line marked BAD above says what to do", file=sys.stderr)
+        print(f"error: {bad} checks failed; each line marked BAD above names a remedy", file=sys.stderr)
     return int(bad > 0)
 
 
@@ -79,21 +89,31 @@ def _line(check: Check) -> str:
 
 
 def npu() -> Iterator[Check]:
-    """Driver, chip, toolkit and the tools that run a model."""
+    """Check the driver, the chip, the toolkit and the tools that run a model."""
     code, text = _ask("npu-smi", "info")
     version = re.search(r"Version:\s*(\S+)", text)
     good = code == 0
     found = (version[1] if version else "answers") if good else "npu-smi does not answer"
     yield Check(good, "driver", found, "" if good else "install or restart the NPU's driver")
-    code, text = _ask("bash", str(ROOT / "scripts" / "chip_name.sh"))
-    yield Check(code == 0, "chip", _last(text).removeprefix("error: "))
+    yield _chip()
     loaded = os.environ.get(SET_ENV)
     home = os.environ.get("ASCEND_TOOLKIT_HOME") or os.path.dirname(os.environ.get("ASCEND_OPP_PATH", ""))
     found = f"{home} {_toolkit_version(Path(home))}" if home else f"{loaded}: sets nothing" if loaded else "not found"
-    remedy = "" if home else "install it anew, or set ASCEND_TOOLKIT_HOME to where it is"
+    remedy = "" if home else "install it again, or set ASCEND_TOOLKIT_HOME to its folder"
     yield Check(bool(home), "CANN", found, remedy)
     yield _atc()
     yield from _wheels(os.environ.get("AIS_BENCH_PYTHON") or "python3")
+
+
+def _chip() -> Check:
+    try:
+        from dekr_infer.ascend.soc_version import chip_name
+
+        return Check(True, "chip", chip_name(None, None))
+    except ImportError as error:
+        return Check(False, "chip", f"not checked: Python has no package {error.name}", INSTALL)
+    except DekrError as error:
+        return Check(False, "chip", str(error))
 
 
 def _wheels(python: str) -> Iterator[Check]:
@@ -112,13 +132,13 @@ def _wheels(python: str) -> Iterator[Check]:
             yield Check(False, package, f"cannot be imported by {python}: {_last(text)}", remedy)
     if len(set(versions) - {UNKNOWN}) > 1:
         remedy = "install two of the same version if ais_bench complains of it"
-        yield Check(None, "wheels", f"warning: ais_bench {versions[0]} beside aclruntime {versions[1]}", remedy)
+        yield Check(None, "wheels", f"warning: ais_bench {versions[0]} with aclruntime {versions[1]}", remedy)
 
 
 def _atc() -> Check:
     atc, loaded = shutil.which("atc"), os.environ.get(SET_ENV)
     if atc:
-        versions = (_toolkit_version(folder) for folder in Path(atc).parents)  # it has none of its own
+        versions = (_toolkit_version(folder) for folder in Path(atc).parents)  # atc prints none
         return Check(True, "atc", f"{atc}, of CANN {next((text for text in versions if text != UNKNOWN), UNKNOWN)}")
     if loaded:
         return Check(False, "atc", f"not found after loading {loaded}", "repair this toolkit")
@@ -126,7 +146,7 @@ def _atc() -> Check:
 
 
 def _toolkit_version(home: Path) -> str:
-    """The version in the file that says what was installed: in older toolkits here, in newer ones in <arch>-linux/."""
+    """Return the version in the file that lists what was installed: here, or (newer toolkits) in <arch>-linux/."""
     for file in [file for name in INSTALLED for file in sorted(home.glob(name))]:
         if match := re.search(r"version\s*=\s*\W*([\w.]+)", file.read_text(errors="replace"), re.IGNORECASE):
             return match[1]
@@ -134,81 +154,81 @@ def _toolkit_version(home: Path) -> str:
 
 
 def python() -> Iterator[Check]:
-    """The interpreter of this project's scripts, and its packages."""
-    good = (3, 10) <= sys.version_info[:2] <= (3, 13)
-    yield Check(good, "Python", f"{sys.version.split()[0]}, {sys.executable}", "" if good else "3.10 to 3.13 is needed")
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    found = f"missing: {', '.join(missing)}" if missing else "all there"
-    yield Check(not missing, "packages", found, INSTALL if missing else "")
+    """Check the interpreter of this project's commands, and its packages, whichever distribution brings them."""
+    error = python_error()
+    yield Check(not error, "Python", error or f"{sys.version.split()[0]}, {sys.executable}", INSTALL if error else "")
+    tops = {name: name.partition(".")[0] for name in PACKAGES}
+    missing = [DISTRIBUTIONS.get(top, top) for top in tops.values() if importlib.util.find_spec(top) is None]
+    if missing:
+        yield Check(False, "packages", f"missing: {', '.join(missing)}", INSTALL)
+        return
+    brought = packages_distributions().get("onnxruntime", ["onnxruntime"])
+    found = "all present" + (f"; onnxruntime is of {', '.join(brought)}" if "onnxruntime" not in brought else "")
+    yield Check(True, "packages", found)
 
 
-def memory() -> Iterator[Check]:
-    """What the system can give away now."""
+def memory() -> Check:
+    """Check the memory that is free now."""
     match = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
     free = int(match[1]) / (1 << 20) if match else 0.0
-    yield Check(free >= MEMORY, "memory", f"{free:.1f} GiB free", "" if free >= MEMORY else f"{MEMORY} GiB are needed")
+    return Check(free >= MEMORY, "memory", f"{free:.1f} GiB free", "" if free >= MEMORY else f"{MEMORY} GiB are needed")
 
 
 def data(root: Path) -> Iterator[Check]:
-    """Annotation, pictures, and the disk space that they will need here."""
-    annotation = root / "annotations" / "person_keypoints_val2017.json"
+    """Check the data set as every command checks it, its images, and the disk space that it needs here."""
+    annotation = root / "annotations" / f"person_keypoints_{SPLIT}.json"
+    if not annotation.is_file():
+        yield Check(False, "annotation", f"{annotation}: not found", "download it, see README.md, or name --data")
+        return
     try:
-        sizes = _sizes(annotation)
-        needed = needed_bytes(sizes) if importlib.util.find_spec("numpy") else None
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
-        yield Check(False, "annotation", f"{annotation}: missing or damaged", "fetch it, see README.md, or name --data")
+        from dekr_infer.data.coco import load_data_set
+
+        sizes = [image.size for image in load_data_set(root, SPLIT).images]
+    except ImportError as error:
+        yield Check(False, "annotation", f"{annotation}: not checked: Python has no package {error.name}", INSTALL)
         return
-    yield Check(True, "annotation", f"{annotation}: {len(sizes)} pictures, {_hash(annotation)}")
-    yield _pictures(root / "images/val2017.zip", root / "images/val2017")
-    if needed is None:
+    except DekrError as error:
+        yield Check(False, "annotation", str(error))
         return
-    there = sum(file.stat().st_size for folder in FOLDERS for file in Path(folder).glob("*.npy"))
+    yield Check(True, "annotation", f"{annotation}: {len(sizes)} images, {_hash(annotation)}")
+    yield _images(root / f"images/{SPLIT}.zip", root / f"images/{SPLIT}")
+    needed = needed_bytes(sizes)
+    present = sum(file.stat().st_size for folder in FOLDERS for file in Path(folder).glob("*.npy"))
     free = shutil.disk_usage(".").free
-    good = free >= needed - there
-    found = f"{free / GIB:.1f} GiB free here; {needed / GIB:.3f} needed in all, {there / GIB:.3f} there already"
-    yield Check(good, "disk", found, "" if good else "free some space, or work on fewer pictures (--limit)")
+    good = free >= needed - present
+    found = f"{free / GIB:.1f} GiB free here; {needed / GIB:.3f} needed in all, {present / GIB:.3f} present already"
+    yield Check(good, "disk", found, "" if good else "free some space, or work on fewer images (--limit)")
 
 
-def _sizes(annotation: Path) -> list[tuple[int, int]]:
-    """Height and width of each picture; one of the errors that damaged files lead to when they are none."""
-    sizes = [(entry["height"], entry["width"]) for entry in json.loads(annotation.read_bytes())["images"]]
-    if not sizes or not all(type(side) is int and side > 0 for size in sizes for side in size):
-        raise ValueError
-    return sizes
-
-
-def _pictures(packed: Path, folder: Path) -> Check:
+def _images(packed: Path, folder: Path) -> Check:
     if packed.is_file():
-        return Check(True, "pictures", f"{packed}: {_hash(packed)}")
+        return Check(True, "images", f"{packed}: {_hash(packed)}")
     if folder.is_dir():
-        return Check(True, "pictures", str(folder))
-    return Check(False, "pictures", f"{packed}: missing", "fetch val2017.zip, see README.md")
+        return Check(True, "images", str(folder))
+    return Check(False, "images", f"{packed}: not found", f"download {packed.name}, see README.md")
 
 
-def needed_bytes(sizes: list[tuple[int, int]]) -> int:
-    """Bytes of tensors and outputs of both passes for pictures of these sizes (h, w), file headers included."""
-    from dekr_infer.geometry import PUBLISHED_SIZES, Size, cells
+def needed_bytes(sizes: Iterable[Size]) -> int:
+    """Return the bytes of tensors and outputs of both passes for images of these sizes, file headers included."""
+    from dekr_infer.geometry import PUBLISHED_SIZES
     from dekr_infer.skeleton import COCO_17
 
     total = 0
-    for size in sizes:
-        input_size = PUBLISHED_SIZES.place(Size(*size)).input
-        small = cells(input_size)
-        values = (
-            3 * input_size.h * input_size.w + (COCO_17.heatmap_channels + COCO_17.offset_channels) * small.h * small.w
-        )
-        total += 2 * (4 * values + 3 * 128)
+    for placement in map(PUBLISHED_SIZES.place, sizes):
+        values = 3 * placement.input.h * placement.input.w
+        values += (COCO_17.heatmap_channels + COCO_17.offset_channels) * placement.cells.h * placement.cells.w
+        total += 2 * (4 * values + 3 * HEADER)
     return total
 
 
 def models(folder: Path) -> Iterator[Check]:
-    """Weights, and what is made of them."""
+    """Check the weights, and the files that are made of them."""
     for name in ("pose_dekr_hrnetw32_coco.pth", "final_rescore_coco_kpt.pth"):
         path = folder / name
-        there = path.is_file()
-        yield Check(
-            there, "weights", f"{path}: {_hash(path) if there else 'missing'}", "" if there else "see README.md"
-        )
+        if path.is_file():
+            yield Check(True, "weights", f"{path}: {_hash(path)}")
+        else:
+            yield Check(False, "weights", f"{path}: not found", "download it, see README.md, or name --models")
     for name in ("dekr_bs1.onnx", "dekr_bs1.om"):
         path = folder / name
         yield Check(None, "model", f"{path}: {_hash(path) if path.is_file() else 'not made yet'}")
@@ -216,13 +236,14 @@ def models(folder: Path) -> Iterator[Check]:
 
 def _hash(path: Path) -> str:
     try:
-        return f"sha256 {sha256(path)[:16]}"
-    except DekrError as error:
-        return str(error)
+        with path.open("rb") as file:
+            return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:16]}"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def _ask(*command: str) -> tuple[int, str]:
-    """Exit code and output of a command; -1 when it cannot be run."""
+    """Return the exit code and the output of a command; -1 when it cannot be run."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
     except (OSError, subprocess.TimeoutExpired) as error:

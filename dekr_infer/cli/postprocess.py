@@ -14,20 +14,19 @@ then 0 when the ten metrics are equal, whatever else differs, and 1 otherwise; b
 from __future__ import annotations
 
 import os
-import sys
 import time
 from pathlib import Path
 
 from yacs.config import CfgNode
 
 from dekr_infer.backends.output_folder import OutputFolder
-from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, run
+from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, config_of, print_warnings, run
 from dekr_infer.cli.progress import progress
 from dekr_infer.config.settings import decode_settings, influences, refine_settings, rescore_net
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.data.sources import ImageFiles, frames_of, image_source
 from dekr_infer.detector import Detector
-from dekr_infer.errors import ConfigError, DekrError, one_line
+from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.evaluation.coco_metrics import metrics_table
 from dekr_infer.evaluation.evaluate import evaluate
 from dekr_infer.evaluation.metrics_file import (
@@ -51,6 +50,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument(
         "--compare", type=Path, metavar="FILE", help="list what differs from an earlier metrics.json; see above"
     )
+    add_category(parser)
     add_config(parser)
     args = parser.parse_args(argv)
     return run(
@@ -61,6 +61,7 @@ def main(argv: Arguments = None) -> int:
             args.output,
             allow_missing=args.allow_missing,
             compare=args.compare,
+            category=args.category,
         )
     )
 
@@ -73,6 +74,7 @@ def postprocess(
     *,
     allow_missing: bool = False,
     compare: Path | None = None,
+    category: str | None = None,
 ) -> None:
     """Evaluate two output folders, print the metrics, and write both JSON files below `output`.
 
@@ -84,7 +86,7 @@ def postprocess(
     folders = [dump_dir, dump_dir_flip] if flip else [dump_dir]
     if len(set(map(os.path.realpath, folders))) < len(folders):
         raise ConfigError("--dump_dir and --dump_dir_flip name the same folder")
-    data = load_data_set(config.DATASET.ROOT, split)
+    data = load_data_set(config.DATASET.ROOT, split, category)
     backend = OutputFolder(dump_dir, dump_dir_flip if flip else None)
     frames = backend.complete(frames_of(data, backend.input_sizes), data.annotation.name, allow_missing)
     require_one_run(folders, {frame.key: frame.name for frame in frames}, _images(config))
@@ -110,8 +112,7 @@ def postprocess(
         f"flip {'on' if flip else 'off'}, rescoring {'on' if config.RESCORE.VALID else 'off'}; "
         f"{results} and metrics.json in {metrics['seconds']['all']:.1f} s"
     )
-    for warning in metrics["warnings"].values():
-        print(f"warning: {one_line(warning)}", file=sys.stderr)
+    print_warnings(metrics["warnings"])
     if earlier is not None and compare is not None:
         print("\n".join(difference_lines(earlier, metrics, compare)))
         require_same_metrics(earlier, metrics, compare)

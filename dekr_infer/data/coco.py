@@ -7,8 +7,9 @@ dropped there.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -21,6 +22,7 @@ from dekr_infer.storage.atomic import read_regular
 
 LARGEST_SIDE = 32_766  # pixels; OpenCV warps nothing larger
 LARGEST_NUMBER = 1e12  # pixels, or square pixels; beyond any image
+SMALLEST_AREA = 0.05  # of the box of a person's joints; COCO's people have 0.16 and more
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Id = Annotated[int, msgspec.Meta(ge=1 - (1 << 63), le=(1 << 63) - 1)]  # what numpy, and so pycocotools, keeps exactly
@@ -53,11 +55,16 @@ class PersonEntry(msgspec.Struct, frozen=True):
     id: Annotated[int, msgspec.Meta(ge=1, le=(1 << 63) - 1)]  # pycocotools takes 0 for "not matched"
     image_id: Id
     category_id: Id
-    iscrowd: Literal[0, 1]
     area: Annotated[float, msgspec.Meta(ge=0, le=LARGEST_NUMBER)]
     bbox: Annotated[list[Number], msgspec.Meta(min_length=4, max_length=4)]
     keypoints: list[Number]
-    num_keypoints: int
+    iscrowd: Literal[0, 1] = 0
+    num_keypoints: int | None = None
+
+    @property
+    def labelled(self) -> int:
+        """The number of labelled joints."""
+        return sum(value > 0 for value in self.keypoints[2::3])
 
 
 class Category(msgspec.Struct, frozen=True):
@@ -66,6 +73,14 @@ class Category(msgspec.Struct, frozen=True):
     id: Id
     name: str = ""
     keypoints: list[str] | None = None
+
+
+class _Head(msgspec.Struct):
+    """What decides whether an annotation is one of the people: other kinds of objects are not looked at."""
+
+    category_id: Id
+    image_id: Id
+    keypoints: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _File(msgspec.Struct):
@@ -78,13 +93,18 @@ class _File(msgspec.Struct):
 class DataSet:
     """The images of a split, people in them or not, and the annotated people.
 
-    `people` is `None` where the file has no annotations.
+    Args:
+        annotation: the file.
+        people: `None` where the file has no annotations.
+        category: of the people.
+        warnings: what is odd about the annotation, by name; it does not stop an evaluation but changes its metrics.
     """
 
     annotation: Path
     images: tuple[ImageEntry, ...]
     people: tuple[PersonEntry, ...] | None
     category: Category | None
+    warnings: dict[str, str] = field(default_factory=dict)
 
     def first(self, count: int | None) -> DataSet:
         """Return the data set with only its first images; the people stay."""
@@ -106,12 +126,17 @@ def annotation_path(root: str | Path, split: str) -> Path:
     return Path(root) / "annotations" / f"person_keypoints_{split}.json"
 
 
-def load_data_set(root: str | Path, split: str, skeleton: Skeleton = COCO_17) -> DataSet:
+def load_data_set(root: str | Path, split: str, category: str | None = None, skeleton: Skeleton = COCO_17) -> DataSet:
     """Read and check the annotation file of a split.
 
+    Args:
+        root: the COCO folder.
+        split: for example `val2017`.
+        category: the name of the people's category, where several have keypoints.
+        skeleton: the joints that the people must have.
     Raises:
-        DekrError: the file is missing or no COCO annotation, an entry is not as COCO's are, or images cannot be told
-            apart by id or tensor name.
+        DekrError: the file is missing or no COCO annotation, an entry is not as COCO's are, images cannot be told
+            apart by id or tensor name, or the people's category is not clear.
     """
     path = annotation_path(root, split)
     try:
@@ -127,30 +152,64 @@ def load_data_set(root: str | Path, split: str, skeleton: Skeleton = COCO_17) ->
         raise DekrError(f"{path}: lists no images; it must be a COCO annotation file")
     images = _checked_images(_entries(content.images, ImageEntry, "image", path), path)
     if content.annotations is msgspec.UNSET:
-        return DataSet(path, images, None, content.categories[0] if content.categories else None)
-    category = _person_category(content.categories, skeleton, path)
-    people = _entries(content.annotations, PersonEntry, "annotation", path)
-    _check_people(people, {image.id for image in images}, {entry.id for entry in content.categories}, skeleton, path)
-    return DataSet(path, images, tuple(people), category)
+        return DataSet(path, images, None, None)
+    warnings: dict[str, str] = {}
+    heads = _entries(content.annotations, _Head, "annotation", path)
+    chosen = _person_category(content.categories, heads, category, skeleton, path)
+    known = {entry.id for entry in content.categories}
+    if unknown := [index for index, head in enumerate(heads, 1) if head.category_id not in known]:
+        raise DekrError(
+            f"{path}: annotation {unknown[0]}: category_id: {heads[unknown[0] - 1].category_id} is no category of the "
+            "file; correct the file"
+        )
+    if (odd := _odd_joint_names(chosen, skeleton)) is not None:
+        warnings["joint_names"] = f"{path}: category {chosen.name} {odd}; check that these are the network's joints"
+    listed = {image.id for image in images}
+    own = [
+        (index, raw)
+        for index, (head, raw) in enumerate(zip(heads, content.annotations, strict=True))
+        if head.category_id == chosen.id
+    ]
+    people = _entries([raw for _, raw in own], PersonEntry, "annotation", path, [index for index, _ in own])
+    _check_people(people, skeleton, path)
+    if unlisted := [person for person in people if person.image_id not in listed]:
+        warnings["unlisted_images"] = (
+            f"{path}: {len(unlisted)} annotations are of images that it does not list, the first is annotation "
+            f"{unlisted[0].id} of image {unlisted[0].image_id}; they are ignored"
+        )
+    people = [person for person in people if person.image_id in listed]
+    warnings |= _oddities(people, {image.id: image.size for image in images}, path)
+    return DataSet(path, images, tuple(_counted(person) for person in people), chosen, warnings)
 
 
 T = TypeVar("T")
 
 
-def _entries(raws: Sequence[msgspec.Raw], kind: type[T], what: str, path: Path) -> list[T]:
+def _entries(
+    raws: Sequence[msgspec.Raw], kind: type[T], what: str, path: Path, positions: Sequence[int] | None = None
+) -> list[T]:
+    """Decode entries of the file; raise for the first wrong one, with its position and the number of wrong ones."""
     decoder = msgspec.json.Decoder(kind)
-    entries = []
+    entries, first, wrong = [], "", 0
     for index, raw in enumerate(raws):
         try:
             entries.append(decoder.decode(raw))
         except msgspec.ValidationError as error:
-            raise DekrError(f"{path}: {what} {index + 1}{_label(raw)}: {_located(error)}; correct the file") from None
+            wrong += 1
+            number = (positions[index] if positions else index) + 1
+            first = first or f"{what} {number}{_label(raw)}: {_located(error)}"
+    if wrong:
+        more = f" (the first of {wrong} wrong ones)" if wrong > 1 else ""
+        raise DekrError(f"{path}: {first}{more}; correct the file")
     return entries
 
 
 def _label(raw: msgspec.Raw) -> str:
     """Return what identifies a bad entry: its id and its image's id or file name, where it has these."""
-    value: Any = msgspec.json.decode(raw)
+    try:
+        value: Any = msgspec.json.decode(raw)
+    except msgspec.MsgspecError:  # for example a number of 400 digits
+        return ""
     keys = ("id", "image_id", "file_name") if isinstance(value, dict) else ()
     named = [f"{key} {excerpt(value[key])}" for key in keys if key in value]
     return f" ({', '.join(named)})" if named else ""
@@ -183,34 +242,119 @@ def _checked_images(images: Iterable[ImageEntry], path: Path) -> tuple[ImageEntr
     return tuple(ids.values())
 
 
-def _person_category(categories: Sequence[Category], skeleton: Skeleton, path: Path) -> Category:
+def _person_category(
+    categories: Sequence[Category],
+    heads: Sequence[_Head],
+    wanted: str | None,
+    skeleton: Skeleton,
+    path: Path,
+) -> Category:
+    """Choose the category that has keypoints and that the labelled people use."""
     if not categories:
         raise DekrError(f"{path}: lists no category; it must be a COCO keypoint annotation")
-    category, joints = categories[0], skeleton.joints
-    names = tuple(category.keypoints or joints)
-    if len(names) != len(joints):
-        raise DekrError(f"{path}: its people have {len(names)} joints, COCO's have {len(joints)}; use COCO's form")
-    if names != joints and set(names) == set(joints):
-        raise DekrError(f"{path}: its joints are COCO's in another order; bring them into COCO's order")
+    used = Counter(head.category_id for head in heads if bytes(head.keypoints) not in (b"null", b"[]"))
+    named = [category for category in categories if category.keypoints]
+    fitting = [category for category in named if category.id in used] or named
+    if not fitting:  # some tools leave the joints' names out
+        fitting = [category for category in categories if category.id in used] or list(categories)
+    if wanted is not None:
+        fitting = [category for category in categories if category.name == wanted]
+        if not fitting:
+            known = ", ".join(excerpt(category.name) for category in categories)
+            raise DekrError(f"{path}: has no category {wanted}; its categories are {known}; name one with --category")
+    if len(fitting) > 1:
+        names = ", ".join(excerpt(category.name or category.id) for category in fitting)
+        raise DekrError(f"{path}: {len(fitting)} categories have keypoints ({names}); name one with --category")
+    category = fitting[0]
+    found, expected = len(category.keypoints or skeleton.joints), len(skeleton)
+    if found != expected:
+        raise DekrError(
+            f"{path}: category {excerpt(category.name)} has {found} joints, expected {expected}; "
+            "use a network and a skeleton of this data set"
+        )
+    names_found, names_expected = map(_plain_names, (category.keypoints or skeleton.joints, skeleton.joints))
+    if names_found != names_expected and sorted(names_found) == sorted(names_expected):
+        raise DekrError(
+            f"{path}: category {excerpt(category.name)} has COCO's joints in another order; bring its keypoints and "
+            "those of every annotation into COCO's order"
+        )
     return category
 
 
-def _check_people(
-    people: Sequence[PersonEntry], images: set[int], categories: set[int], skeleton: Skeleton, path: Path
-) -> None:
+def _plain_names(names: Iterable[str]) -> list[str]:
+    """Return joint names as they are compared: without case, `_`, `-` and spaces."""
+    return [re.sub(r"[-_ ]", "", name).lower() for name in names]
+
+
+def _odd_joint_names(category: Category, skeleton: Skeleton) -> str | None:
+    """Return how the joints' names differ from the skeleton's; `None` where they do not."""
+    pairs = [
+        (excerpt(found), expected)
+        for found, expected in zip(category.keypoints or (), skeleton.joints, strict=False)
+        if _plain_names([found]) != _plain_names([expected])
+    ]
+    if not pairs:
+        return None
+    shown = ", ".join(f"{found} where COCO has {expected}" for found, expected in pairs[:2])
+    return f"names {len(pairs)} joints otherwise: {shown}"
+
+
+def _check_people(people: Sequence[PersonEntry], skeleton: Skeleton, path: Path) -> None:
     numbers: set[int] = set()
     for person in people:
-        wrong = ""
         if person.id in numbers:
             raise DekrError(f"{path}: two annotations have the id {person.id}; correct one")
         numbers.add(person.id)
-        if person.image_id not in images:
-            wrong = "image_id: the file lists no such image"
-        elif person.category_id not in categories:
-            wrong = f"category_id: {person.category_id} is no category of the file"
-        elif len(person.keypoints) != 3 * len(skeleton):
-            wrong = f"keypoints: {len(person.keypoints)} numbers, expected {3 * len(skeleton)}"
-        elif person.num_keypoints != (labelled := sum(value > 0 for value in person.keypoints[2::3])):
-            wrong = f"num_keypoints: {person.num_keypoints}, but {labelled} joints are labelled"
-        if wrong:
-            raise DekrError(f"{path}: annotation {person.id} of image {person.image_id}: {wrong}; correct the file")
+        if len(person.keypoints) != 3 * len(skeleton):
+            raise DekrError(
+                f"{path}: annotation {person.id} of image {person.image_id}: keypoints: {len(person.keypoints)} "
+                f"numbers, expected {3 * len(skeleton)}; correct the file"
+            )
+
+
+def _counted(person: PersonEntry) -> PersonEntry:
+    return msgspec.structs.replace(person, num_keypoints=person.labelled)
+
+
+def _oddities(people: Sequence[PersonEntry], sizes: dict[int, Size], path: Path) -> dict[str, str]:
+    """Return warnings about entries that are valid but change the metrics or cannot be meant."""
+    counted = [p for p in people if p.num_keypoints is not None and p.num_keypoints != p.labelled]
+    judged = [person for person in people if not person.iscrowd and person.labelled]
+    small = [person for person in judged if person.area < SMALLEST_AREA * _extent(person) or not person.area]
+    far = [person for person in judged if _is_far(person, sizes[person.image_id])]
+    shares = [person for person in judged if _is_share(person, sizes[person.image_id])]
+    kinds = {
+        "num_keypoints": (counted, "have a num_keypoints that disagrees with their labelled joints; it was recounted"),
+        "area": (small, "have an area far below the extent of their own joints, so hits count as misses; set area to "
+                        "the person's area in square pixels"),
+        "joints_outside": (far, "have joints far outside their images; check the annotation's coordinates"),
+        "joints_normalised": (shares, "have joints between 0 and 1, which are no pixels; multiply them by the size"),
+    }  # fmt: skip
+    return {
+        name: f"{path}: {len(wrong)} of {len(people)} people {what}; the first is annotation {wrong[0].id} of image "
+        f"{wrong[0].image_id}"
+        for name, (wrong, what) in kinds.items()
+        if wrong
+    }
+
+
+def _places(person: PersonEntry) -> list[tuple[float, float]]:
+    values = person.keypoints
+    return [(x, y) for x, y, v in zip(values[::3], values[1::3], values[2::3], strict=True) if v > 0]
+
+
+def _extent(person: PersonEntry) -> float:
+    """Return the area of the box of the labelled joints; with fewer than three joints it says nothing."""
+    xs, ys = zip(*_places(person), strict=True)
+    return (max(xs) - min(xs)) * (max(ys) - min(ys)) if len(xs) > 2 else 0.0
+
+
+def _is_far(person: PersonEntry, size: Size) -> bool:
+    """Return whether all joints are more than the image's size away from the image."""
+    return all(not (-size.w < x < 2 * size.w and -size.h < y < 2 * size.h) for x, y in _places(person))
+
+
+def _is_share(person: PersonEntry, size: Size) -> bool:
+    """Return whether the joints look normalised to the image's size."""
+    places = _places(person)
+    return min(size) > 8 and len(places) > 2 and all(0 <= x <= 1 and 0 <= y <= 1 for x, y in places)

@@ -95,7 +95,8 @@ def read_results(path: Path, data: DataSet, skeleton: Skeleton = COCO_17) -> lis
 
 
 def metrics_table(metrics: Mapping[str, float]) -> str:
-    """Return the ten metrics as two lines, names over values."""
+    """Return the ten metrics as two lines, names over values, and a third that explains -1 where it occurs."""
     names = "  ".join(f"{name:>6}" for name in metrics)
     values = "  ".join(f"{value:6.3f}" for value in metrics.values())
-    return f"{names}\n{values}"
+    note = "\n(-1.000: nobody of that size is annotated)" if -1 in metrics.values() else ""
+    return f"{names}\n{values}{note}"

@@ -27,6 +27,7 @@ RANKING = 0.6  # AP / AR, and AR .5 / share found; right: 0.9 to 1; all scores e
 RANKED_FROM = 0.5  # share of people found from which their order can be judged
 CROSSED = 0.3  # of left/right pairs; right: 0 to 0.08; labels exchanged: 0.9; only in the flipped pass: 0.6
 NOBODY = 0.05  # of people found; right: 0.5 to 1; offsets of the other pass: 0 to 0.02; random weights: 0
+RESCORING_LOSS = 0.02  # of AP; right: it gains 0.01 to 0.03; random weights cost 0.16
 OUTSIDE = 0.4  # of joints; right: 0.01, more where the border cuts people off; twice the scale: 0.7
 
 T = TypeVar("T")
@@ -46,6 +47,8 @@ class Counts:
     compared: int = 0  # people found in both passes
     same: int = 0  # those that the flipped pass shows in the same place as the other one
     exchanged: int = 0  # those that it shows mirrored, but with their left joints still called left
+    decoded_ap: float | None = None  # AP of a sample of images without rescoring; `None` where nothing was rescored
+    rescored_ap: float | None = None  # AP of the same images with rescoring
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
@@ -183,7 +186,16 @@ def warnings_of(
         "ranking": (
             counts.found >= FEWEST and share > RANKED_FROM and misranked,
             f"{share:.0%} of the annotated people are found, but AP is {metrics['AP']:.3f} and AR {metrics['AR']:.3f}: "
-            "the scores do not rank them; check the rescoring weights, or compare with RESCORE.VALID False",
+            "the scores do not rank them; "
+            + ("check the weights and the outputs" if counts.decoded_ap is None else "check the rescoring weights"),
+        ),
+        "rescoring": (
+            counts.decoded_ap is not None
+            and counts.rescored_ap is not None
+            and counts.found >= FEWEST
+            and counts.rescored_ap < counts.decoded_ap - RESCORING_LOSS,
+            f"rescoring lowers AP from {counts.decoded_ap or 0:.3f} to {counts.rescored_ap or 0:.3f} on the images "
+            "compared; check RESCORE.MODEL_FILE, or add RESCORE.VALID False",
         ),
         "left_right": (
             counts.pairs >= FEWEST and counts.crossed > CROSSED * counts.pairs,

@@ -12,6 +12,7 @@ from dekr_infer.detector import Detector
 from dekr_infer.evaluation.coco_metrics import coco_metrics
 from dekr_infer.evaluation.diagnostics import (
     COMPARED_IMAGES,
+    MATCHED_IMAGES,
     Counts,
     compare_passes,
     count_matches,
@@ -19,6 +20,8 @@ from dekr_infer.evaluation.diagnostics import (
     warnings_of,
 )
 from dekr_infer.structures import Frame
+
+ANNOTATION_DOUBTS = {"area", "joints_outside", "joints_normalised", "joint_names"}
 
 
 @dataclass
@@ -59,20 +62,34 @@ def evaluate(
     data.ground_truth()
     evaluation, started = Evaluation(), time.perf_counter()
     compared = {frame.key for frame in spread(frames, COMPARED_IMAGES)}
+    sampled = {frame.key for frame in spread(frames, MATCHED_IMAGES)}
+    decoded: list[dict[str, Any]] = []  # the sampled images' results with the scores before rescoring
     category = data.category.id if data.category else 0
     for frame in frames:
         people, passes = detector.detect(frame)
         if frame.key in compared:
             compare_passes(evaluation.counts, passes, detector.settings, detector.skeleton)
         assert frame.image_id is not None
-        evaluation.results += people.to_coco(frame.image_id, category)
+        entries = people.to_coco(frame.image_id, category)
+        if people.decoded_scores is not None and frame.key in sampled:
+            pairs = zip(entries, people.decoded_scores.tolist(), strict=True)
+            decoded += [entry | {"score": score} for entry, score in pairs]
+        evaluation.results += entries
         evaluation.evaluated.append(frame.image_id)
         evaluation.empty += not len(people)
         advance(1)
     evaluation.seconds = time.perf_counter() - started
     evaluation.metrics = coco_metrics(data, evaluation.results, evaluation.evaluated)
     count_matches(evaluation.counts, data, evaluation.evaluated, evaluation.results, detector.skeleton)
+    if decoded:
+        ids = {entry["image_id"] for entry in decoded}
+        both = (decoded, [entry for entry in evaluation.results if entry["image_id"] in ids])
+        evaluation.counts.decoded_ap, evaluation.counts.rescored_ap = (
+            coco_metrics(data, entries, sorted(ids))["AP"] for entries in both
+        )
     evaluation.warnings = warnings_of(
         evaluation.counts, evaluation.metrics, len(evaluation.evaluated), len(data.images), detector.skeleton
     )
+    if data.warnings.keys() & ANNOTATION_DOUBTS:  # look at the annotation before blaming the network
+        evaluation.warnings.pop("nobody_found", None)
     return evaluation

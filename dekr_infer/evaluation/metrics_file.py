@@ -62,7 +62,7 @@ def metrics_content(
         | {"onnxruntime": [origin["versions"].get("onnxruntime") for origin in known]}
         | {"opencv": [origin["record"]["opencv"] or None for origin in known]},
         "diagnostics": dict(vars(evaluation.counts)),
-        "warnings": evaluation.warnings | origin_warnings(known, annotations),
+        "warnings": data.warnings | evaluation.warnings | origin_warnings(known, annotations),
     }
 
 

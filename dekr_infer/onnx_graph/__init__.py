@@ -1,1 +1,5 @@
-"""ONNX graph tools that both export and backends use."""
+"""Rewrite ONNX graphs: dialects, simplification, and the order of sums that suits a CPU; below export and backends."""
+
+import logging
+
+logging.getLogger("onnx_ir").addHandler(logging.NullHandler())  # its warnings of damaged files would reach stderr

@@ -1,236 +1,175 @@
-"""Rewrites that spare a CPU work and change nothing but the rounding; done when a graph is loaded, never to the file.
+"""Rewrite a graph into the form that a CPU computes fastest; done when a graph is loaded, never to the file.
 
-Each is linear algebra: a 1x1 convolution commutes with an enlargement; maps enlarged by repetition can be added up
-while they are small; the 18 offset channels of a deformable convolution are mixtures of 6. An accelerator's compiler
-gets the graph as published, because what is dear there is not what is dear here.
+The rules are linear algebra and change nothing but the rounding: a 1x1 convolution commutes with an enlargement; maps
+enlarged by repetition can be added up while they are small; the 18 offset channels of a deformable convolution are
+mixtures of 6. An accelerator's compiler gets the graph as published, because other operations are expensive there.
+
+What fits no rule stays as it is. Nodes are `Any`: a malformed graph ends in an exception, which its reader handles.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import compress, pairwise
+from typing import Any
 
 import numpy as np
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+import onnx_ir as ir
+from onnx import ModelProto
+from onnx_ir.convenience import replace_nodes_and_values
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from dekr_infer.onnx_graph.operator_names import STANDARD_OPERATOR
+from dekr_infer.onnx_graph.dialects import STANDARD_OPERATOR, constant, to_proto
 
-FAR = 4  # an enlargement by this factor or more is cheaper behind a 1x1 convolution than before it (measured)
+FAR = 4  # an enlargement by this factor or more is cheaper after a 1x1 convolution than before it (measured)
 EXACT = 1e-5  # of the largest weight: what float32 rounding leaves of an exact mixture
-LINEAR = {"mode": b"linear"}
-REPEAT = {"mode": b"nearest", "coordinate_transformation_mode": b"asymmetric", "nearest_mode": b"floor"}
+LINEAR = {"mode": "linear"}
+REPEAT = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+POINTWISE = {"kernel_shape": [1, 1]}
 
 
-def optimize_for_cpu(model: ModelProto) -> None:
-    """Bring a graph in the `onnx` dialect, in place, into the form that a CPU computes fastest.
-
-    What does not fit a rule stays as it is.
-    """
+def optimize_for_cpu(model: ModelProto) -> ModelProto:
+    """Return a graph in the `onnx` dialect in the form that a CPU computes fastest."""
+    rewritten = ir.from_proto(model)
     for rule in (convolve_before_enlarging, add_before_enlarging, mix_offsets):
-        graph = Graph(model)
-        rule(graph)
-        graph.finish()
+        rule(rewritten.graph)
+    RemoveUnusedNodesPass()(rewritten)
+    return to_proto(rewritten)
 
 
-class Graph:
-    """A model's nodes, which may be replaced, with who makes and who reads each tensor (as of the beginning)."""
-
-    def __init__(self, model: ModelProto) -> None:
-        self.graph = model.graph
-        self.nodes: list[NodeProto] = list(model.graph.node)
-        self.tensors: dict[str, TensorProto] = {tensor.name: tensor for tensor in model.graph.initializer}
-        self.outputs = {entry.name for entry in model.graph.output}
-        self.producers = {name: node for node in self.nodes for name in node.output}
-        self.readers: dict[str, list[NodeProto]] = defaultdict(list)
-        for node in self.nodes:
-            for name in node.input:
-                self.readers[name].append(node)
-
-    def values(self, name: str) -> np.ndarray:
-        """A constant's values."""
-        return numpy_helper.to_array(self.tensors[name])
-
-    def constant(self, name: str, values: np.ndarray) -> str:
-        """Add a float32 constant, or find the one of this name; returns the name."""
-        if name not in self.tensors:
-            tensor = numpy_helper.from_array(np.ascontiguousarray(values, np.float32), name)
-            self.graph.initializer.append(tensor)
-            self.tensors[name] = tensor
-        return name
-
-    def made_by(self, name: str, kind: str) -> NodeProto | None:
-        """The node that makes a tensor for one reader alone, if it is of this kind."""
-        node = self.producers.get(name)
-        alone = len(self.readers[name]) == 1 and name not in self.outputs
-        return node if node is not None and node.op_type == kind and alone else None
-
-    def replace(self, old: NodeProto, new: list[NodeProto]) -> None:
-        """Put nodes in the place of one."""
-        at = next(index for index, node in enumerate(self.nodes) if node is old)
-        self.nodes[at : at + 1] = new
-
-    def finish(self) -> None:
-        """Write the nodes back, without those, and the constants, that nobody reads any more."""
-        read = set(self.outputs)
-        kept = []
-        for node in reversed(self.nodes):
-            if read.intersection(node.output):
-                kept.append(NodeProto.FromString(node.SerializeToString()))
-                read.update(node.input)
-        del self.graph.node[:]
-        self.graph.node.extend(reversed(kept))
-        tensors = [tensor for tensor in self.tensors.values() if tensor.name in read]
-        if len(tensors) < len(self.tensors):
-            del self.graph.initializer[:]
-            self.graph.initializer.extend(tensors)
-
-
-def convolve_before_enlarging(graph: Graph) -> None:
-    """1x1 convolutions of a Concat: its far enlarged parts pass them while they are small."""
-    for concat in [node for node in graph.nodes if node.op_type == "Concat" and _attribute(node, "axis") == 1]:
-        convs = graph.readers[concat.output[0]]
-        far = [_enlarges(graph, graph.made_by(name, "Resize"), LINEAR) >= FAR for name in concat.input]
-        widths = [_channels(graph, name) for name in concat.input]
-        fits = all(widths) and all(_is_pointwise(graph, node) for node in convs)
-        if not fits or not any(far) or all(far) or concat.output[0] in graph.outputs:
+def convolve_before_enlarging(graph: ir.Graph) -> None:
+    """Apply the 1x1 convolutions of a Concat to its far enlarged parts before these are enlarged."""
+    for concat in _nodes(graph, "Concat"):
+        whole, parts = concat.outputs[0], concat.inputs
+        far = [_enlargement(_alone(part, "Resize"), LINEAR) >= FAR for part in parts]
+        near = [not is_far for is_far in far]
+        widths = [_channels(part) for part in parts]
+        fits = concat.attributes.get_int("axis") == 1 and all(widths) and not whole.is_graph_output()
+        if not fits or not any(far) or all(far) or not all(map(_is_pointwise, whole.consumers())):
             continue
-        near = f"{concat.output[0]}.near"
-        for conv in convs:
-            graph.replace(conv, _by_parts(graph, conv, concat, far, widths, near))
-        names = [name for name, is_far in zip(concat.input, far, strict=True) if not is_far]
-        graph.replace(concat, [helper.make_node("Concat", names, [near], axis=1)])
+        near_parts = _before(concat, "Concat", list(compress(parts, near)), concat.attributes)
+        for conv in whole.consumers():
+            stem = conv.outputs[0].name
+            weights = np.split(_array(conv.inputs[1]), np.cumsum(widths)[:-1], axis=1)
+            total = None
+            for index, part in enumerate(parts):
+                if far[index]:
+                    resize, own = part.producer(), constant(graph, f"{stem}.far.{index}.weight", weights[index])
+                    small = _before(conv, "Conv", [resize.inputs[0], own], POINTWISE)
+                    large = _before(conv, "Resize", [small, *resize.inputs[1:]], resize.attributes)
+                    total = large if total is None else _before(conv, "Add", [total, large])
+            own = constant(graph, f"{stem}.near.weight", np.concatenate(list(compress(weights, near)), axis=1))
+            near_sum = _before(conv, "Conv", [near_parts, own, *conv.inputs[2:]], POINTWISE)
+            _replace(conv, _before(conv, "Add", [near_sum, total]))
 
 
-def _by_parts(
-    graph: Graph, conv: NodeProto, concat: NodeProto, far: list[bool], widths: list[int], near: str
-) -> list[NodeProto]:
-    """A 1x1 convolution of a Concat as the sum of that of its near parts and those of its far ones."""
-    stem = conv.output[0]
-    weights = np.split(graph.values(conv.input[1]), np.cumsum(widths)[:-1], axis=1)
-    nodes: list[NodeProto] = []
-    total = ""
-    for index, (name, weight) in enumerate(zip(concat.input, weights, strict=True)):
-        if far[index]:
-            resize, small, large = graph.producers[name], f"{stem}.small.{index}", f"{stem}.large.{index}"
-            own = graph.constant(f"{small}.weight", weight)
-            nodes.append(helper.make_node("Conv", [resize.input[0], own], [small], kernel_shape=[1, 1]))
-            nodes.append(_like(resize, [small, *resize.input[1:]], large))
-            if total:
-                nodes.append(helper.make_node("Add", [total, large], [f"{large}.sum"]))
-            total = nodes[-1].output[0]
-    near_weights = [weight for weight, is_far in zip(weights, far, strict=True) if not is_far]
-    own = graph.constant(f"{stem}.near.weight", np.concatenate(near_weights, axis=1))
-    nodes.append(helper.make_node("Conv", [near, own, *conv.input[2:]], [f"{stem}.near"], kernel_shape=[1, 1]))
-    return [*nodes, helper.make_node("Add", [f"{stem}.near", total], [stem])]
-
-
-def add_before_enlarging(graph: Graph) -> None:
-    """Sums with several maps enlarged by repetition: each is added to the next larger one, then enlarged with it."""
-    for node in [node for node in graph.nodes if node.op_type == "Add"]:
-        if graph.made_by(node.output[0], "Add") and graph.readers[node.output[0]][0].op_type == "Add":
+def add_before_enlarging(graph: ir.Graph) -> None:
+    """Add each of several maps enlarged by repetition to the next larger one of a sum, then enlarge them together."""
+    for node in _nodes(graph, "Add"):
+        if _alone(node.outputs[0], "Add") and node.outputs[0].consumers()[0].op_type == "Add":
             continue  # a part of a longer sum
-        terms = _terms(graph, node)
-        factors = {name: _enlarges(graph, graph.made_by(name, "Resize"), REPEAT) for name in terms}
-        far = sorted((name for name in terms if factors[name]), key=lambda name: -factors[name])
-        rest = [name for name in terms if not factors[name]]
-        steps = [factors[a] / factors[b] for a, b in pairwise(far)]
-        if len(far) > 1 and rest and all(step > 1 and step == int(step) for step in steps):
-            graph.replace(node, _nested(graph, node.output[0], rest, far, [*steps, factors[far[-1]]]))
+        factors = [(_enlargement(_alone(term, "Resize"), REPEAT), term) for term in _terms(node)]
+        far = sorted((pair for pair in factors if pair[0]), key=lambda pair: -pair[0])
+        rest = [term for factor, term in factors if not factor]
+        steps = [a / b for (a, _), (b, _) in pairwise(far)]
+        if len(far) < 2 or not rest or not all(step > 1 and step == int(step) for step in steps):
+            continue
+        total = None
+        for step, (_, term) in zip([*steps, far[-1][0]], far, strict=True):
+            small, roi, _ = term.producer().inputs
+            scales = constant(graph, f"enlarge.{step:g}", np.array([1, 1, step, step], np.float32))
+            total = small if total is None else _before(node, "Add", [small, total])
+            total = _before(node, "Resize", [total, roi, scales], term.producer().attributes)
+        for term in reversed(rest):
+            total = _before(node, "Add", [term, total])
+        _replace(node, total)
 
 
-def _nested(graph: Graph, stem: str, rest: list[str], far: list[str], steps: list[float]) -> list[NodeProto]:
-    """The sum of `rest` and of the enlarged `far`, largest factor first; `steps` lead from each to the next."""
-    nodes: list[NodeProto] = []
-    total = ""
-    for index, (name, step) in enumerate(zip(far, steps, strict=True)):
-        resize = graph.producers[name]
-        small = resize.input[0]
-        if total:
-            nodes.append(helper.make_node("Add", [small, total], [f"{stem}.small.{index}"]))
-            small = nodes[-1].output[0]
-        scales = graph.constant(f"enlarge.{step:g}", np.array([1, 1, step, step]))
-        total = f"{stem}.large.{index}"
-        nodes.append(_like(resize, [small, resize.input[1], scales], total))
-    for index, name in enumerate(reversed(rest)):
-        out = f"{stem}.sum.{index}" if index < len(rest) - 1 else stem
-        nodes.append(helper.make_node("Add", [name, total], [out]))
-        total = out
-    return nodes
+def _terms(node: Any) -> list[Any]:
+    """Return what a chain of additions adds up, in order."""
+    inner = [(value, _alone(value, "Add")) for value in node.inputs]
+    return [term for value, add in inner for term in ([value] if add is None else _terms(add))]
 
 
-def _terms(graph: Graph, node: NodeProto) -> list[str]:
-    """What a chain of additions adds up, in order."""
-    terms: list[str] = []
-    for name in node.input:
-        inner = graph.made_by(name, "Add")
-        terms += [name] if inner is None else _terms(graph, inner)
-    return terms
-
-
-def _mixing() -> np.ndarray:
-    """How taps move under an affine map: (18, 6), dy and dx of each tap from (a, b, t) of dy, then of dx."""
+def affine_mixing() -> np.ndarray:
+    """Return how taps move under an affine map: (18, 6), dy and dx of each tap from (a, b, t) of dy, then of dx."""
     tap = np.array([(y, x, 1) for y in (-1, 0, 1) for x in (-1, 0, 1)], np.float64)
     mixing = np.zeros((9, 2, 2, 3))
     mixing[:, 0, 0] = mixing[:, 1, 1] = tap
     return mixing.reshape(18, 6)
 
 
-def mix_offsets(graph: Graph) -> None:
-    """Offset convolutions whose taps move by one affine map: convolve to its 6 maps, and mix those to the 18."""
-    mixing = _mixing()
+def mix_offsets(graph: ir.Graph) -> None:
+    """Split offset convolutions whose taps move by one affine map: convolve to its 6 maps, and mix these to the 18."""
+    mixing = affine_mixing()
     back = np.linalg.pinv(mixing)
-    for node in [node for node in graph.nodes if node.op_type == STANDARD_OPERATOR]:
-        conv = graph.made_by(node.input[2], "Conv")
-        if conv is None or conv.input[1] not in graph.tensors or _attribute(conv, "group", 1) != 1:
+    for node in _nodes(graph, STANDARD_OPERATOR):
+        conv = _alone(node.inputs[2], "Conv")
+        if conv is None or not _is_constant(conv.inputs[1]) or conv.attributes.get_int("group", 1) != 1:
             continue
-        weight = graph.values(conv.input[1]).astype(np.float64)
+        weight = _array(conv.inputs[1]).astype(np.float64)
         if len(weight) != len(mixing):
             continue
         thin = np.tensordot(back, weight, 1)
         if np.abs(np.tensordot(mixing, thin, 1) - weight).max() > EXACT * np.abs(weight).max():
             continue
-        maps = f"{conv.output[0]}.maps"
-        own = graph.constant(f"{conv.input[1]}.maps", thin)
-        mix = graph.constant("offsets.mixing", mixing[:, :, None, None])
-        mixed = helper.make_node("Conv", [maps, mix, *conv.input[2:]], [conv.output[0]], kernel_shape=[1, 1])
-        graph.replace(conv, [_like(conv, [conv.input[0], own], maps), mixed])
+        own = constant(graph, f"{conv.inputs[1].name}.maps", thin.astype(np.float32))
+        mix = constant(graph, "offsets.mixing", mixing[:, :, None, None].astype(np.float32))
+        maps = _before(conv, "Conv", [conv.inputs[0], own], conv.attributes)
+        _replace(conv, _before(conv, "Conv", [maps, mix, *conv.inputs[2:]], POINTWISE))
 
 
-def _like(node: NodeProto, inputs: list[str], output: str) -> NodeProto:
-    """A node of the same kind and with the same attributes."""
-    made = helper.make_node(node.op_type, inputs, [output])
-    made.attribute.extend(node.attribute)
-    return made
+def _nodes(graph: ir.Graph, op_type: str) -> list[Any]:
+    return [node for node in graph if node.op_type == op_type]
 
 
-def _attribute(node: NodeProto, name: str, default: int = 0) -> int:
-    return next((entry.i for entry in node.attribute if entry.name == name), default)
+def _before(place: Any, op_type: str, inputs: Sequence[Any], attributes: Any = None) -> ir.Value:
+    """Insert a node before another one and return its output."""
+    node = ir.node(op_type, inputs, attributes)
+    place.prepend(node)
+    return node.outputs[0]
 
 
-def _enlarges(graph: Graph, node: NodeProto | None, form: dict[str, bytes]) -> int:
-    """By how much a Resize of this form enlarges both sides; 0 for everything else."""
-    if node is None or len(node.input) != 3 or node.input[2] not in graph.tensors:
+def _replace(node: Any, value: Any) -> None:
+    """Let a value take the place and the name of a node's output."""
+    replace_nodes_and_values(node.graph, node, [node], [], node.outputs, [value])
+
+
+def _is_constant(value: Any) -> bool:
+    return value is not None and value.const_value is not None
+
+
+def _array(value: Any) -> np.ndarray:
+    return np.asarray(value.const_value.numpy())
+
+
+def _alone(value: Any, op_type: str) -> Any:
+    """Return the node of this type that computes a value for one reader alone; `None` if there is none."""
+    node = None if value is None or value.is_graph_output() or len(value.uses()) != 1 else value.producer()
+    return node if node is not None and node.op_type == op_type else None
+
+
+def _enlargement(resize: Any, attributes: dict[str, str]) -> int:
+    """Return by how much a Resize with these attributes enlarges both sides; 0 for everything else."""
+    if resize is None or len(resize.inputs) != 3 or not _is_constant(resize.inputs[2]):
         return 0
-    attributes = {entry.name: entry.s for entry in node.attribute}
-    scales = graph.values(node.input[2]).tolist()
-    whole = len(scales) == 4 and scales[:2] == [1, 1] and scales[2] == scales[3] == int(scales[2]) > 1
-    return int(scales[2]) if whole and form.items() <= attributes.items() else 0
+    scales = _array(resize.inputs[2]).tolist()
+    fits = len(scales) == 4 and scales[:2] == [1, 1] and scales[2] == scales[3] == int(scales[2]) > 1
+    same = all(resize.attributes.get_string(key) == wanted for key, wanted in attributes.items())
+    return int(scales[2]) if fits and same else 0
 
 
-def _is_pointwise(graph: Graph, node: NodeProto) -> bool:
-    """Whether a node is a plain 1x1 convolution."""
-    if node.op_type != "Conv" or node.input[1] not in graph.tensors or _attribute(node, "group", 1) != 1:
+def _is_pointwise(node: Any) -> bool:
+    """Return whether a node is a plain 1x1 convolution with constant weights."""
+    if node.op_type != "Conv" or not _is_constant(node.inputs[1]) or node.attributes.get_int("group", 1) != 1:
         return False
-    lists = {entry.name: list(entry.ints) for entry in node.attribute}
-    plain = lists.get("strides", [1, 1]) == [1, 1] and not any(lists.get("pads", []))
-    return plain and list(graph.tensors[node.input[1]].dims[2:]) == [1, 1]
+    strides, pads = node.attributes.get_ints("strides", [1, 1]), node.attributes.get_ints("pads", [])
+    return list(strides) == [1, 1] and not any(pads) and _array(node.inputs[1]).shape[2:] == (1, 1)
 
 
-def _channels(graph: Graph, name: str) -> int:
-    """How many channels a map has, as the convolution behind it says; 0 when none does."""
-    node = graph.producers.get(name)
+def _channels(value: Any) -> int:
+    """Return how many channels a map has, according to the convolution behind it; 0 when there is none."""
+    node = value.producer()
     while node is not None and node.op_type in ("Relu", "Add", "Resize"):
-        node = graph.producers.get(node.input[0])
-    if node is None or node.op_type != "Conv" or node.input[1] not in graph.tensors:
-        return 0
-    return int(graph.tensors[node.input[1]].dims[0])
+        node = node.inputs[0].producer()
+    return len(_array(node.inputs[1])) if node and node.op_type == "Conv" and _is_constant(node.inputs[1]) else 0

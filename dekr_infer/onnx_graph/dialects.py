@@ -1,4 +1,4 @@
-"""The two dialects of the graph, and the exact way from either to the other.
+"""Convert a graph between its two dialects, exactly in either direction.
 
 ascend  opset 11, `DeformableConv2D` in the default domain, 27 offset channels per offset group: all dx, all dy, all
         masks of 1, each (group, tap)
@@ -7,27 +7,34 @@ onnx    opset 19, the standard `DeformConv`, 18 offset channels per offset group
 Only the order of the offset convolution's output channels differs, so its weights are permuted and nothing is added.
 With several offset groups that order also decides the convolution's form: in `onnx` a group's channels are neighbours,
 so it is a grouped convolution; planar, the groups alternate, so in `ascend` it is a plain convolution whose weights are
-block-diagonal (zero wherever a group would listen to another's input).
+block-diagonal (zero wherever a group would read another group's input).
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+import onnx_ir as ir
+from onnx import ModelProto
+from onnx_ir.convenience import convert_attributes
 
 from dekr_infer.errors import DekrError
-from dekr_infer.onnx_graph.operator_names import OPERATOR, STANDARD_OPERATOR
 
+OPERATOR = "DeformableConv2D"  # of Ascend, in the default domain
+STANDARD_OPERATOR = "DeformConv"  # of ONNX, from opset 19 on
 ASCEND, ONNX = "ascend", "onnx"
 DIALECTS = (ASCEND, ONNX)
+_OPERATOR = {ASCEND: OPERATOR, ONNX: STANDARD_OPERATOR}
 _OPSET = {ASCEND: 11, ONNX: 19}
 _IR_VERSION = {ASCEND: 6, ONNX: 9}
 TAPS = 9
+_FOREIGN = "only graphs of this project can be converted"
 
 
 def dialect_of(model: ModelProto) -> str:
-    """Which dialect a graph is in; one without deformable convolutions counts by its opset."""
+    """Return the dialect of a graph; without deformable convolutions its opset decides."""
     types = {node.op_type for node in model.graph.node}
     if OPERATOR in types:
         return ASCEND
@@ -37,110 +44,108 @@ def dialect_of(model: ModelProto) -> str:
 
 
 def to_dialect(model: ModelProto, dialect: str) -> ModelProto:
-    """A graph of ours in the wanted dialect: itself when it is in it already, else a converted copy.
+    """Return a graph in a dialect: the graph itself when it is in it already, else a converted copy.
 
     Raises:
         DekrError: a deformable convolution is not of the form that our export writes.
     """
-    if dialect_of(model) == dialect:
+    source = dialect_of(model)
+    if source == dialect:
         return model
-    converted = ModelProto()
-    converted.CopyFrom(model)
-    arrange = _interleaved if dialect == ONNX else _planar
-    operator = {ASCEND: STANDARD_OPERATOR, ONNX: OPERATOR}[dialect]
-    producers = {name: node for node in converted.graph.node for name in node.output}
-    tensors = {tensor.name: tensor for tensor in converted.graph.initializer}
-    arranged: set[str] = set()  # equal weights are stored once and may serve several convolutions
-    for node in converted.graph.node:
-        if node.op_type == operator:
-            groups = _offset_groups(node)
-            convolution = _offset_convolution(node, producers, tensors)
-            _set_groups(convolution, groups if dialect == ONNX else 1)
-            for name, kind in zip(convolution.input[1:], ("weight", "bias"), strict=True):
-                if name not in arranged:
-                    arranged.add(name)
-                    values = arrange(numpy_helper.to_array(tensors[name]), kind, groups)
-                    tensors[name].CopyFrom(numpy_helper.from_array(values, name))
-            _convert_deformable(node)
+    converted = ir.from_proto(model)
+    arranged: set[ir.Value] = set()  # equal weights may be stored once and serve several convolutions
+    for node in converted.graph:
+        if node.op_type == _OPERATOR[source]:
+            _convert_offsets(node, dialect, arranged)
+            _convert_deformable(node, dialect)
         elif node.op_type == "Split":
-            _convert_split(node, converted, tensors, dialect)
-    _set_versions(converted, dialect)
-    return converted
+            _convert_split(node, converted.graph, dialect)
+    converted.ir_version = _IR_VERSION[dialect]
+    converted.graph.opset_imports.clear()
+    converted.graph.opset_imports[""] = _OPSET[dialect]
+    if "dialect" in converted.metadata_props:
+        converted.metadata_props["dialect"] = dialect
+    return to_proto(converted)
 
 
-def _set_versions(model: ModelProto, dialect: str) -> None:
-    model.ir_version = _IR_VERSION[dialect]
-    del model.opset_import[:]
-    model.opset_import.append(helper.make_opsetid("", _OPSET[dialect]))
-    for entry in model.metadata_props:
-        if entry.key == "dialect":
-            entry.value = dialect
+def to_proto(model: ir.Model) -> ModelProto:
+    """Return a model in its file form, without the shapes of inner values, which rewrites change."""
+    proto = ir.to_proto(model)
+    del proto.graph.value_info[:]
+    return proto
 
 
-def _offset_convolution(node: NodeProto, producers: dict[str, NodeProto], tensors: dict[str, TensorProto]) -> NodeProto:
-    """The convolution, with constant weight and bias, that makes a node's offsets."""
-    producer = producers.get(node.input[2])
-    is_ours = producer is not None and producer.op_type == "Conv" and len(producer.input) == 3
-    if producer is None or not is_ours or any(name not in tensors for name in producer.input[1:]):
+def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """Return the initialiser of this name, made of the array if there is none yet."""
+    if name not in graph.initializers:
+        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        graph.register_initializer(
+            ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+        )
+    return graph.initializers[name]
+
+
+def _convert_offsets(node: Any, dialect: str, arranged: set[ir.Value]) -> None:
+    """Rearrange the convolution, with constant weight and bias, that computes a deformable node's offsets."""
+    conv = node.inputs[2].producer() if node.inputs[2] is not None else None
+    constants = [value for value in conv.inputs[1:] if value and value.const_value is not None] if conv else []
+    if conv is None or conv.op_type != "Conv" or len(constants) != 2 or len(conv.inputs) != 3:
         raise DekrError(f"{node.name}: its offsets do not come from a convolution; export the model with this project")
-    return producer
+    groups = node.attributes["deformable_groups" if dialect == ONNX else "offset_group"].as_int()
+    if "group" in conv.attributes:
+        conv.attributes.add(ir.AttrInt64("group", groups if dialect == ONNX else 1))
+    arrange = _interleaved if dialect == ONNX else _planar
+    for value, kind in zip(constants, ("weight", "bias"), strict=True):
+        if value not in arranged:
+            arranged.add(value)
+            value.const_value = ir.tensor(arrange(value.const_value.numpy(), kind, groups), name=value.name)
+            value.shape = value.const_value.shape
 
 
-def _offset_groups(node: NodeProto) -> int:
-    return int(next(entry.i for entry in node.attribute if entry.name in ("deformable_groups", "offset_group")))
-
-
-def _set_groups(convolution: NodeProto, groups: int) -> None:
-    for entry in convolution.attribute:
-        if entry.name == "group":
-            entry.i = groups
-
-
-def _convert_deformable(node: NodeProto) -> None:
-    to_standard = node.op_type == OPERATOR
-    attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-    pads = list(attributes["pads"])
-    common = {"strides": list(attributes["strides"]), "dilations": list(attributes["dilations"])}
-    del node.attribute[:]
-    if to_standard:
-        node.op_type = STANDARD_OPERATOR
-        wanted = {**common, "pads": pads * 2, "group": attributes["groups"]}
-        wanted |= {"offset_group": attributes["deformable_groups"], "kernel_shape": [3, 3]}
+def _convert_deformable(node: ir.Node, dialect: str) -> None:
+    old = {name: attribute.value for name, attribute in node.attributes.items()}
+    new = {name: list(old[name]) for name in ("strides", "dilations")}
+    if dialect == ONNX:
+        new |= {"pads": list(old["pads"]) * 2, "group": old["groups"]}
+        new |= {"offset_group": old["deformable_groups"], "kernel_shape": [3, 3]}
     else:
-        node.op_type = OPERATOR
-        wanted = {**common, "pads": pads[:2], "groups": attributes["group"]}
-        wanted |= {"deformable_groups": attributes["offset_group"]}
-    node.attribute.extend(helper.make_attribute(key, value) for key, value in wanted.items())
+        new |= {"pads": list(old["pads"])[:2], "groups": old["group"], "deformable_groups": old["offset_group"]}
+    node.op_type = _OPERATOR[dialect]
+    node.attributes.clear()
+    for attribute in convert_attributes(new):
+        node.attributes.add(attribute)
 
 
 def _interleaved(values: np.ndarray, kind: str, groups: int) -> np.ndarray:
-    """Planar dx, dy, mask -> dy, dx of each tap, group by group.
+    """Return planar dx, dy, mask as dy, dx of each tap, group by group.
 
     Args:
         values: weight (27 * groups, groups * C, 3, 3) or bias (27 * groups,).
+        kind: weight or bias.
+        groups: offset groups.
     Returns:
         (18 * groups, C, 3, 3) or (18 * groups,).
     Raises:
-        DekrError: the masks are not the constant 1, or a group listens to another's input.
+        DekrError: the masks are not the constant 1, or a group reads another group's input.
     """
     inner = values.shape[1:]
     if len(values) != 3 * groups * TAPS or not (values[2 * groups * TAPS :] == (kind == "bias")).all():
-        raise DekrError("a deformable convolution has masks that vary; only graphs of this project can be converted")
+        raise DekrError(f"a deformable convolution has masks that vary; {_FOREIGN}")
     dx, dy, _ = values.reshape(3, groups, TAPS, *inner)
     by_group = np.stack((dy, dx), 2).reshape(groups, 2 * TAPS, *inner)
     if kind == "weight":
         blocks = by_group.reshape(groups, 2 * TAPS, groups, -1, *inner[1:])
         own = np.stack([blocks[group, :, group] for group in range(groups)])
         if np.count_nonzero(own) != np.count_nonzero(blocks):
-            raise DekrError("a deformable convolution's groups mix; only graphs of this project can be converted")
+            raise DekrError(f"a deformable convolution's groups mix; {_FOREIGN}")
         by_group = own
     return by_group.reshape(2 * groups * TAPS, *by_group.shape[2:])
 
 
 def _planar(values: np.ndarray, kind: str, groups: int) -> np.ndarray:
-    """The inverse of `_interleaved`."""
+    """Return the inverse of `_interleaved`."""
     if len(values) != 2 * groups * TAPS:
-        raise DekrError("offsets do not fit a node's offset groups; only graphs of this project can be converted")
+        raise DekrError(f"offsets do not fit a node's offset groups; {_FOREIGN}")
     own = values.reshape(groups, TAPS, 2, *values.shape[1:])
     if kind == "weight":
         blocks = np.zeros((groups, TAPS, 2, groups, *values.shape[1:]), values.dtype)
@@ -151,28 +156,24 @@ def _planar(values: np.ndarray, kind: str, groups: int) -> np.ndarray:
     return np.stack((own[:, :, 1], own[:, :, 0], mask)).reshape(3 * groups * TAPS, *own.shape[3:])
 
 
-def _convert_split(node: NodeProto, model: ModelProto, tensors: dict[str, TensorProto], dialect: str) -> None:
-    """The parts of a Split are an attribute up to opset 12 and an input from 13 on."""
-    if dialect == ONNX:
-        attribute = next((entry for entry in node.attribute if entry.name == "split"), None)
-        if attribute is None:
-            return
-        name = f"{node.output[0]}.split"
-        model.graph.initializer.append(numpy_helper.from_array(np.array(attribute.ints, np.int64), name))
-        node.attribute.remove(attribute)
-        node.input.append(name)
-    else:
-        sizes = tensors[node.input[1]]
-        node.attribute.append(helper.make_attribute("split", numpy_helper.to_array(sizes).tolist()))
-        del node.input[1]
-        model.graph.initializer.remove(sizes)
+def _convert_split(node: Any, graph: ir.Graph, dialect: str) -> None:
+    """Move the sizes of a Split's parts: an attribute up to opset 12, an input from 13 on."""
+    if dialect == ASCEND:
+        sizes = node.inputs[1]
+        node.attributes.add(ir.AttrInt64s("split", sizes.const_value.numpy().tolist()))
+        node.resize_inputs(1)
+        del graph.initializers[sizes.name]
+    elif "split" in node.attributes:
+        sizes = np.array(node.attributes.pop("split").as_ints(), np.int64)
+        node.resize_inputs(2)
+        node.replace_input_with(1, constant(graph, f"{node.outputs[0].name}.split", sizes))
 
 
 def check_standard(model: ModelProto) -> None:
-    """Let the ONNX checker look at a graph in the `onnx` dialect, types and shapes included.
+    """Check a graph in the `onnx` dialect with ONNX's own checker, types and shapes included.
 
     Raises:
-        DekrError: it is not valid ONNX.
+        DekrError: the graph is not valid ONNX.
     """
     try:
         onnx.checker.check_model(model, full_check=True)

@@ -1,1 +1,1 @@
-"""How fast each stage is, beside the reference's way of working and beside what the machine allows."""
+"""The speed of each stage, next to the reference's way of working and to the machine's limits. See README.md."""

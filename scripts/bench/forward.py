@@ -1,96 +1,89 @@
-"""One forward pass: the exported graph on the CPU runner, torch, and matrix products of as many multiply-adds."""
+"""One forward pass: the exported graph on the CPU, torch, and matrix products of as many multiply-adds."""
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
-from yacs.config import CfgNode
 
-from dekr_infer.backends.onnxruntime import Network, open_network
-from dekr_infer.export.check import test_picture
+from dekr_infer.backends.onnxruntime import open_network
+from dekr_infer.export.trace import build_graph
 from dekr_infer.geometry import Size
 from dekr_infer.model.blocks import DeformConv
-from dekr_infer.model.checkpoint import load_network
-from dekr_infer.model.head import build_network
 from dekr_infer.pose.preprocess import normalise
-from scripts.bench.limits import gemm_rate
-from scripts.bench.measure import LIMIT, OURS, REFERENCE, UPSTREAM, Row, alternate
-from scripts.bench.upstream import Upstream
+from scripts.bench.roofline import gemm_rate
+from scripts.bench.timing import LIMIT, OURS, REFERENCE, UPSTREAM, Row, Ways, alternate
 
-PUBLISHED_SIZES = (Size(512, 512), Size(512, 768))
-MOST_OF_LIMIT = 1.35  # times the matrix products' time
-LEAST_FASTER = 3.0  # than torch
+SMALL = Size(64, 64)  # for counting multiply-adds, which grow with the area
 
 
-def measure(
-    config: CfgNode,
-    checkpoint: Path,
-    graph: Path,
-    threads: int,
-    rounds: int,
-    upstream: Upstream | None,
-    input_sizes: Sequence[Size] = PUBLISHED_SIZES,
-) -> tuple[list[Row], dict[str, float]]:
-    """The rows of this stage, one a input size, and the rate of matrix products that the limit rests on."""
-    torch.set_num_threads(threads)
-    network = build_network(config)
-    load_network(network, checkpoint)
-    theirs = upstream.network(checkpoint) if upstream is not None else None
-    runner = open_network(graph, threads)
-    rows = [_row(input_size, runner, network, theirs, threads, rounds) for input_size in input_sizes]
-    return rows, {"gemm_GFLOP_per_s": max(max(row.facts["gemm_flops_per_s"]) for row in rows) / 1e9}
+def ways_of(network: nn.Module, threads: int) -> Callable[[Size], Ways]:
+    """Export a network and return a function from an input size to our and the reference's way of one pass."""
+    model = build_graph(network)
+    onnx.helper.set_model_props(model, {"input_sizes": "64,64"})
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.onnx"
+        onnx.save(model, path)
+        runner = open_network(path, threads)
+
+    def ways(size: Size) -> Ways:
+        image = random_input(size)
+        return {OURS: partial(runner.run, image), REFERENCE: partial(run_torch, network, image)}
+
+    return ways
 
 
-def _row(
-    input_size: Size, runner: Network, network: nn.Module, theirs: nn.Module | None, threads: int, rounds: int
-) -> Row:
-    image = normalise(test_picture(np.random.default_rng(0), input_size))
-    rates: list[float] = []
-    ways: dict[str, Callable[[], object]] = {
-        OURS: lambda: runner.run(image),
-        REFERENCE: lambda: _in_torch(network, image),
-        LIMIT: lambda: rates.append(gemm_rate(1)),
-    }
-    if theirs is not None:
-        ways[UPSTREAM] = lambda: _in_torch(theirs, image)
-    alternate(ways, 1)  # buffers are made in the first pass of a size
-    rates.clear()
-    seconds = alternate(ways, rounds)
-    amount = multiply_adds(network, input_size)
-    seconds[LIMIT] = [2 * amount / max(rates)] * rounds
-    limit = f"{amount / 1e9:.1f} G multiply-adds at {max(rates) / 1e9:.0f} GFLOP/s"
-    facts = {"multiply_adds": amount, "gemm_flops_per_s": rates, "threads": threads}
-    return Row(f"forward {input_size}", "per pass", seconds, limit, MOST_OF_LIMIT, LEAST_FASTER, facts)
+def random_input(size: Size) -> np.ndarray:
+    """Return a random image as the network's input, (1, 3, H, W) float32."""
+    return normalise(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
 
 
-def _in_torch(network: nn.Module, image: np.ndarray) -> None:
+def run_torch(network: nn.Module, image: np.ndarray) -> None:
+    """Run one forward pass in torch."""
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network(torch.from_numpy(image))
 
 
-def multiply_adds(network: nn.Module, input_size: Size) -> int:
-    """Those of all convolutions of a network, as the checkpoint has them, for one picture of a input size.
+def measure(
+    network: nn.Module, upstream: nn.Module | None, sizes: Sequence[Size], threads: int, rounds: int
+) -> list[Row]:
+    """Return the rows of this stage, one for each input size; `upstream` is upstream's network, if measured."""
+    torch.set_num_threads(threads)
+    ways_for, rows = ways_of(network, threads), []
+    for size in sizes:
+        rates: list[float] = []
+        ways = ways_for(size) | {LIMIT: lambda rates=rates: rates.append(gemm_rate())}
+        if upstream is not None:
+            ways[UPSTREAM] = partial(run_torch, upstream, random_input(size))
+        seconds = alternate(ways, rounds)
+        amount = multiply_adds(network, size)
+        seconds[LIMIT] = [2 * amount / max(rates)] * rounds
+        limit = f"{amount / 1e9:.1f} G multiply-adds at {max(rates) / 1e9:.0f} GFLOP/s"
+        facts = {"multiply_adds": amount, "gemm_flops_per_s": rates, "threads": threads}
+        rows.append(Row(f"forward {size}, per pass", seconds, limit, facts))
+    return rows
 
-    They are counted on a small picture: every convolution's number is in proportion to the area.
-    """
-    small = Size(64, 64)
+
+def multiply_adds(network: nn.Module, size: Size) -> int:
+    """Return the multiply-adds of all convolutions of a network, as in the checkpoint, for one input of this size."""
     total = 0
 
     def count(module: nn.Module, _inputs: object, output: Tensor) -> None:
         nonlocal total
-        weight = module.get_parameter("weight")
-        total += output.numel() * weight[0].numel()
+        total += output.numel() * module.get_parameter("weight")[0].numel()
 
-    kinds = (nn.Conv2d, DeformConv)
-    hooks = [module.register_forward_hook(count) for module in network.modules() if isinstance(module, kinds)]
+    convolutions = [module for module in network.modules() if isinstance(module, (nn.Conv2d, DeformConv))]
+    hooks = [module.register_forward_hook(count) for module in convolutions]
     with torch.inference_mode():
-        network(torch.zeros(1, 3, *small))
+        network(torch.zeros(1, 3, *SMALL))
     for hook in hooks:
         hook.remove()
-    return total * input_size.h * input_size.w // (small.h * small.w)
+    return total * size.h * size.w // (SMALL.h * SMALL.w)

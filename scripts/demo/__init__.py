@@ -1,1 +1,1 @@
-"""Drawn people: body (pose in 3-D), looks, brush and figure (painting), backdrop, scene, people (the command)."""
+"""Drawn people with exact labels, and a small DEKR trained on them. README.md beside this file explains both."""

@@ -1,7 +1,6 @@
-#!/usr/bin/env python3
-"""What each part of the chain is worth on the demo set: the figures with a part left out, or done wrong on purpose.
+"""Measure what each part of the chain contributes on the demo set: the metrics with a part left out, or done wrong.
 
-Runs the project's own commands on drawn people and the shipped weights. What is there in --work is not made again.
+The project's own commands run on drawn people and the shipped weights; their finished work in --work is reused.
 
   python3 scripts/demo/ablation.py --work quickstart/ablation
 """
@@ -12,108 +11,113 @@ import contextlib
 import io
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
     sys.path.insert(0, str(ROOT))
 
-import numpy as np
-
-from dekr_infer.cli import export as export_command
-from dekr_infer.cli import onnx_infer
-from dekr_infer.cli import postprocess as postprocess_command
-from dekr_infer.cli import preprocess as preprocess_command
+from dekr_infer.backends.output_folder import OutputFolder
+from dekr_infer.cli import export, onnx_infer, preprocess
 from dekr_infer.cli.app import Arguments, Parser, cores, non_negative_int, positive_int, run, worker_count
+from dekr_infer.config.load import load_config
+from dekr_infer.config.settings import decode_settings, refine_settings, rescore_net
+from dekr_infer.data.coco import load_data_set
+from dekr_infer.data.sources import frames_of
+from dekr_infer.detector import Detector
 from dekr_infer.errors import DekrError
+from dekr_infer.evaluation.evaluate import Evaluation, evaluate
+from dekr_infer.geometry import PUBLISHED_SIZES
 from dekr_infer.onnx_graph.dialects import ASCEND, ONNX
 from dekr_infer.pose.decode import CENTRE
 from dekr_infer.skeleton import COCO_17
-from dekr_infer.storage import npy as tensors
-from dekr_infer.storage.atomic import folder_lock, read_json
-from scripts.demo import people
+from dekr_infer.storage import npy
+from dekr_infer.structures import Frame, Maps, Passes
+from scripts.demo.people import write_data_set
 
 WEIGHTS = ROOT / "scripts/demo/weights"
-PICTURES, SEED = 60, 2017  # the demo set of the quickstart
-RIGHT = "all parts"  # of the published flow
-MATCHED = "with TEST.MATCH_HMP"  # as the quickstart runs
-SINGLE, RAW, BARE = "flip off", "rescoring off", "flip and rescoring off"
+SPLIT = "val2017"
+IMAGES, SEED = 60, 2017  # the demo set of the quickstart
+PUBLISHED = "all parts"  # the published flow
+MATCHED = "with TEST.MATCH_HMP"  # the quickstart's setting
+NO_FLIP, NO_RESCORE, NEITHER = "flip off", "rescoring off", "flip and rescoring off"
 DIALECT = "dialect onnx"
 UNSHIFTED, UNSWAPPED, NEGATED = "flip shift left out", "left and right not swapped", "offsets negated"
-VARIANTS = (RIGHT, MATCHED, SINGLE, RAW, BARE, DIALECT, UNSHIFTED, UNSWAPPED, NEGATED)
-FIELDS = ("AP", "AP .5", "AP .75", "AR")  # of the table
+COLUMNS = ("AP", "AP .5", "AP .75", "AR")  # of the table
 
 
 def main(argv: Arguments = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = Parser(__doc__)
-    parser.add_argument("--work", type=Path, default=Path("quickstart/ablation"), help="folder for everything made")
-    parser.add_argument("--pictures", type=positive_int, default=PICTURES)
+    parser.add_argument("--work", type=Path, default=Path("quickstart/ablation"), help="folder for all files")
+    parser.add_argument("--pictures", type=positive_int, default=IMAGES, metavar="N", help="to draw (%(default)s)")
     parser.add_argument("--seed", type=non_negative_int, default=SEED)
     parser.add_argument("--threads", type=worker_count, default=cores(), help="(default: all cores)")
     args = parser.parse_args(argv)
 
     def work() -> None:
-        figures = ablation(args.work, args.pictures, args.seed, args.threads)
-        print(f"{'':<28}" + "".join(f"{name:>8}" for name in FIELDS))
-        for variant, values in figures.items():
-            print(f"{variant:<28}" + "".join(f"{values[name]:8.3f}" for name in FIELDS))
+        evaluations = ablation(args.work, args.pictures, args.seed, args.threads)
+        for evaluation in evaluations.values():
+            for warning in evaluation.warnings.values():
+                print(f"warning: {warning}", file=sys.stderr)
+        print(f"{'':<28}" + "".join(f"{name:>8}" for name in COLUMNS))
+        for variant, evaluation in evaluations.items():
+            print(f"{variant:<28}" + "".join(f"{evaluation.metrics[name]:8.3f}" for name in COLUMNS))
 
     return run(work)
 
 
-def ablation(work: Path, pictures: int, seed: int, threads: int) -> dict[str, dict[str, float]]:
-    """The ten figures of every variant, on so many drawn pictures.
+def ablation(work: Path, images: int, seed: int, threads: int) -> dict[str, Evaluation]:
+    """Evaluate every variant on a number of drawn images.
 
     Raises:
-        DekrError: a command failed; its own message stands on stderr.
+        DekrError: a command failed and printed its own message.
     """
-    data = work / "data"
-    _do(people.main, "--output", data, "--pictures", pictures, "--seed", seed)
-    prepared, mirrored = work / "prep_data", work / "prep_data_flip"
-    _do(preprocess_command.main, "--output", prepared, "--output_flip", mirrored, *_config(data))
-    unshifted = _derived(prepared, work / "prep_data_unshifted", lambda image: image[..., ::-1])
-    for dialect in (ASCEND, ONNX):
-        graph = work / f"{dialect}.onnx"
-        if not graph.is_file():
-            _do(export_command.main, "--output", graph, "--dialect", dialect, "--threads", threads, *_config(data))
-        inputs = {"out": prepared, "out_flip": mirrored} | ({"out_unshifted": unshifted} if dialect == ASCEND else {})
-        for name, folder in inputs.items():
-            places = ("--input", folder, "--output", work / dialect, "--output_dirname", name)
-            _do(onnx_infer.main, "--model", graph, *places, "--threads", threads)
-    plain, flipped = work / ASCEND / "out", work / ASCEND / "out_flip"
-    negated = [_derived(folder, folder.with_name(f"{folder.name}_negated"), _negated) for folder in (plain, flipped)]
-    dumps = {
-        DIALECT: (work / ONNX / "out", work / ONNX / "out_flip"),
-        UNSHIFTED: (plain, work / ASCEND / "out_unshifted"),
-        UNSWAPPED: (plain, _derived(flipped, flipped.with_name("out_unswapped"), _swapped)),
-        NEGATED: (negated[0], negated[1]),
+    write_data_set(work / "data", SPLIT, images, seed)
+    run_network(work, threads)
+    config = load_config("demo", demo_pairs(work / "data"))
+    settings, refine, rescore = decode_settings(config), refine_settings(config), rescore_net(config)
+    ascend, onnx = work / ASCEND, work / ONNX
+    published = OutputFolder(ascend / "out", ascend / "out_flip")
+    detectors = {
+        PUBLISHED: Detector(published, settings, rescore=rescore),
+        MATCHED: Detector(published, settings, refine=refine, rescore=rescore),
+        NO_FLIP: Detector(published, settings, flip=False, rescore=rescore),
+        NO_RESCORE: Detector(published, settings),
+        NEITHER: Detector(published, settings, flip=False),
+        DIALECT: Detector(OutputFolder(onnx / "out", onnx / "out_flip"), settings, rescore=rescore),
+        UNSHIFTED: Detector(OutputFolder(ascend / "out", ascend / "out_unshifted"), settings, rescore=rescore),
+        UNSWAPPED: Detector(ChangedOutputs(published, _unswapped), settings, rescore=rescore),
+        NEGATED: Detector(ChangedOutputs(published, _negated), settings, rescore=rescore),
     }
-    settings = {
-        MATCHED: ("TEST.MATCH_HMP", "True"),
-        SINGLE: ("TEST.FLIP_TEST", "False"),
-        RAW: ("RESCORE.VALID", "False"),
-        BARE: ("TEST.FLIP_TEST", "False", "RESCORE.VALID", "False"),
-    }
-    return {
-        variant: _figures(work, data, dumps.get(variant, (plain, flipped)), settings.get(variant, ()))
-        for variant in VARIANTS
-    }
+    data = load_data_set(work / "data", SPLIT)
+    frames = frames_of(data, PUBLISHED_SIZES)
+    return {variant: evaluate(detector, data, frames) for variant, detector in detectors.items()}
 
 
-def _config(data: Path) -> list[str]:
+def demo_pairs(data: Path) -> list[str]:
+    """Return the KEY VALUE pairs of the demo's weights and a data set."""
     weights = ("TEST.MODEL_FILE", WEIGHTS / "pose_dekr_demo.pth", "RESCORE.MODEL_FILE", WEIGHTS / "rescore_demo.pth")
-    pairs = ("DATASET.ROOT", data, *weights, "TEST.MATCH_HMP", "False")
-    return ["--cfg", str(ROOT / "dekr_infer/config/demo.yaml"), *map(str, pairs)]
+    return [str(word) for word in ("DATASET.ROOT", data, *weights)]
 
 
-def _figures(work: Path, data: Path, dumps: Sequence[Path], settings: Sequence[str]) -> dict[str, float]:
-    results = work / "results"
-    folders = ("--dump_dir", dumps[0], "--dump_dir_flip", dumps[1], "--output", results)
-    _do(postprocess_command.main, *folders, *_config(data), *settings)
-    figures: dict[str, float] = read_json(results / "metrics.json")["figures"]
-    return figures
+def run_network(work: Path, threads: int) -> None:
+    """Write the outputs of both dialects below `work`, and those of flipped tensors without the flip shift."""
+    config = ("--cfg", "demo", *demo_pairs(work / "data"))
+    tensors, flipped, unshifted = (work / name for name in ("prep_data", "prep_data_flip", "prep_data_unshifted"))
+    _do(preprocess.main, "--output", tensors, "--output_flip", flipped, *config)
+    shutil.rmtree(unshifted, ignore_errors=True)
+    with npy.exclusive(unshifted):
+        for name in sorted(npy.names_in(tensors)):
+            npy.write(unshifted, name, npy.read(tensors / name)[..., ::-1])
+    for dialect, inputs in ((ASCEND, (tensors, flipped, unshifted)), (ONNX, (tensors, flipped))):
+        graph = work / f"{dialect}.onnx"
+        _do(export.main, "--output", graph, "--dialect", dialect, "--skip_check", "--threads", threads, *config)
+        for folder in inputs:
+            output = ("--output", work / dialect, "--output_dirname", folder.name.replace("prep_data", "out"))
+            _do(onnx_infer.main, "--model", graph, "--input", folder, *output, "--threads", threads)
 
 
 def _do(command: Callable[[Arguments], int], *words: object) -> None:
@@ -123,29 +127,31 @@ def _do(command: Callable[[Arguments], int], *words: object) -> None:
         raise DekrError(f"{command.__module__} failed; see its message above")
 
 
-def _derived(source: Path, target: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
-    """A folder with every tensor of another one changed; made anew each time."""
-    shutil.rmtree(target, ignore_errors=True)
-    with folder_lock(target):
-        for name in sorted(tensors.names_in(source)):
-            tensors.write(target, name, change(tensors.read(source / name)))
-    return target
+@dataclass(frozen=True)
+class ChangedOutputs:
+    """A backend whose outputs are those of another backend, changed."""
+
+    backend: OutputFolder
+    change: Callable[[Passes], Passes]
+    input_sizes = PUBLISHED_SIZES
+
+    def infer(self, frame: Frame, flip: bool) -> Passes:
+        """Return the changed outputs of a frame."""
+        return self.change(self.backend.infer(frame, flip))
 
 
-def _is_heat(values: np.ndarray) -> bool:
-    return values.shape[1] == CENTRE + 1
+def _negated(passes: Passes) -> Passes:
+    """Negate the offsets of both passes."""
+    return Passes(*(maps._replace(offset=-maps.offset) for maps in passes if maps is not None))
 
 
-def _negated(values: np.ndarray) -> np.ndarray:
-    return values if _is_heat(values) else -values
-
-
-def _swapped(values: np.ndarray) -> np.ndarray:
-    """Left and right exchanged once more, so that the merge's own exchange undoes it."""
-    if _is_heat(values):
-        return values[:, [*COCO_17.partners, CENTRE]]
-    by_joint = values.reshape(1, len(COCO_17.partners), 2, *values.shape[2:])
-    return by_joint[:, list(COCO_17.partners)].reshape(values.shape)
+def _unswapped(passes: Passes) -> Passes:
+    """Exchange left and right in the flipped pass once more, so that the merge's own exchange undoes it."""
+    assert passes.flipped is not None
+    heatmap, offset, sources = passes.flipped
+    by_joint = offset.reshape(len(COCO_17), 2, *offset.shape[1:])[list(COCO_17.partners)]
+    swapped = Maps(heatmap[[*COCO_17.partners, CENTRE]], by_joint.reshape(offset.shape), sources)
+    return Passes(passes.original, swapped)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Train the demo's rescoring net: from a detected pose to its likeness (OKS) to the person it shows.
+"""Train the demo's rescoring net: from a detected pose to its similarity (OKS) to the annotated person.
 
     python3 scripts/demo/train_rescore.py --weights scripts/demo/weights/pose_dekr_demo.pth
 
-draws pictures, finds the people in them with the trained network, both passes, and learns how good each pose is from
-the 74 features of dekr_infer/rescore.py. A fifth of the pictures is held back to say how well it does.
+draws images, detects the people in them with the trained network, and learns the quality of each pose from the
+74 features of dekr_infer/pose/rescore.py. A fifth of the poses is held back for the reported error.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from torch import Tensor, nn
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from dekr_infer.cli.app import Arguments, Parser, non_negative_int, positive_int, run, worker_count
-from dekr_infer.data.coco import PictureFiles, load_data_set, picture_source
+from dekr_infer.data.coco import load_data_set
+from dekr_infer.data.sources import ImageFiles, frames_of, image_source
+from dekr_infer.geometry import PUBLISHED_SIZES
 from dekr_infer.model.checkpoint import save
-from dekr_infer.pose.decode import DecodeSettings
 from dekr_infer.pose.rescore import features, layer_shapes
 from dekr_infer.skeleton import COCO_17
-from scripts.demo.detect import SPLIT, detect, load_grouped
 from scripts.demo.people import write_data_set
+from scripts.demo.training.in_memory_eval import SPLIT, demo_detector, load_grouped
 
-# Twice the standard deviations by which COCO's annotators differ, in COCO's joint order, per sqrt(area).
-OKS_SPREAD = 2 * np.array([26, 25, 25, 35, 35, 79, 79, 72, 72, 62, 62, 107, 107, 87, 87, 89, 89]) / 1000
+OKS_SPREAD = 2 * np.array(COCO_17.sigmas)  # per sqrt(area)
 HIDDEN = 256
 HELD_BACK = 0.2  # share of the poses
 BATCH = 256
 WEIGHT_DECAY = 0.01
 
 
-def likeness(poses: np.ndarray, joints: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """COCO's object keypoint similarity of every pose to every person.
+def similarity(poses: np.ndarray, joints: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """Return COCO's object keypoint similarity of every pose to every person.
 
     Args:
         poses: (n, 17, 2 or more) x, y in pixels.
-        joints: (people, 17, 3) x, y in pixels, v > 0 where labelled; every person has such a joint.
+        joints: (people, 17, 3) x, y in pixels, v > 0 where labelled; every person has a labelled joint.
         areas: (people,) pixels.
     Returns:
         (n, people) from 0 to 1.
@@ -55,29 +55,29 @@ def likeness(poses: np.ndarray, joints: np.ndarray, areas: np.ndarray) -> np.nda
 
 
 def collect(weights: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Poses (n, 17, 3) float32 found on a data set, in its order, and their best likeness to anybody, (n,)."""
+    """Return poses (n, 17, 3) float32 detected on a data set, and their best similarity to a person, (n,)."""
     data = load_data_set(root, SPLIT)
-    files = PictureFiles(picture_source(root, SPLIT), SPLIT)
+    frames = frames_of(data, PUBLISHED_SIZES, ImageFiles(image_source(root, SPLIT), SPLIT))
     all_poses, targets = [np.zeros((0, 17, 3), np.float32)], [np.zeros(0)]
-    found = detect(load_grouped(weights), data, files, DecodeSettings())
-    for picture, poses, _ in tqdm(found, "finding people", len(data.pictures), leave=False, disable=None):
-        people = [entry for entry in data.content["annotations"] if entry["image_id"] == picture.id]
-        joints = np.array([entry["keypoints"] for entry in people], float).reshape(-1, 17, 3)
-        areas = np.array([entry["area"] for entry in people])
-        all_poses.append(poses)
-        targets.append(likeness(poses, joints, areas).max(1, initial=0.0))
+    found = demo_detector(load_grouped(weights)).stream(frames)
+    for frame, people in tqdm(found, "detecting people", len(frames), leave=False, disable=None):
+        truth = [person for person in data.ground_truth() if person.image_id == frame.image_id]
+        joints = np.array([person.keypoints for person in truth], float).reshape(-1, 17, 3)
+        areas = np.array([person.area for person in truth])
+        all_poses.append(people.poses)
+        targets.append(similarity(people.poses, joints, areas).max(1, initial=0.0))
     return np.concatenate(all_poses), np.concatenate(targets)
 
 
 def mirrored(poses: np.ndarray) -> np.ndarray:
-    """The poses of the same people in a mirror."""
+    """Return the poses of the same people in a mirror."""
     result = poses[:, list(COCO_17.partners)].copy()
     result[..., 0] *= -1
     return result
 
 
-class Net(nn.Module):
-    """The three layers under the checkpoint's names: (n, 74) -> (n,)."""
+class TrainableRescoreNet(nn.Module):
+    """The three layers of the rescoring net under the checkpoint's names: (n, 74) -> (n,)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,14 +91,14 @@ class Net(nn.Module):
         return torch.Tensor(last(x)).squeeze(1)
 
 
-def fit(poses: np.ndarray, targets: np.ndarray, epochs: int, seed: int) -> tuple[Net, str]:
-    """Train on the first poses, report on the last: mean square error against that of the mean alone."""
+def fit(poses: np.ndarray, targets: np.ndarray, epochs: int, seed: int) -> tuple[TrainableRescoreNet, str]:
+    """Train on the first poses; report the mean square error on the last, and the error of a constant mean."""
     torch.manual_seed(seed)
     cut = round(len(poses) * (1 - HELD_BACK))
     x = torch.from_numpy(np.concatenate([features(poses[:cut]), features(mirrored(poses[:cut]))]))
     y = torch.from_numpy(np.concatenate([targets[:cut]] * 2)).float()
     held_x, held_y = torch.from_numpy(features(poses[cut:])), torch.from_numpy(targets[cut:]).float()
-    net = Net()
+    net = TrainableRescoreNet()
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=WEIGHT_DECAY)
     steps = epochs * -(-len(x) // BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -116,13 +116,15 @@ def fit(poses: np.ndarray, targets: np.ndarray, epochs: int, seed: int) -> tuple
 
 
 def main(argv: Arguments = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = Parser(__doc__)
-    parser.add_argument("--weights", type=Path, default=ROOT / "models/demo_train/pose_dekr_demo.pth", help="network")
+    parser.add_argument(
+        "--weights", type=Path, default=ROOT / "models/demo_train/pose_dekr_demo.pth", help="checkpoint"
+    )
     parser.add_argument("--output", type=Path, default=ROOT / "models/demo_train/rescore_demo.pth", help="to write")
-    parser.add_argument("--pictures", type=positive_int, default=300, help="to draw (300)")
-    parser.add_argument("--epochs", type=positive_int, default=40, help="over the poses (40)")
-    parser.add_argument("--seed", type=non_negative_int, default=2001, help="of pictures and weights (2001)")
+    parser.add_argument("--pictures", type=positive_int, default=300, help="images to draw (300)")
+    parser.add_argument("--epochs", type=positive_int, default=40, help="passes over the poses (40)")
+    parser.add_argument("--seed", type=non_negative_int, default=2001, help="of images and weights (2001)")
     parser.add_argument("--threads", type=worker_count, default=2, help="of torch (2)")
     args = parser.parse_args(argv)
 

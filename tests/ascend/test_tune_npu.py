@@ -9,14 +9,14 @@ from pathlib import Path
 
 import onnx
 import pytest
+from dekr_infer.ascend.step_cache import Stages
 
 from dekr_infer.ascend import tune
 from dekr_infer.ascend import tuning_report as ranking
-from dekr_infer.ascend.step_cache import Stages
 from dekr_infer.ascend.tuning_report import Outcome, Shares
 from dekr_infer.errors import DekrError
-from dekr_infer.export.difference import Difference
-from dekr_infer.export.variants.names import GATHER, GROUPED, PADDED, SEPARATE, VARIANTS
+from dekr_infer.export.parity import Difference
+from dekr_infer.export.variants import GATHER, GROUPED, PADDED, SEPARATE, VARIANTS
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
 from dekr_infer.storage import npy as tensors
 from tests.support.ascend_host import DOUBLES, Host

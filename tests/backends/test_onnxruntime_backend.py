@@ -6,14 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
-from onnx import AttributeProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, helper
 
 from dekr_infer.backends.onnxruntime import load_graph, open_network
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
-from dekr_infer.onnx_graph import cpu_optimize as spare
+from dekr_infer.onnx_graph.cpu_optimize import add_before_enlarging, convolve_before_enlarging, mix_offsets
 from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
+from tests.support.graphs import initializers, set_initializer
 from tests.support.tiny_models import SMALL_INPUT_SIZES, linked_model, toy_model, toy_outputs
 
 pytest_plugins = ["tests.support.tiny_fixtures"]
@@ -121,10 +123,8 @@ def test_a_graph_that_onnx_runtime_does_not_know_is_refused(file):
 @pytest.mark.parametrize(("weight", "says"), [("heat", "heatmap has shape"), ("off", "offset has shape")])
 def test_outputs_of_another_shape_are_refused(file, weight, says):
     model = toy_model()
-    for tensor in model.graph.initializer:
-        if tensor.name == weight:
-            values = numpy_helper.to_array(tensor)
-            tensor.CopyFrom(numpy_helper.from_array(np.concatenate((values, values[:1])), weight))
+    values = initializers(model)[weight]
+    set_initializer(model, weight, np.concatenate((values, values[:1])))
     for entry in model.graph.output:
         entry.type.tensor_type.shape.dim[1].dim_param = "channels"
     network = open_network(saved(model, file), 1)
@@ -159,12 +159,10 @@ def test_the_graph_with_everything_that_is_rewritten_runs_and_is_rewritten(file)
     for a, b in zip(spared, written, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
     before = to_dialect(linked_model(), ONNX)
-    for rule in (spare.convolve_before_enlarging, spare.add_before_enlarging, spare.mix_offsets):
-        model = ModelProto.FromString(before.SerializeToString())
-        graph = spare.Graph(model)
-        rule(graph)
-        graph.finish()
-        assert model.graph.node != before.graph.node, rule
+    for rule in (convolve_before_enlarging, add_before_enlarging, mix_offsets):
+        model = ir.from_proto(before)
+        rule(model.graph)
+        assert ir.to_proto(model).graph.node != before.graph.node, rule
 
 
 def make_a_ring(nodes: Sequence[NodeProto]) -> None:
@@ -190,11 +188,11 @@ def retype(nodes: Sequence[NodeProto]) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (make_a_ring, "node Add reads near, which no node before it makes"),
-        (rename, "node Conv makes a tensor that is there already"),
-        (shorten, "its nodes are not of the form of ours"),
-        (strip, "its nodes are not of the form of ours"),
-        (retype, "its nodes are not of the form of ours"),
+        (make_a_ring, "node Add reads near, which no node before it computes"),
+        (rename, "node Conv computes a tensor that exists already"),
+        (shorten, "its nodes are not those of our export"),
+        (strip, "its nodes are not those of our export"),
+        (retype, "its nodes are not those of our export"),
     ],
 )
 def test_odd_nodes_are_refused_at_once(file, change, says):

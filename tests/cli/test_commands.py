@@ -366,7 +366,8 @@ def rescore_checkpoint(path: Path, factor: float) -> Path:
 def test_postprocessing_prints_the_table_and_the_counts_and_writes_both_files(dumps):
     ran = postprocess(dumps)
     assert ran.code == 0 and ran.err == ""
-    names, values, counts, where = ran.out.splitlines()
+    names, values, note, counts, where = ran.out.splitlines()
+    assert note == "(-1.000: nobody of that size is annotated)"
     results, metrics = written(dumps)
     assert names.split()[0] == "AP" and len(values.split()) == 10
     assert counts == f"3 images, {len(results)} people, nobody in 2 images"

@@ -9,6 +9,7 @@ import pytest
 
 from dekr_infer.cli import doctor
 from dekr_infer.cli.doctor import needed_bytes
+from dekr_infer.data.coco import load_data_set
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size, cells
 from dekr_infer.storage import npy as tensors
@@ -55,9 +56,9 @@ def test_a_host_with_all_it_needs(host):
     assert found["driver"] == "ok 22.0.4" and found["chip"] == "ok Ascend310P3"
     assert found["CANN"].endswith("opp 6.0.RC1") or found["CANN"].endswith("ascend-toolkit 6.0.RC1")
     assert found["atc"].startswith("ok /") and found["atc"].endswith("bin/atc, of CANN 6.0.RC1")
-    assert found["pictures"].endswith(f"val2017.zip: sha256 {hashlib.sha256(b'zip').hexdigest()[:16]}")
+    assert found["images"].endswith(f"val2017.zip: sha256 {hashlib.sha256(b'zip').hexdigest()[:16]}")
     assert "wheels" not in found and found["ais_bench"] == found["aclruntime"] == "ok 0.0.2 for python3"
-    assert found["packages"] == "ok all there" and "1 pictures, sha256 " in found["annotation"]
+    assert found["packages"] == "ok all present" and "1 images, sha256 " in found["annotation"]
     assert found["disk"].startswith("ok ") and found["weights"].startswith("ok models/final")
     assert found["model"] == "- models/dekr_bs1.om: not made yet"
     bad = [name for name, text in found.items() if text.startswith("BAD")]
@@ -98,7 +99,7 @@ def test_without_an_npu_its_tools_are_not_asked_for(tmp_path):
     host = Host(tmp_path)
     fill(host)
     found = lines(host.run("doctor.sh", "--backend", "onnx").stdout)
-    assert not {"driver", "chip", "CANN", "atc", "ais_bench"} & set(found) and found["pictures"].startswith("ok")
+    assert not {"driver", "chip", "CANN", "atc", "ais_bench"} & set(found) and found["images"].startswith("ok")
 
 
 def test_the_disk_space_is_what_the_files_take(tmp_path):
@@ -108,12 +109,15 @@ def test_the_disk_space_is_what_the_files_take(tmp_path):
         for input_size in (Size(512, 768), Size(1024, 512)):
             for channels, size in ((3, input_size), (18, cells(input_size)), (34, cells(input_size))):
                 written += 2 * tensors.write(tmp_path / "made", "x.npy", np.zeros((1, channels, *size), np.float32))
-    assert needed_bytes([(400, 600), (640, 340)]) == written
+    assert needed_bytes([Size(400, 600), Size(640, 340)]) == written
 
 
 def test_too_little_disk(host):
     annotation = host.folder / "data/coco/annotations/person_keypoints_val2017.json"
-    annotation.write_text(json.dumps({"images": [{"height": 400, "width": 600}] * 200_000}))  # 2 TB
+    image = {"height": 400, "width": 600}
+    annotation.write_text(
+        json.dumps({"images": [image | {"id": n, "file_name": f"{n}.jpg"} for n in range(200_000)]})
+    )  # 2 TB
     assert lines(host.run("doctor.sh").stdout)["disk"].startswith("BAD ")
 
 
@@ -125,7 +129,7 @@ def test_too_little_disk(host):
         '{"images": 5}',
         "[" * 100_000,
         *(
-            f'{{"images": [{{"height": {side}, "width": 600}}]}}'
+            f'{{"images": [{{"id": 1, "file_name": "a.jpg", "height": {side}, "width": 600}}]}}'
             for side in ("0", "-5", "1e999", "NaN", "1" + "0" * 400)
         ),
     ],
@@ -136,7 +140,8 @@ def test_a_damaged_annotation(tmp_path, text):
     (host.folder / "data/coco/annotations/person_keypoints_val2017.json").write_text(text)
     done = host.run("doctor.sh", "--backend", "onnx")
     refused(done, 1, "marked BAD")
-    assert lines(done.stdout)["annotation"].startswith("BAD ") and "README.md" in lines(done.stdout)["annotation"]
+    assert "BAD data/coco/annotations/person_keypoints_val2017.json: " in "BAD " + lines(done.stdout)["annotation"][4:]
+    assert lines(done.stdout)["annotation"].startswith("BAD ")
 
 
 def test_pictures_in_a_folder(tmp_path):
@@ -144,10 +149,10 @@ def test_pictures_in_a_folder(tmp_path):
     fill(host)
     (host.folder / "data/coco/images/val2017.zip").rename(host.folder / "data/coco/images/val2017")
     doctor = ("doctor.sh", "--backend", "onnx")
-    assert lines(host.run(*doctor).stdout)["pictures"].startswith("BAD data/coco/images/val2017.zip: missing")
+    assert lines(host.run(*doctor).stdout)["images"].startswith("BAD data/coco/images/val2017.zip: not found")
     (host.folder / "data/coco/images/val2017").unlink()
     (host.folder / "data/coco/images/val2017").mkdir()
-    assert lines(host.run(*doctor).stdout)["pictures"] == "ok data/coco/images/val2017"
+    assert lines(host.run(*doctor).stdout)["images"] == "ok data/coco/images/val2017"
 
 
 def test_a_wheel_that_cannot_be_imported(host):
@@ -163,7 +168,7 @@ def test_wheels_of_two_versions_are_a_warning(host):
     metadata.write_text(metadata.read_text().replace("0.0.2", "0.0.1"))
     found = lines(host.run("doctor.sh").stdout)
     assert found["aclruntime"] == "ok 0.0.1 for python3"
-    assert found["wheels"].startswith("- warning: ais_bench 0.0.2 beside aclruntime 0.0.1; ")
+    assert found["wheels"].startswith("- warning: ais_bench 0.0.2 with aclruntime 0.0.1; ")
 
 
 def test_the_version_of_newer_toolkits_and_of_none(host):
@@ -175,10 +180,44 @@ def test_the_version_of_newer_toolkits_and_of_none(host):
     assert lines(host.run("doctor.sh").stdout)["atc"].endswith(", of CANN (version unknown)")
 
 
-def test_weights_that_cannot_be_read_are_told_where_their_hash_would_stand(tmp_path, monkeypatch):
-    def refuse(path: Path) -> str:
-        raise DekrError(f"{path}: cannot be read (Permission denied)")
+def test_weights_that_cannot_be_read_are_named_in_place_of_their_hash(tmp_path, monkeypatch):
+    def refuse(path: Path, mode: str) -> None:
+        raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(doctor, "sha256", refuse)
     (tmp_path / "final_rescore_coco_kpt.pth").touch()
-    assert any("Permission denied" in check.found for check in doctor.models(tmp_path))
+    monkeypatch.setattr(Path, "open", refuse)
+    assert any("cannot be read (Permission denied)" in check.found for check in doctor.models(tmp_path))
+
+
+def test_a_wrong_annotation_is_refused_as_the_commands_refuse_it(host):
+    annotation = host.folder / "data/coco/annotations/person_keypoints_val2017.json"
+    content = json.loads(annotation.read_text())
+    annotation.write_text(json.dumps(content | {"images": content["images"] * 2}))
+    done = host.run("doctor.sh")
+    refused(done, 1, "marked BAD")
+    with pytest.raises(DekrError) as error:
+        load_data_set(host.folder / "data/coco", "val2017")
+    assert lines(done.stdout)["annotation"].removeprefix("BAD ") in str(error.value)
+
+
+def test_a_package_of_another_distribution_is_accepted(monkeypatch):
+    monkeypatch.setattr(doctor, "packages_distributions", lambda: {"onnxruntime": ["onnxruntime-gpu"]})
+    assert doctor.Check(True, "packages", "all present; onnxruntime is of onnxruntime-gpu") in doctor.python()
+
+
+def test_a_missing_package_is_named_as_pip_names_it(monkeypatch):
+    real = doctor.importlib.util.find_spec
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == "cv2" else real(name))
+    (found,) = (check for check in doctor.python() if check.name == "packages")
+    assert not found.good and found.found == "missing: opencv-python-headless" and "setup_venv.sh" in found.remedy
+
+
+@pytest.mark.parametrize("name", ["PYTHONHOME", "PYTHONPATH"])
+def test_what_a_toolkit_sets_for_its_own_python_does_not_reach_ours(host, name):
+    folder = host.home / "foreign"
+    folder.mkdir()
+    (folder / "numpy.py").write_text("raise ImportError('of the toolkit')")
+    script = host.home / "Ascend/ascend-toolkit/set_env.sh"
+    script.write_text(script.read_text() + f'export {name}="{folder}${{{name}:+:${name}}}"\n')
+    found = lines(host.run("doctor.sh").stdout)
+    assert found["packages"] == "ok all present" and "1 images" in found["annotation"]

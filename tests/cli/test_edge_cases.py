@@ -176,7 +176,9 @@ def test_what_cannot_be_printed_is_an_error_too(evaluated):
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=evaluated.inputs, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
     assert done.returncode == 1
-    assert done.stderr == "error: standard output: No space left on device; correct this and try again\n"
+    assert (
+        done.stderr == "error: standard output: No space left on device; resolve this and run the same command again\n"
+    )
 
 
 def test_a_folder_whose_name_is_no_text_is_written_and_named(evaluated):

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from dekr_infer.cli import random_checkpoint
-from dekr_infer.cli.random_checkpoint import cloudy_picture
 from dekr_infer.geometry import Size
 from dekr_infer.model.blocks import AdaptBlock
 from dekr_infer.model.checkpoint import load_network, read_state
 from dekr_infer.model.head import build_network
+from dekr_infer.model.random_weights import cloudy_image
 from dekr_infer.pose.preprocess import normalise
 from dekr_infer.pose.rescore import layer_shapes
 from tests.support import corruption as spoil
@@ -40,11 +40,11 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(tmp_path):
         assert not same(tmp_path / "a" / file, tmp_path / "c" / file)
 
 
-def test_files_that_are_there_stay_unless_asked(tmp_path, capsys):
+def test_existing_files_are_kept_without_overwrite(tmp_path, capsys):
     (tmp_path / "rescore.pth").write_bytes(b"trained for weeks")
     assert make(tmp_path) == 1
     err = capsys.readouterr().err
-    assert err.startswith(f"error: {tmp_path / 'rescore.pth'}: is there already") and err.count("\n") == 1
+    assert err.startswith(f"error: {tmp_path / 'rescore.pth'}: exists; name another file") and err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["rescore.pth"]
     assert (tmp_path / "rescore.pth").read_bytes() == b"trained for weeks"
     assert make(tmp_path, "--overwrite") == 0
@@ -77,7 +77,7 @@ def test_the_rescoring_net_has_the_official_keys_and_shapes(tmp_path):
     assert set(layer_shapes(256)) == {"l1", "l2", "l3"}
 
 
-def test_it_loads_strictly_and_the_norms_have_seen_pictures(tiny):
+def test_it_loads_strictly_and_the_batch_norms_are_calibrated(tiny):
     load_network(build_network(tiny.config), tiny.checkpoint)
     state = read_state(tiny.checkpoint)
     means = [value for key, value in state.items() if key.endswith("running_mean")]
@@ -86,19 +86,19 @@ def test_it_loads_strictly_and_the_norms_have_seen_pictures(tiny):
 
 
 @pytest.fixture(scope="module")
-def picture() -> torch.Tensor:
-    """Another one than those the statistics come from, in another size."""
-    return torch.from_numpy(normalise(cloudy_picture(np.random.default_rng(99), Size(128, 192))))
+def image() -> torch.Tensor:
+    """An image that the statistics do not come from, in another size."""
+    return torch.from_numpy(normalise(cloudy_image(np.random.default_rng(99), Size(128, 192))))
 
 
-def test_pictures_vary_most_in_coarse_structures():
-    picture = cloudy_picture(np.random.default_rng(3), Size(64, 96)).astype(float)
-    blocks = picture.reshape(8, 8, 12, 8, 3).mean((1, 3))
-    assert picture.shape == (64, 96, 3) and picture.std() > 40
-    assert blocks.std() > 0.5 * picture.std(), "flat noise would keep an eighth"
+def test_calibration_images_vary_most_in_coarse_structures():
+    image = cloudy_image(np.random.default_rng(3), Size(64, 96)).astype(float)
+    blocks = image.reshape(8, 8, 12, 8, 3).mean((1, 3))
+    assert image.shape == (64, 96, 3) and image.std() > 40
+    assert blocks.std() > 0.5 * image.std(), "flat noise would keep an eighth"
 
 
-def test_activations_stay_of_order_one(tiny, picture):
+def test_activations_stay_of_order_one(tiny, image):
     seen: list[float] = []
     handles = [
         module.register_forward_hook(lambda _module, _inputs, out: seen.append(out.std().item()))
@@ -106,7 +106,7 @@ def test_activations_stay_of_order_one(tiny, picture):
         if isinstance(module, torch.nn.BatchNorm2d)
     ]
     with torch.inference_mode():
-        heatmap, offset = tiny.network(picture)
+        heatmap, offset = tiny.network(image)
     for handle in handles:
         handle.remove()
     assert len(seen) == len(handles) and min(seen) > 0.03 and max(seen) < 5
@@ -114,7 +114,7 @@ def test_activations_stay_of_order_one(tiny, picture):
     assert 2 < offset.std() < 20, "cells: joints lie about as far as in people"
 
 
-def test_the_taps_of_every_block_move_by_about_one_or_two_cells(tiny, picture):
+def test_the_taps_of_every_block_move_by_about_one_or_two_cells(tiny, image):
     spreads: list[float] = []
     blocks = [module for module in tiny.network.modules() if isinstance(module, AdaptBlock)]
     handles = [
@@ -124,7 +124,7 @@ def test_the_taps_of_every_block_move_by_about_one_or_two_cells(tiny, picture):
         for block in blocks
     ]
     with torch.inference_mode():
-        tiny.network(picture)
+        tiny.network(image)
     for handle in handles:
         handle.remove()
     assert len(spreads) == 34

@@ -215,7 +215,7 @@ def test_numbers_that_make_no_sense_are_refused_and_the_bounds_themselves_taken(
 
 @pytest.mark.parametrize(
     ("content", "part"),
-    [("- 1\n- 2\n", "has no sections"), ("", "holds no sections"), ("a: [", "not a plain YAML file"),
+    [("- 1\n- 2\n", "has no sections"), ("", "has no sections"), ("a: [", "not a plain YAML file"),
      ("a: !!python/object/apply:os.getcwd []\n", "not a plain YAML file"), ("TEST: 3\n", "is a section"),
      ("TEST:\n  NMS_THRE: [1]\n", "expects a number")],
 )  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
+from dekr_infer.skeleton import COCO_17
 from tests.support.helpers import person, write_annotation
 
 SIZES = {"000000000030.jpg": Size(4, 5), "000000000007.jpg": Size(6, 4), "b.png": Size(3, 9), "a.jpg": Size(8, 8)}
@@ -122,14 +123,98 @@ def changed(tmp_path, change):
     return tmp_path
 
 
-def test_the_category_is_the_annotations_first(tmp_path):
+def recoloured(content, number, **category):
+    """Give all people the category `number`, and change the file's category to match."""
+    content["categories"][0].update(id=number, **category)
+    for entry in content["annotations"]:
+        entry["category_id"] = number
+
+
+def test_the_category_is_the_one_with_keypoints_that_the_people_use(tmp_path):
+    data = load_data_set(changed(tmp_path, lambda content: recoloured(content, 7)), "val2017")
+    assert data.category.id == 7 and [entry.id for entry in data.ground_truth()] == [1, 2] and data.warnings == {}
+
+
+@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize("dummy", [{"id": 9, "name": "people-dataset"}, {"id": 9, "name": "box", "keypoints": []}])
+def test_a_category_without_keypoints_beside_the_people_is_ignored(tmp_path, dummy, position):
     def change(content):
-        content["categories"][0]["id"] = 7
-        for entry in content["annotations"]:
-            entry["category_id"] = 7
+        content["categories"].insert(position, dummy)
+        box = {"id": 50, "image_id": 1000, "category_id": 9, "bbox": [1, 2, 3, 4]}
+        content["annotations"] += [box, {"id": 51, "image_id": 1000, "category_id": 9, "segmentation": "x"}]
 
     data = load_data_set(changed(tmp_path, change), "val2017")
-    assert data.category.id == 7 and [entry.id for entry in data.ground_truth()] == [1, 2]
+    assert data.category.id == 1 and len(data.ground_truth()) == 2
+
+
+def test_of_two_categories_with_keypoints_the_used_one_is_taken_and_two_used_ones_are_refused(tmp_path):
+    def second(content):
+        content["categories"].insert(0, content["categories"][0] | {"id": 5, "name": "dog"})
+
+    assert load_data_set(changed(tmp_path, second), "val2017").category.id == 1
+
+    def both(content):
+        second(content)
+        content["annotations"][0]["category_id"] = 5
+
+    root = changed(tmp_path, both)
+    assert "2 categories have keypoints (dog, person); name one with --category" in refused(root)
+    assert [entry.id for entry in load_data_set(root, "val2017", "dog").ground_truth()] == [1]
+    with pytest.raises(DekrError, match="has no category cat; its categories are dog, person"):
+        load_data_set(root, "val2017", "cat")
+
+
+def test_joint_names_are_compared_without_case_and_separators(tmp_path):
+    names = [name.replace("_", " ").title() for name in COCO_17.joints]
+    data = load_data_set(changed(tmp_path, lambda content: recoloured(content, 1, keypoints=names)), "val2017")
+    assert data.warnings == {}
+
+
+def test_other_joint_names_are_a_warning_with_the_first_two_and_permuted_ones_are_refused(tmp_path):
+    names = ["nose", "head_bottom", "head_top", *COCO_17.joints[3:]]
+    data = load_data_set(changed(tmp_path, lambda content: recoloured(content, 1, keypoints=names)), "val2017")
+    assert set(data.warnings) == {"joint_names"}
+    assert (
+        "names 2 joints otherwise: head_bottom where COCO has left_eye, head_top where" in data.warnings["joint_names"]
+    )
+    turned = [name.replace("_", "-") for name in COCO_17.joints[::-1]]
+    assert "in another order" in refused(changed(tmp_path, lambda content: recoloured(content, 1, keypoints=turned)))
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        ("area", {"area": 0}),
+        ("area", {"area": 1.0}),
+        ("num_keypoints", {"num_keypoints": 3}),
+        ("joints_normalised", {"keypoints": [0.5, 0.25, 2.0] * 17, "area": 500.0}),
+        ("joints_outside", {"keypoints": [9000.0, 9000.0, 2.0] * 17, "area": 500.0}),
+        ("unlisted_images", {"image_id": 5}),
+    ],
+)
+def test_odd_people_are_a_warning_with_a_count_and_the_first_annotation(tmp_path, name, entry):
+    root = changed(tmp_path, lambda content: content["annotations"][1].update(entry))
+    data = load_data_set(root, "val2017")
+    assert set(data.warnings) == {name}
+    assert "annotation 2 of image" in data.warnings[name] and ": 1 " in data.warnings[name]
+    assert all(entry.num_keypoints == 17 for entry in data.ground_truth())
+    assert len(data.ground_truth()) == (1 if name == "unlisted_images" else 2)
+
+
+def test_a_missing_count_or_crowd_flag_is_filled_in_without_a_warning(tmp_path):
+    def change(content):
+        for entry in content["annotations"]:
+            del entry["num_keypoints"], entry["iscrowd"]
+
+    data = load_data_set(changed(tmp_path, change), "val2017")
+    assert data.warnings == {} and [(e.num_keypoints, e.iscrowd) for e in data.ground_truth()] == [(17, 0)] * 2
+
+
+def test_several_wrong_annotations_are_counted(tmp_path):
+    root = changed(tmp_path, lambda content: [entry.pop("bbox") for entry in content["annotations"]])
+    assert "annotation 1 (id 1, image_id 1000): Object missing required field bbox (the first of 2 wrong" in refused(
+        root
+    )
 
 
 @pytest.mark.parametrize(
@@ -138,7 +223,7 @@ def test_the_category_is_the_annotations_first(tmp_path):
         (lambda content: content.update(categories=[]), "lists no category"),
         (lambda content: content.pop("categories"), "lists no category"),
         (lambda content: content["categories"][0].pop("id"), "missing required field id"),
-        (lambda content: content["categories"][0].update(keypoints=["a"] * 14), "have 14 joints"),
+        (lambda content: content["categories"][0].update(keypoints=["a"] * 14), "has 14 joints, expected 17"),
     ],
 )
 def test_an_annotation_without_a_category_of_17_joints_is_refused(tmp_path, change, part):
@@ -156,10 +241,10 @@ def test_an_annotation_without_a_category_of_17_joints_is_refused(tmp_path, chan
         ({"keypoints": ["1"] * 51}, "keypoints[0]: Expected float, got str"),
         ({"keypoints": [1e13] * 51}, "keypoints[0]: Expected float <= 1000000000000.0"),
         ({"bbox": [1, 2, 3]}, "bbox: Expected array of length >= 4"),
-        ({"image_id": 5}, "image_id: the file lists no such image"),
-        ({"category_id": 9}, "category_id: 9 is no category"),
         ({"iscrowd": 2}, "iscrowd: Invalid enum value 2"),
-        ({"num_keypoints": 3}, "num_keypoints: 3, but 17 joints are labelled"),
+        ({"category_id": "1"}, "category_id: Expected int, got str"),
+        ({"category_id": 9}, "category_id: 9 is no category"),
+        ({"image_id": None}, "image_id: Expected int, got null"),
         ({"id": 0}, "id: Expected int >= 1"),
         ({"id": 1}, "two annotations have the id 1"),
     ],

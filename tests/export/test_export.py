@@ -1,6 +1,7 @@
 """The export command and the graph it writes, on a tiny network of the full structure; W32 once."""
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,30 +10,30 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch import nn
 
+import dekr_infer
 from dekr_infer.backends.onnxruntime import open_network
 from dekr_infer.cli import export as export_command
-from dekr_infer.cli.random_checkpoint import randomise
 from dekr_infer.config.load import load_config
 from dekr_infer.errors import DekrError
-from dekr_infer.export import trace as graph_module
-from dekr_infer.export.check import compare
-from dekr_infer.export.difference import Difference, test_picture
 from dekr_infer.export.fold import FoldedAdaptBlock, fold_adaptive_blocks
-from dekr_infer.export.trace import build_graph, initializers
+from dekr_infer.export.parity import Difference, compare_with_torch, sample_image
+from dekr_infer.export.trace import build_graph
+from dekr_infer.export.variants import VARIANTS
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
 from dekr_infer.model.head import build_network
+from dekr_infer.model.random_weights import random_network
 from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
 from dekr_infer.pose.preprocess import normalise
+from dekr_infer.skeleton import COCO_17
+from tests.support.graphs import attributes, initializers, metadata, nodes_of
 from tests.support.slow_reference import slow_bilinear
 from tests.support.tiny_models import ONE_THREAD, PAIRS, SMALL_INPUT_SIZES
 
-picture_of = test_picture
-del test_picture  # or pytest takes it for a test
 pytest_plugins = ["tests.support.tiny_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,14 +46,6 @@ FORBIDDEN = {
 @pytest.fixture(scope="module")
 def model(tiny) -> ModelProto:
     return tiny.model()
-
-
-def nodes_of(model: ModelProto, kind: str) -> list[NodeProto]:
-    return [node for node in model.graph.node if node.op_type == kind]
-
-
-def attributes(node: NodeProto) -> dict[str, object]:
-    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
 
 
 def dimensions(value: onnx.ValueInfoProto) -> list[int | str]:
@@ -142,10 +135,11 @@ def test_every_initializer_is_used_and_weights_are_float32(model):
 
 
 def test_provenance_is_in_the_metadata(tiny, model):
-    found = {entry.key: entry.value for entry in model.metadata_props}
+    found = metadata(model)
     versions = found.pop("versions")
     assert found == {
         "input_sizes": "512,768;512,512;768,512;512,1024;1024,512",
+        "skeleton": ",".join(COCO_17.joints),
         "mean": "0.485,0.456,0.406",
         "std": "0.229,0.224,0.225",
         "checkpoint_sha256": hashlib.sha256(tiny.checkpoint.read_bytes()).hexdigest(),
@@ -184,7 +178,7 @@ def test_the_file_means_what_torch_computes_when_read_by_the_operators_documenta
 
 
 def test_all_five_input_sizes_agree_with_torch(tiny):
-    differences = list(compare(tiny.network, tiny.graph, PUBLISHED_SIZES, 1))
+    differences = list(compare_with_torch(tiny.network, tiny.graph, PUBLISHED_SIZES, 1))
     assert [difference.input_size for difference in differences] == list(PUBLISHED_SIZES)
     for difference in differences:
         assert difference.heat <= 2e-5 and difference.offset <= 5e-3, difference
@@ -196,43 +190,30 @@ def test_both_dialects_give_the_same_bits(tiny, tmp_path):
     onnx.save(to_dialect(tiny.model(), ONNX), standard)
     lowered, plain = open_network(tiny.graph, 1), open_network(standard, 1)
     for input_size in PUBLISHED_SIZES[1:3]:
-        image = normalise(picture_of(np.random.default_rng(1), input_size))
+        image = normalise(sample_image(np.random.default_rng(1), input_size))
         for a, b in zip(lowered.run(image)[:2], plain.run(image)[:2], strict=True):
             np.testing.assert_array_equal(a, b)
 
 
 def test_w32_exports_and_agrees_with_torch(tmp_path):
-    torch.manual_seed(0)
-    network = randomise(build_network(load_config()), 0)
+    network = random_network(load_config(), 0)
     model, input_size = build_graph(network), Size(128, 192)
     assert len(nodes_of(model, "DeformableConv2D")) == 34
     assert not {node.op_type for node in model.graph.node} & FORBIDDEN
     helper.set_model_props(model, {"input_sizes": str(InputSizes((input_size,)))})
     onnx.save(model, tmp_path / "w32.onnx")
-    (difference,) = compare(network, tmp_path / "w32.onnx", [input_size], 1)
+    (difference,) = compare_with_torch(network, tmp_path / "w32.onnx", [input_size], 1)
     assert difference.holds, difference
 
 
 # --- the command
 
 
-def export(output: Path, tiny, *flags: str) -> int:
-    return export_command.main(["--output", str(output), *ONE_THREAD, *flags, *tiny.pairs()])
+def export(output: Path, tiny, *flags: str, input_sizes: InputSizes = SMALL_INPUT_SIZES) -> int:
+    return export_command.main(["--output", str(output), *ONE_THREAD, *flags, *tiny.pairs()], input_sizes)
 
 
-@pytest.fixture
-def small_input_size(monkeypatch) -> None:
-    monkeypatch.setattr(export_command, "PUBLISHED_SIZES", SMALL_INPUT_SIZES)
-
-
-@pytest.fixture
-def traced(monkeypatch, tiny) -> None:
-    """Spare the tracing: the graph is there."""
-    monkeypatch.setattr(export_command, "build_graph", lambda *_: tiny.model())
-
-
-@pytest.mark.usefixtures("traced", "small_input_size")
-def test_the_command_proves_every_input_size_and_says_so(tiny, tmp_path, capsys):
+def test_the_command_proves_every_input_size_and_prints_it(tiny, tmp_path, capsys):
     assert export(tmp_path / "new" / "net.onnx", tiny) == 0
     out = capsys.readouterr().out
     lines = [line.split() for line in out.splitlines() if line.endswith("ok")]
@@ -241,26 +222,37 @@ def test_the_command_proves_every_input_size_and_says_so(tiny, tmp_path, capsys)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["net.onnx"]
 
 
-@pytest.mark.usefixtures("traced", "small_input_size")
+def test_the_function_reports_what_it_wrote(tiny, tmp_path):
+    network, output, seen = build_network(tiny.config), tmp_path / "net.onnx", []
+    report = dekr_infer.export_onnx(
+        network, tiny.checkpoint, output, input_sizes=SMALL_INPUT_SIZES, on_difference=seen.append
+    )
+    assert (report.output, report.dialect, report.deform) == (output, "ascend", "separate")
+    assert (report.nodes, report.deformable) == (len(onnx.load(output).graph.node), 34)
+    assert report.size == output.stat().st_size and report.seconds > 0
+    assert [difference.input_size for difference in report.differences] == list(SMALL_INPUT_SIZES)
+    assert list(report.differences) == seen and all(difference.holds for difference in seen)
+    assert metadata(onnx.load(output))["input_sizes"] == str(SMALL_INPUT_SIZES)
+
+
 def test_dialect_onnx_is_written_on_request(tiny, tmp_path):
     assert export(tmp_path / "net.onnx", tiny, "--dialect", "onnx") == 0
     written = onnx.load(tmp_path / "net.onnx")
     assert len(nodes_of(written, "DeformConv")) == 34 and not nodes_of(written, "DeformableConv2D")
     assert written.opset_import[0].version >= 19
-    assert {entry.key: entry.value for entry in written.metadata_props}["dialect"] == "onnx"
+    assert metadata(written)["dialect"] == "onnx"
     onnx.checker.check_model(written, full_check=True)
 
 
-@pytest.mark.usefixtures("traced")
 def test_skip_check_runs_nothing(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export_command, "compare", lambda *_: pytest.fail("the check ran"))
+    monkeypatch.setattr("dekr_infer.export.export.compare_with_torch", lambda *_: pytest.fail("the check ran"))
     assert export(tmp_path / "net.onnx", tiny, "--skip_check") == 0
     assert "differences" not in capsys.readouterr().out
     assert (tmp_path / "net.onnx").is_file()
 
 
 def swapped_fold(network: nn.Module) -> int:
-    """The folding with dx and dy the wrong way round."""
+    """Fold with dx and dy exchanged."""
     count = fold_adaptive_blocks(network)
     for module in network.modules():
         if isinstance(module, FoldedAdaptBlock):
@@ -271,25 +263,23 @@ def swapped_fold(network: nn.Module) -> int:
     return count
 
 
-@pytest.mark.usefixtures("small_input_size")
-def test_a_wrong_fold_fails_the_command_and_leaves_no_file(tiny, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(graph_module, "fold_adaptive_blocks", swapped_fold)
+def test_a_wrong_fold_fails_and_keeps_the_file_of_an_earlier_export(tiny, tmp_path, monkeypatch, capsys):
+    (tmp_path / "earlier.onnx").write_bytes(b"earlier")
+    monkeypatch.setattr("dekr_infer.export.trace.fold_adaptive_blocks", swapped_fold)
+    for name in ("net.onnx", "earlier.onnx"):
+        assert export(tmp_path / name, tiny) == 1
+        out, err = capsys.readouterr()
+        assert "TOO LARGE" in out
+        assert err.startswith("error: the exported graph differs from torch") and err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["earlier.onnx"]
+    assert (tmp_path / "earlier.onnx").read_bytes() == b"earlier"
+
+
+def test_outputs_that_are_not_numbers_fail_the_check(tiny, tmp_path, monkeypatch):
+    wrong = [Difference(SMALL_INPUT_SIZES[0], float("nan"), 0.0, 1.0, 1.0)]
+    monkeypatch.setattr("dekr_infer.export.export.compare_with_torch", lambda *_: wrong)
     assert export(tmp_path / "net.onnx", tiny) == 1
-    out, err = capsys.readouterr()
-    assert "TOO LARGE" in out
-    assert err.startswith("error: the exported graph differs from torch") and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.usefixtures("traced", "small_input_size")
-def test_a_failed_check_leaves_the_file_of_an_earlier_export(tiny, tmp_path, monkeypatch):
-    (tmp_path / "net.onnx").write_bytes(b"earlier")
-    nothing = float("nan")
-    wrong = [Difference(SMALL_INPUT_SIZES[0], nothing, 0.0, 1.0, 1.0)]
-    monkeypatch.setattr(export_command, "compare", lambda *_: wrong)
-    assert export(tmp_path / "net.onnx", tiny) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
-    assert (tmp_path / "net.onnx").read_bytes() == b"earlier"
 
 
 @pytest.mark.parametrize(
@@ -342,3 +332,68 @@ class Unfoldable(nn.Module):
 def test_a_network_that_does_not_fold_is_refused():
     with pytest.raises(DekrError, match="does not fold: BatchNormalization, MatMul, Transpose nodes are left"):
         build_graph(Unfoldable())
+
+
+class ReadTwice(nn.Module):
+    """The output of the convolution is read by its batch norm and by the second output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, 4)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = self.conv(image)
+        return self.norm(x), x.relu()
+
+
+def test_a_batch_norm_whose_convolution_is_read_elsewhere_is_refused():
+    with pytest.raises(DekrError, match="does not fold: BatchNormalization nodes are left"):
+        build_graph(ReadTwice())
+
+
+# --- names
+
+
+def entries(name: str, joints: int) -> list[str]:
+    """Return the checkpoint keys that the name of an initialiser stands for, by the rules in `trace`'s first lines."""
+    keys: list[list[str]] = [[]]
+    for part in name.split("."):
+        alternatives = part.split("_and_")
+        if re.fullmatch(r"\d+-\d+", part):
+            first, last = map(int, part.split("-"))
+            assert (first, last) == (0, joints - 1)
+            alternatives = [str(joint) for joint in range(joints)]
+        keys = [[*key, alternative] for key in keys for alternative in alternatives]
+    return [".".join(key) for key in keys]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_initializers_and_convolutions_lead_back_to_checkpoint_keys(tiny, variant):
+    state = tiny.network.state_dict()
+    model = build_graph(tiny.network, variant)
+    values = initializers(model)
+    used = set()
+    for name in values:
+        if not re.fullmatch(r"constant\.\d+", name):
+            keys = entries(name, 17)
+            assert set(keys) <= set(state), name
+            assert used.isdisjoint(keys), name
+            used.update(keys)
+    expected = {key for key in state if key.endswith(("weight", "bias"))}
+    norms = {key.removesuffix("running_mean") + "weight" for key in state if key.endswith("running_mean")}
+    assert used == expected - norms, "each weight, and each bias; the batch norms' weights are in the convolutions'"
+    for node in nodes_of(model, "Conv", "DeformableConv2D"):
+        if not node.input[1].startswith("constant."):
+            assert node.name == node.input[1].removesuffix(".weight")
+
+
+def test_values_under_a_key_are_those_of_the_checkpoint(tiny, model):
+    values, state = initializers(model), tiny.network.state_dict()
+    for key in ("offset_final_layer.3.weight", "offset_final_layer.3.bias", "head_heatmap.1.weight"):
+        np.testing.assert_array_equal(values[key], state[key].numpy())
+    scale = state["bn1.weight"] / torch.sqrt(state["bn1.running_var"] + 1e-5)
+    np.testing.assert_allclose(values["conv1.weight"], state["conv1.weight"] * scale.view(-1, 1, 1, 1), rtol=1e-6)
+    np.testing.assert_allclose(
+        values["bn1.bias"], state["bn1.bias"] - state["bn1.running_mean"] * scale, rtol=1e-5, atol=1e-6
+    )

@@ -9,8 +9,14 @@ import torch
 from torch import nn
 
 from dekr_infer.errors import DekrError
-from dekr_infer.export.fold import fold_adaptive_block, fold_adaptive_blocks, fold_batch_norm
-from dekr_infer.export.operator import deformable_conv2d
+from dekr_infer.export.fold import (
+    FoldedAdaptBlock,
+    fold_adaptive_block,
+    fold_adaptive_blocks,
+    fold_batch_norm,
+    fold_batch_norms,
+)
+from dekr_infer.export.symbolics import deformable_conv2d
 from dekr_infer.export.trace import build_graph
 from dekr_infer.model.blocks import AdaptBlock
 
@@ -39,8 +45,15 @@ def coded_block() -> Any:
     return made
 
 
+def folded_block(made: Any) -> FoldedAdaptBlock:
+    """Fold a copy of a block, batch norm and all."""
+    network = copy.deepcopy(made)
+    fold_batch_norms(network, torch.zeros(1, network.bn.num_features, 4, 5))
+    return fold_adaptive_block(network)
+
+
 def test_offsets_are_nine_dx_then_nine_dy_then_nine_ones():
-    offsets: Any = fold_adaptive_block(coded_block()).offsets
+    offsets: Any = folded_block(coded_block()).offsets
     assert offsets.out_channels == 27
     assert not offsets.weight.any()
     dx = [500 * dy + 7000 * dx - dx + 0.5 for dy, dx in zip(TAPS_DY, TAPS_DX, strict=True)]
@@ -55,7 +68,7 @@ def test_offset_weights_are_the_same_map_of_the_predicting_weights():
             made.transform_matrix_conv.weight[row, 1, 0, 0] = value
         made.translation_conv.weight[0, 2, 1, 2] = 3  # t down to another
         made.translation_conv.weight[1, 2, 1, 2] = 4
-    weight = fold_adaptive_block(made).offsets.weight
+    weight = folded_block(made).offsets.weight
     assert weight[:9, 1, 0, 0].tolist() == [100 * dy + 1000 * dx for dy, dx in zip(TAPS_DY, TAPS_DX, strict=True)]
     assert weight[9:18, 1, 0, 0].tolist() == [dy + 10 * dx for dy, dx in zip(TAPS_DY, TAPS_DX, strict=True)]
     assert weight[:9, 2, 1, 2].tolist() == [4] * 9
@@ -66,7 +79,7 @@ def test_offset_weights_are_the_same_map_of_the_predicting_weights():
 def test_the_folded_offsets_are_the_blocks_own():
     made = block()
     x = torch.randn(2, 3, 4, 5)
-    planar = fold_adaptive_block(made).offsets(x)
+    planar = folded_block(made).offsets(x)
     wanted = made.kernel_offset(x)
     torch.testing.assert_close(planar[:, :9], wanted[:, 1::2], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(planar[:, 9:18], wanted[:, 0::2], rtol=1e-5, atol=1e-5)
@@ -77,7 +90,7 @@ def test_the_folded_offsets_are_the_blocks_own():
 @pytest.mark.parametrize("channels", [3, 15])
 def test_a_folded_block_computes_what_the_block_computes(channels, dilation):
     made = block(channels, dilation)
-    folded = fold_adaptive_block(made)
+    folded = folded_block(made)
     assert folded.dilation == dilation
     x = torch.randn(2, channels, 6, 7, dtype=torch.float64)
     wanted, found = made.double()(x), folded.double()(x)
@@ -88,7 +101,7 @@ def test_a_folded_block_computes_what_the_block_computes(channels, dilation):
 def test_folding_is_done_in_float64():
     """Each folded value is the correctly rounded one, where float32 arithmetic would be a few units off."""
     made = block(15)
-    folded = fold_adaptive_block(made)
+    folded = folded_block(made)
     exact = copy.deepcopy(made).double()
     spread = torch.sqrt(exact.bn.running_var + exact.bn.eps)
     weight = exact.adapt_conv.weight * (exact.bn.weight / spread)[:, None, None, None]
@@ -132,6 +145,8 @@ def test_the_operator_takes_x_first_and_adds_the_bias():
 
 def test_all_blocks_of_a_network_are_found(tiny):
     network = copy.deepcopy(tiny.network)
+    fold_batch_norms(network, torch.zeros(1, 3, 64, 96))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     assert fold_adaptive_blocks(network) == 34
     assert fold_adaptive_blocks(network) == 0
     assert not any(isinstance(module, AdaptBlock) for module in network.modules())
@@ -154,4 +169,9 @@ def test_a_block_that_does_not_fold_is_refused(fault):
     for key, value in fault.items():
         setattr(made.adapt_conv, key, value)
     with pytest.raises(DekrError, match="stride, groups or a down-sampling"):
-        fold_adaptive_block(made)
+        folded_block(made)
+
+
+def test_a_block_whose_batch_norm_stays_is_refused():
+    with pytest.raises(DekrError, match="does not read its deformable convolution alone"):
+        fold_adaptive_block(block())

@@ -1,14 +1,16 @@
-"""The forms of the deformable convolutions: all compute the same, each has the operators it promises."""
+"""The variants of the deformable convolutions: all compute the same, each has the operators it promises."""
 
+import copy
 import runpy
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime
 import pytest
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from torch import Tensor, nn
@@ -18,12 +20,11 @@ from dekr_infer.ascend.lint.rules import WARNING
 from dekr_infer.backends.onnxruntime import open_network
 from dekr_infer.cli import export as export_command
 from dekr_infer.errors import DekrError
-from dekr_infer.export.difference import SEED, difference_of
-from dekr_infer.export.difference import test_picture as picture_of
-from dekr_infer.export.fold import fold_adaptive_block
-from dekr_infer.export.plain import convolve_backwards, reshape
-from dekr_infer.export.trace import build_graph, initializers
-from dekr_infer.export.variants.arrange import GATHER, GROUPED, PADDED, SEPARATE, VARIANTS
+from dekr_infer.export.fold import fold_adaptive_block, fold_batch_norms
+from dekr_infer.export.parity import SEED, difference_of, sample_image
+from dekr_infer.export.symbolics import convolve_backwards, reshape
+from dekr_infer.export.trace import build_graph
+from dekr_infer.export.variants import GATHER, GROUPED, PADDED, SEPARATE, VARIANTS
 from dekr_infer.export.variants.gather import CellCounter
 from dekr_infer.export.variants.grouped import join_blocks
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
@@ -32,6 +33,7 @@ from dekr_infer.onnx_graph.dialects import ASCEND, ONNX, check_standard, dialect
 from dekr_infer.onnx_graph.simplify import drop_rejoined_parts
 from dekr_infer.pose.preprocess import normalise
 from tests.support.ascend_host import DOUBLES
+from tests.support.graphs import attributes, copy_of, initializers, metadata, nodes_of, producer, set_initializer
 from tests.support.slow_reference import slow_bilinear
 from tests.support.tiny_models import ONE_THREAD, PAIRS, SMALL_INPUT_SIZES
 
@@ -40,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 JOINTS, WIDTH, LEVELS = 5, 3, 2
 OTHERS = [variant for variant in VARIANTS if variant != SEPARATE]
-ACCEPTED = {  # what reference/ascend.md, section 5, lists without a restriction that would matter here
+ACCEPTED = {  # operators that atc takes without a restriction that would matter here
     *("Conv", "Relu", "Add", "Mul", "Sub", "Floor", "Concat", "Split", "Transpose", "Reshape", "Cast"),
     *("Gather", "MatMul", "ReduceMax", "Resize"),
 }
@@ -64,14 +66,13 @@ class Head(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         stem = self.stem(image)
-        branches = zip(
-            self.offset_feature_layers, self.offset_final_layer, self.parts(self.transition_offset(stem)), strict=True
-        )
-        return stem, torch.cat([last(blocks(x)) for blocks, last, x in branches], 1)
+        parts = zip(self.offset_feature_layers, self.parts(self.transition_offset(stem)), strict=True)
+        features = [blocks(x) for blocks, x in parts]
+        return stem, torch.cat([last(x) for last, x in zip(self.offset_final_layer, features, strict=False)], 1)
 
 
 class UpstreamHead(Head):
-    """The same as upstream writes it: slices, and another name for the width."""
+    """The offset head as upstream writes it: slices, and another name for the width."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,8 +84,8 @@ class UpstreamHead(Head):
         return [x[:, joint * width : (joint + 1) * width] for joint in range(JOINTS)]
 
 
-def made(network: Any) -> Any:
-    """Seeded weights; taps move by several cells, so that many samples leave the map, some by far."""
+def seeded(network: Any) -> Any:
+    """Set seeded weights; taps move by several cells, so that many samples leave the map, some by far."""
     generator = torch.Generator().manual_seed(0)
     for name, values in network.state_dict().items():
         if name.endswith(("matrix_conv.bias", "translation_conv.bias")):
@@ -98,7 +99,7 @@ def made(network: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def network() -> Any:
-    return made(Head())
+    return seeded(Head())
 
 
 class Graphs(dict[str, ModelProto]):
@@ -118,32 +119,20 @@ def graphs(network) -> Graphs:
     return Graphs(network)
 
 
-def nodes_of(model: ModelProto, kind: str) -> list[NodeProto]:
-    return [node for node in model.graph.node if node.op_type == kind]
-
-
-def attributes(node: NodeProto) -> dict[str, Any]:
-    return {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
-
-
-def producer(model: ModelProto, name: str) -> NodeProto:
-    return next(node for node in model.graph.node if name in node.output)
-
-
 def run(model: ModelProto, image: np.ndarray) -> list[np.ndarray]:
     standard = to_dialect(model, ONNX).SerializeToString()
     found: list[np.ndarray] = onnxruntime.InferenceSession(standard).run(None, {"image": image})
     return found
 
 
-def pictures() -> list[np.ndarray]:
-    """Of 7 x 11 and 9 x 6 cells."""
+def images() -> list[np.ndarray]:
+    """Return images of 7 x 11 and 9 x 6 cells."""
     rng = np.random.default_rng(3)
     return [rng.normal(0, 2, (1, 3, *size)).astype(np.float32) for size in ((28, 44), (36, 24))]
 
 
 def assert_same(model: ModelProto, network: Any) -> None:
-    for image in pictures():
+    for image in images():
         with torch.inference_mode():
             wanted = network.double()(torch.from_numpy(image).double())
         network.float()
@@ -161,33 +150,33 @@ def test_every_variant_computes_what_the_network_computes(network, graphs, varia
 
 
 @pytest.mark.parametrize("variant", OTHERS)
-def test_so_it_does_with_upstreams_network_and_leaves_no_slices(variant):
-    upstream = made(UpstreamHead())
+def test_every_variant_computes_upstreams_network_and_leaves_no_slices(variant):
+    upstream = seeded(UpstreamHead())
     model = build_graph(upstream, variant)
     assert_same(model, upstream)
     assert len(nodes_of(model, "Slice")) == (JOINTS if variant == PADDED else 0)
 
 
 @pytest.mark.parametrize("variant", OTHERS)
-def test_so_it_does_with_dilation(variant):
-    dilated = made(Head(dilation=2))
+def test_every_variant_computes_a_dilated_network(variant):
+    dilated = seeded(Head(dilation=2))
     assert_same(build_graph(dilated, variant), dilated)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_joints_come_out_in_order_x_before_y(variant):
-    coded = made(Head())
+    coded = seeded(Head())
     for joint, last in enumerate(coded.offset_final_layer):
         nn.init.zeros_(last.weight)
         last.bias = nn.Parameter(torch.tensor([joint, 100.0 + joint]))
-    _, offset = run(build_graph(coded, variant), pictures()[0])
+    _, offset = run(build_graph(coded, variant), images()[0])
     assert offset[0, :, 0, 0].tolist() == [start + joint for joint in range(JOINTS) for start in (0, 100)]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_each_joint_works_on_its_own_channels(variant):
-    """Blocks that pass their input on, joints whose channel c holds 10 * joint + c: each output tells what it read."""
-    coded: Any = made(Head())
+def test_each_joint_reads_its_own_channels(variant):
+    """Blocks that pass their input on, joints whose channel c holds 10 * joint + c: each output shows what it read."""
+    coded: Any = seeded(Head())
     coded.transition_offset = conv_bn(4, JOINTS * WIDTH, 1, relu=True).eval()
     nn.init.zeros_(coded.transition_offset[0].weight)
     codes = torch.tensor([10.0 * joint + c for joint in range(JOINTS) for c in range(WIDTH)])
@@ -200,7 +189,7 @@ def test_each_joint_works_on_its_own_channels(variant):
     for last in coded.offset_final_layer:
         last.weight = nn.Parameter(torch.tensor([[0.0, 0, 1], [0, 1000, 0]]).view(2, 3, 1, 1))
         nn.init.zeros_(last.bias)
-    _, offset = run(build_graph(coded, variant), pictures()[0])
+    _, offset = run(build_graph(coded, variant), images()[0])
     wanted = [value for joint in range(JOINTS) for value in (10 * joint + 2, 1000 * (10 * joint + 1))]
     np.testing.assert_allclose(offset[0, :, 3, 3], wanted, rtol=1e-6)
 
@@ -228,7 +217,7 @@ class DeformableConv2D(OpRun):
 
 @pytest.mark.parametrize("variant", [PADDED, GROUPED])
 def test_the_file_read_by_the_operators_documentation(network, graphs, variant):
-    image = pictures()[1][:, :, :16, :20]
+    image = images()[1][:, :, :16, :20]
     found: Any = ReferenceEvaluator(graphs[variant], new_ops=[DeformableConv2D]).run(None, {"image": image})
     with torch.inference_mode():
         wanted = network(torch.from_numpy(image))[1].numpy()
@@ -236,7 +225,9 @@ def test_the_file_read_by_the_operators_documentation(network, graphs, variant):
 
 
 def test_joined_blocks_compute_in_torch_what_the_blocks_compute(network):
-    blocks = [fold_adaptive_block(stack[0]) for stack in network.offset_feature_layers]
+    folded = copy.deepcopy(network)
+    fold_batch_norms(folded, torch.zeros(1, 3, 16, 16))
+    blocks = [fold_adaptive_block(stack[0]) for stack in folded.offset_feature_layers]
     x = torch.randn(2, JOINTS * WIDTH, 4, 7, generator=torch.Generator().manual_seed(1))
     stacks = zip(network.offset_feature_layers, x.split(WIDTH, 1), strict=True)
     wanted = torch.cat([stack[0](part) for stack, part in stacks], 1)
@@ -246,7 +237,7 @@ def test_joined_blocks_compute_in_torch_what_the_blocks_compute(network):
 # --- what is in the graph
 
 
-def test_padded_has_16_channels_of_which_the_added_are_zero(graphs):
+def test_padded_has_16_channels_and_the_added_ones_are_zero(graphs):
     model, values = graphs[PADDED], initializers(graphs[PADDED])
     nodes = nodes_of(model, "DeformableConv2D")
     assert len(nodes) == LEVELS * JOINTS
@@ -260,7 +251,7 @@ def test_padded_has_16_channels_of_which_the_added_are_zero(graphs):
 
 
 def test_padding_whole_blocks_changes_nothing():
-    whole = made(Head(width=16))
+    whole = seeded(Head(width=16))
     padded, separate = build_graph(whole, PADDED), build_graph(whole, SEPARATE)
     assert padded.SerializeToString(deterministic=True) == separate.SerializeToString(deterministic=True)
 
@@ -289,8 +280,8 @@ def test_grouped_has_one_operator_per_level_with_a_group_for_each_joint(graphs):
     assert len(nodes_of(model, "Add")) == LEVELS
 
 
-def test_grouped_offsets_are_planar_and_each_joint_listens_to_its_own_channels():
-    coded: Any = made(Head())
+def test_grouped_offsets_are_planar_and_each_joint_reads_its_own_channels():
+    coded: Any = seeded(Head())
     for joint, stack in enumerate(coded.offset_feature_layers):
         for conv, bias in ((stack[0].transform_matrix_conv, [1.0, 0, 0, 1]), (stack[0].translation_conv, [0.0, 0])):
             nn.init.zeros_(conv.weight)
@@ -323,8 +314,8 @@ def test_gather_has_no_deformable_operator_and_only_accepted_ones(graphs):
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_the_pre_flight_and_the_double_of_atc_take_every_variant(graphs, variant):
-    model = ModelProto.FromString(graphs[variant].SerializeToString())
+def test_the_linter_and_the_atc_double_accept_every_variant(graphs, variant):
+    model = copy_of(graphs[variant])
     helper.set_model_props(model, {"input_sizes": str(PUBLISHED_SIZES)})
     findings = preflight(model)
     assert {finding.level for finding in findings} <= {WARNING} and (not findings or variant != PADDED)
@@ -363,12 +354,11 @@ def test_the_standard_dialect_has_grouped_offsets(graphs):
 
 @pytest.mark.parametrize(("place", "message"), [((1, 4, 1, 1), "groups mix"), ((100, 0, 1, 1), "masks that vary")])
 def test_offsets_of_another_form_are_not_converted(graphs, place, message):
-    model = ModelProto.FromString(graphs[GROUPED].SerializeToString())
+    model = copy_of(graphs[GROUPED])
     name = producer(model, nodes_of(model, "DeformableConv2D")[0].input[2]).input[1]
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-    values = numpy_helper.to_array(tensor).copy()
+    values = initializers(model)[name].copy()
     values[place] = 1
-    tensor.CopyFrom(numpy_helper.from_array(values, name))
+    set_initializer(model, name, values)
     with pytest.raises(DekrError, match=message):
         to_dialect(model, ONNX)
 
@@ -384,7 +374,7 @@ def test_a_network_without_branches_is_refused(variant):
 
 @pytest.mark.parametrize("variant", OTHERS)
 def test_a_branch_with_something_else_in_it_is_refused(variant):
-    odd = made(Head())
+    odd = seeded(Head())
     odd.offset_feature_layers[2].append(nn.ReLU())
     with pytest.raises(DekrError, match="adaptive blocks alone"):
         build_graph(odd, variant)
@@ -408,7 +398,7 @@ def fewer_finals(head: Any) -> None:
 
 @pytest.mark.parametrize("change", [shorter, wider_final, fewer_finals, dilated])
 def test_branches_that_differ_are_refused(change):
-    odd = made(Head())
+    odd = seeded(Head())
     change(odd)
     with pytest.raises(DekrError, match="differ in form"):
         build_graph(odd, GROUPED)
@@ -428,19 +418,19 @@ def test_cells_are_counted_up_to_the_longest_side():
     assert max(max(input_size) for input_size in PUBLISHED_SIZES) // 4 <= 256
 
 
-def test_a_convolution_that_looks_back():
+def test_convolve_backwards_reads_only_the_cells_before():
     x = torch.arange(1.0, 7).view(1, 1, 1, 6)
     weight, bias = torch.tensor([100.0, 10, 1]).view(1, 1, 1, 3), torch.tensor([0.5])
     assert convolve_backwards(x, weight, bias, 2).flatten().tolist() == [1.5, 2.5, 13.5, 24.5, 135.5, 246.5]
 
 
-def test_reshape_keeps_what_is_0():
+def test_reshape_keeps_the_size_of_an_axis_given_as_0():
     assert reshape(torch.zeros(2, 6, 5, 7), 0, -1, 5, 7).shape == (2, 6, 5, 7)
     assert reshape(torch.zeros(1, 6, 5, 7), 2, 3, 0, 0).shape == (2, 3, 5, 7)
 
 
-def parted(order: list[int], sizes: list[int]) -> ModelProto:
-    """A convolution of six channels, taken apart by Split and joined again in some order."""
+def parted(order: list[int], sizes: list[int]) -> ir.Model:
+    """Return a convolution of six channels, taken apart by Split and joined again in some order."""
     names = [f"part{index}" for index in range(len(sizes))]
     nodes = [
         helper.make_node("Conv", ["image", "weight"], ["all"]),
@@ -449,13 +439,13 @@ def parted(order: list[int], sizes: list[int]) -> ModelProto:
     ]
     ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("image", "out")]
     weight = numpy_helper.from_array(np.zeros((6, 3, 1, 1), np.float32), "weight")
-    return helper.make_model(helper.make_graph(nodes, "parted", ends[:1], ends[1:], [weight]))
+    return ir.from_proto(helper.make_model(helper.make_graph(nodes, "parted", ends[:1], ends[1:], [weight])))
 
 
 def test_parts_rejoined_in_order_are_dropped():
     model = parted([0, 1, 2], [1, 2, 3])
-    drop_rejoined_parts(model)
-    assert [(node.op_type, list(node.output)) for node in model.graph.node] == [("Conv", ["out"])]
+    drop_rejoined_parts(model.graph)
+    assert [(node.op_type, list(node.output)) for node in ir.to_proto(model).graph.node] == [("Conv", ["out"])]
 
 
 @pytest.mark.parametrize(
@@ -463,8 +453,8 @@ def test_parts_rejoined_in_order_are_dropped():
 )
 def test_parts_rejoined_otherwise_stay(order, sizes):
     model = parted(order, sizes)
-    drop_rejoined_parts(model)
-    assert [node.op_type for node in model.graph.node] == ["Conv", "Split", "Concat"]
+    drop_rejoined_parts(model.graph)
+    assert [node.op_type for node in model.graph] == ["Conv", "Split", "Concat"]
 
 
 # --- the whole network
@@ -472,10 +462,10 @@ def test_parts_rejoined_otherwise_stay(order, sizes):
 
 @pytest.fixture(scope="module")
 def wanted(tiny) -> dict[Size, tuple[np.ndarray, list[np.ndarray]]]:
-    """A picture of every input size, and what torch makes of it."""
+    """An image of every input size, and torch's outputs for it."""
     rng, found = np.random.default_rng(SEED), {}
     for input_size in PUBLISHED_SIZES:
-        image = normalise(picture_of(rng, input_size))
+        image = normalise(sample_image(rng, input_size))
         with torch.inference_mode():
             found[input_size] = image, [output.numpy() for output in tiny.network(torch.from_numpy(image))]
     return found
@@ -494,14 +484,13 @@ def test_all_five_input_sizes_agree_with_torch(tiny, wanted, tmp_path, variant, 
 
 
 @pytest.mark.parametrize("dialect", [ASCEND, ONNX])
-def test_the_command_writes_a_variant_and_says_which(tiny, tmp_path, capsys, monkeypatch, dialect):
-    monkeypatch.setattr(export_command, "PUBLISHED_SIZES", InputSizes(SMALL_INPUT_SIZES.sizes[:1]))
+def test_the_command_writes_a_variant_and_names_it_in_the_metadata(tiny, tmp_path, capsys, dialect):
     flags = ["--output", str(tmp_path / "net.onnx"), *ONE_THREAD, "--deform", GROUPED, "--dialect", dialect]
-    assert export_command.main([*flags, *tiny.pairs()]) == 0
+    assert export_command.main([*flags, *tiny.pairs()], InputSizes(SMALL_INPUT_SIZES.sizes[:1])) == 0
     out = capsys.readouterr().out
     assert out.count("ok\n") == 1 and "2 deformable" in out
-    metadata = {entry.key: entry.value for entry in onnx.load(tmp_path / "net.onnx").metadata_props}
-    assert (metadata["deform"], metadata["dialect"]) == (GROUPED, dialect)
+    found = metadata(onnx.load(tmp_path / "net.onnx"))
+    assert (found["deform"], found["dialect"]) == (GROUPED, dialect)
 
 
 def test_an_unknown_variant_is_refused(capsys):

@@ -1,31 +1,38 @@
-"""Work spared on a CPU: the same outputs from fewer sums, and whatever does not fit a rule left as it is."""
+"""CPU rewrites: the same outputs from fewer operations, and graphs that fit no rule stay as they are."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime
 import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from dekr_infer.backends.onnxruntime import open_network
-from dekr_infer.onnx_graph import cpu_optimize as spare
+from dekr_infer.onnx_graph.cpu_optimize import (
+    add_before_enlarging,
+    convolve_before_enlarging,
+    mix_offsets,
+    optimize_for_cpu,
+)
 from dekr_infer.onnx_graph.dialects import ONNX, check_standard, to_dialect
+from tests.support.graphs import attributes, copy_of, initializers, nodes_of, set_initializer
 
 pytest_plugins = ["tests.support.tiny_fixtures"]
 
-RULES = (spare.convolve_before_enlarging, spare.add_before_enlarging, spare.mix_offsets)
+RULES = (convolve_before_enlarging, add_before_enlarging, mix_offsets)
 IMAGE = np.random.default_rng(3).standard_normal((1, 3, 64, 96)).astype(np.float32)
 
 
-def applied(rule: Callable[[spare.Graph], None], model: ModelProto) -> ModelProto:
-    changed = ModelProto()
-    changed.CopyFrom(model)
-    graph = spare.Graph(changed)
-    rule(graph)
-    graph.finish()
-    return changed
+def applied(rule: Callable[[ir.Graph], None], model: ModelProto) -> ModelProto:
+    """Return a model rewritten by one rule."""
+    changed = ir.from_proto(model)
+    rule(changed.graph)
+    RemoveUnusedNodesPass()(changed)
+    return ir.to_proto(changed)
 
 
 def outputs(model: ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
@@ -34,12 +41,8 @@ def outputs(model: ModelProto, **feeds: np.ndarray) -> list[np.ndarray]:
     return found
 
 
-def nodes(model: ModelProto, kind: str, mode: bytes | None = None) -> list[NodeProto]:
-    return [
-        node
-        for node in model.graph.node
-        if node.op_type == kind and (mode is None or any(entry.s == mode for entry in node.attribute))
-    ]
+def resizes(model: ModelProto, mode: bytes) -> list[NodeProto]:
+    return [node for node in nodes_of(model, "Resize") if attributes(node)["mode"] == mode]
 
 
 def assert_same(found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
@@ -60,20 +63,20 @@ def test_each_rule_changes_the_graph_and_keeps_its_outputs(standard, rule):
     assert_same(outputs(changed, image=IMAGE), outputs(standard, image=IMAGE))
 
 
-def test_far_parts_pass_both_heads_while_they_are_small(standard):
-    changed = applied(spare.convolve_before_enlarging, standard)
-    concat = nodes(changed, "Concat")[0]
-    assert [len(node.input) for node in (nodes(standard, "Concat")[0], concat)] == [4, 2]
-    assert len(nodes(standard, "Resize", b"linear")) == 3
-    assert len(nodes(changed, "Resize", b"linear")) == 1 + 2 * 2  # the near one; two far ones for each of two heads
+def test_far_parts_pass_both_heads_before_they_are_enlarged(standard):
+    changed = applied(convolve_before_enlarging, standard)
+    concat = nodes_of(changed, "Concat")[0]
+    assert [len(node.input) for node in (nodes_of(standard, "Concat")[0], concat)] == [4, 2]
+    assert len(resizes(standard, b"linear")) == 3
+    assert len(resizes(changed, b"linear")) == 1 + 2 * 2  # the near one; two far ones for each of two heads
 
 
 def test_only_one_map_of_a_sum_is_enlarged_in_full(standard):
-    changed = applied(spare.add_before_enlarging, standard)
+    changed = applied(add_before_enlarging, standard)
     scales = {
         model_name: sorted(
             float(numpy_helper.to_array(tensor)[2])
-            for node in nodes(model, "Resize", b"nearest")
+            for node in resizes(model, b"nearest")
             for tensor in model.graph.initializer
             if tensor.name == node.input[2]
         )
@@ -84,10 +87,10 @@ def test_only_one_map_of_a_sum_is_enlarged_in_full(standard):
 
 
 def test_offsets_are_mixed_of_six_maps(standard):
-    changed = applied(spare.mix_offsets, standard)
+    changed = applied(mix_offsets, standard)
     sizes = {tensor.name: tensor.dims for tensor in changed.graph.initializer}
     makers = {node.output[0]: node for node in changed.graph.node}
-    deformable = nodes(changed, "DeformConv")
+    deformable = nodes_of(changed, "DeformConv")
     for node in deformable:
         mix = makers[node.input[2]]
         assert list(sizes[mix.input[1]]) == [18, 6, 1, 1]
@@ -95,21 +98,19 @@ def test_offsets_are_mixed_of_six_maps(standard):
     assert len(deformable) == 34
 
 
-def test_offsets_that_are_no_affine_map_stay(standard):
-    model = ModelProto()
-    model.CopyFrom(standard)
+def test_offsets_that_are_not_an_affine_map_stay(standard):
+    model = copy_of(standard)
     makers = {node.output[0]: node for node in model.graph.node}
-    bent = {makers[node.input[2]].input[1] for node in nodes(model, "DeformConv")}
-    for tensor in model.graph.initializer:
-        if tensor.name in bent:
-            values = numpy_helper.to_array(tensor).copy()
-            values[7, 0, 1, 1] += 1e-3 * np.abs(values).max()
-            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    assert len(applied(spare.mix_offsets, model).graph.node) == len(model.graph.node)
+    bent = {makers[node.input[2]].input[1] for node in nodes_of(model, "DeformConv")}
+    for name in bent:
+        values = initializers(model)[name].copy()
+        values[7, 0, 1, 1] += 1e-3 * np.abs(values).max()
+        set_initializer(model, name, values)
+    assert len(applied(mix_offsets, model).graph.node) == len(model.graph.node)
 
 
 def sum_of(factors: dict[str, int], mode: str = "nearest", also_read: str = "") -> ModelProto:
-    """x at full size plus maps of one channel, each enlarged by its factor; `also_read` is an output of its own too."""
+    """Return x at full size plus maps of one channel, each enlarged by its factor; `also_read` is an output, too."""
     form = {"mode": mode, "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
     made, total = [], "x"
     for name, factor in factors.items():
@@ -135,7 +136,7 @@ def feeds(factors: dict[str, int]) -> dict[str, np.ndarray]:
 
 def test_any_order_of_the_terms_gives_the_same_sum_exactly():
     factors = {"a": 4, "b": 12, "c": 2}
-    changed = applied(spare.add_before_enlarging, sum_of(factors))
+    changed = applied(add_before_enlarging, sum_of(factors))
     assert sorted(numpy_helper.to_array(tensor)[2] for tensor in changed.graph.initializer) == [2, 3]
     np.testing.assert_array_equal(outputs(changed, **feeds(factors))[0], outputs(sum_of(factors), **feeds(factors))[0])
 
@@ -152,12 +153,12 @@ def test_any_order_of_the_terms_gives_the_same_sum_exactly():
     ids=["one", "equal", "no multiple", "linear", "read elsewhere"],
 )
 def test_sums_that_do_not_nest_stay(model):
-    assert applied(spare.add_before_enlarging, model).graph.node == model.graph.node
+    assert applied(add_before_enlarging, model).graph.node == model.graph.node
 
 
 def bent_pointwise(model: ModelProto, what: str) -> None:
     """Give the first head's 1x1 convolution something that the rule does not cover."""
-    concat = nodes(model, "Concat")[0].output[0]
+    concat = nodes_of(model, "Concat")[0].output[0]
     conv = next(node for node in model.graph.node if node.op_type == "Conv" and concat in node.input)
     if what in ("output", "reader"):
         name = concat if what == "output" else "more"
@@ -170,16 +171,20 @@ def bent_pointwise(model: ModelProto, what: str) -> None:
 
 
 @pytest.mark.parametrize("what", ["output", "reader", "strides", "pads"])
-def test_a_concat_that_others_read_or_that_is_not_read_pointwise_stays(standard, what):
-    model = ModelProto()
-    model.CopyFrom(standard)
+def test_a_concat_with_other_than_pointwise_readers_stays(standard, what):
+    model = copy_of(standard)
     bent_pointwise(model, what)
-    assert applied(spare.convolve_before_enlarging, model).graph.node == model.graph.node
+    assert applied(convolve_before_enlarging, model).graph.node == model.graph.node
 
 
-def test_a_loaded_graph_is_rewritten_unless_it_is_wanted_as_written(tiny, standard, monkeypatch):
+def test_a_loaded_graph_is_rewritten_except_with_as_written(tiny, standard, monkeypatch):
     calls = []
-    monkeypatch.setattr("dekr_infer.backends.onnxruntime.optimize_for_cpu", calls.append)
+
+    def optimize(model: ModelProto) -> ModelProto:
+        calls.append(model)
+        return model
+
+    monkeypatch.setattr("dekr_infer.backends.onnxruntime.optimize_for_cpu", optimize)
     written = open_network(tiny.graph, 1, as_written=True).run(IMAGE)[:2]
     assert calls == []
     for found, wanted in zip(written, outputs(standard, image=IMAGE), strict=True):
@@ -188,10 +193,8 @@ def test_a_loaded_graph_is_rewritten_unless_it_is_wanted_as_written(tiny, standa
     assert len(calls) == 1
 
 
-def test_constants_that_nobody_reads_any_more_are_dropped(standard):
-    changed = ModelProto()
-    changed.CopyFrom(standard)
-    spare.optimize_for_cpu(changed)
+def test_unused_constants_are_dropped(standard):
+    changed = optimize_for_cpu(standard)
     read = {name for node in changed.graph.node for name in node.input}
     assert {tensor.name for tensor in changed.graph.initializer} <= read
-    assert len(nodes(changed, "DeformConv")) == 34
+    assert len(nodes_of(changed, "DeformConv")) == 34

@@ -3,10 +3,11 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto
 
 from dekr_infer.errors import DekrError
 from dekr_infer.onnx_graph.dialects import ASCEND, ONNX, check_standard, dialect_of, to_dialect
+from tests.support.graphs import attributes, copy_of, initializers, metadata, nodes_of, producer, set_initializer
 from tests.support.tiny_models import toy_model
 
 pytest_plugins = ["tests.support.tiny_fixtures"]
@@ -17,26 +18,17 @@ def model(tiny) -> ModelProto:
     return tiny.model()
 
 
-def tensors(model: ModelProto) -> dict[str, np.ndarray]:
-    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-
-
-def store(model: ModelProto, name: str, values: np.ndarray) -> None:
-    entry = next(tensor for tensor in model.graph.initializer if tensor.name == name)
-    entry.CopyFrom(numpy_helper.from_array(values, name))
-
-
 def deformable(model: ModelProto) -> list[NodeProto]:
-    return [node for node in model.graph.node if node.op_type in ("DeformableConv2D", "DeformConv")]
+    return nodes_of(model, "DeformableConv2D", "DeformConv")
 
 
 def offset_convolution(model: ModelProto, node: NodeProto) -> NodeProto:
-    return next(other for other in model.graph.node if other.output[0] == node.input[2])
+    return producer(model, node.input[2])
 
 
 def in_order(model: ModelProto) -> bytes:
-    """The graph with everything that has no order sorted, and the default domain written in one way."""
-    model = ModelProto.FromString(model.SerializeToString())
+    """Return the graph with all that has no order sorted, and with one spelling of the default domain."""
+    model = copy_of(model)
     for opset in model.opset_import:
         opset.domain = ""
     for node in model.graph.node:
@@ -67,7 +59,7 @@ def test_versions_and_names_of_the_dialects(model):
     assert [(e.domain, e.version) for e in standard.opset_import] == [("", 19)]
     assert [(e.domain, e.version) for e in model.opset_import] == [("", 11)]
     assert (model.ir_version, standard.ir_version) == (6, 9)  # what each opset came with, or older
-    assert {e.key: e.value for e in standard.metadata_props}["dialect"] == ONNX
+    assert metadata(standard)["dialect"] == ONNX
 
 
 def test_the_onnx_checker_passes_with_types_and_shapes(model):
@@ -88,7 +80,7 @@ def test_the_standard_operator_has_its_own_attributes(model):
     nodes = deformable(to_dialect(model, ONNX))
     assert len(nodes) == 34
     for node in nodes:
-        assert {entry.name: helper.get_attribute_value(entry) for entry in node.attribute} == {
+        assert attributes(node) == {
             "kernel_shape": [3, 3],
             "strides": [1, 1],
             "pads": [1, 1, 1, 1],
@@ -101,48 +93,48 @@ def test_the_standard_operator_has_its_own_attributes(model):
 def test_offsets_become_dy_dx_of_each_tap_in_turn(model):
     name = offset_convolution(model, deformable(model)[0]).input[2]
     planar = np.concatenate((100 + np.arange(9), 200 + np.arange(9), np.ones(9))).astype(np.float32)
-    store(model, name, planar)  # dx of tap k is 100 + k, its dy 200 + k
+    set_initializer(model, name, planar)  # dx of tap k is 100 + k, its dy 200 + k
     standard = to_dialect(model, ONNX)
-    assert tensors(standard)[name].tolist() == [start + tap for tap in range(9) for start in (200, 100)]
-    assert tensors(to_dialect(standard, ASCEND))[name].tolist() == planar.tolist()
+    assert initializers(standard)[name].tolist() == [start + tap for tap in range(9) for start in (200, 100)]
+    assert initializers(to_dialect(standard, ASCEND))[name].tolist() == planar.tolist()
 
 
 def test_weights_shared_by_two_convolutions_are_converted_once(model):
     first, second = (offset_convolution(model, node) for node in deformable(model)[:2])
     second.input[1:] = first.input[1:]
     standard = to_dialect(model, ONNX)
-    assert tensors(standard)[first.input[1]].shape == (18, 3, 3, 3)
+    assert initializers(standard)[first.input[1]].shape == (18, 3, 3, 3)
     check_standard(standard)
     back = to_dialect(standard, ASCEND)
-    np.testing.assert_array_equal(tensors(back)[first.input[1]], tensors(model)[first.input[1]])
+    np.testing.assert_array_equal(initializers(back)[first.input[1]], initializers(model)[first.input[1]])
 
 
 @pytest.mark.parametrize(("which", "value"), [(1, 0.5), (2, 0.0)])
 def test_masks_that_vary_are_refused(model, which, value):
     name = offset_convolution(model, deformable(model)[5]).input[which]
-    values = tensors(model)[name].copy()
+    values = initializers(model)[name].copy()
     values[20] = value
-    store(model, name, values)
+    set_initializer(model, name, values)
     with pytest.raises(DekrError, match="masks that vary"):
         to_dialect(model, ONNX)
 
 
-def test_offset_groups_are_refused(model):
+def test_offsets_that_do_not_fit_the_offset_groups_are_refused(model):
     standard = to_dialect(model, ONNX)
     name = offset_convolution(standard, deformable(standard)[0]).input[1]
-    store(standard, name, np.zeros((36, 3, 3, 3), np.float32))
+    set_initializer(standard, name, np.zeros((36, 3, 3, 3), np.float32))
     with pytest.raises(DekrError, match="offset groups"):
         to_dialect(standard, ASCEND)
 
 
-def test_offsets_that_no_convolution_makes_are_refused(model):
+def test_offsets_that_no_convolution_computes_are_refused(model):
     node = deformable(model)[3]
     node.input[2] = "image"
     with pytest.raises(DekrError, match="do not come from a convolution"):
         to_dialect(model, ONNX)
 
 
-def test_a_graph_without_deformable_convolutions_goes_by_its_opset():
+def test_without_deformable_convolutions_the_opset_decides():
     model = toy_model()
     assert dialect_of(model) == ASCEND
     standard = to_dialect(model, ONNX)

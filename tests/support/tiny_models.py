@@ -16,7 +16,7 @@ from dekr_infer.config.load import load_config
 from dekr_infer.geometry import InputSizes, Size
 from dekr_infer.model.checkpoint import load_network
 from dekr_infer.model.head import DekrNet, build_network
-from dekr_infer.onnx_graph.cpu_optimize import _mixing
+from dekr_infer.onnx_graph.cpu_optimize import affine_mixing
 
 PAIRS = (
     *("MODEL.SPEC.STEM_CHANNELS", "4"),
@@ -88,7 +88,7 @@ def toy_model(input_sizes: InputSizes = SMALL_INPUT_SIZES, scale: float = 1.0) -
 def linked_model() -> ModelProto:
     """A graph in the `ascend` dialect, as small as can be, in which everything occurs that loading rewrites."""
     rng = np.random.default_rng(0)
-    mixed = np.tensordot(_mixing(), rng.standard_normal((6, 3, 3, 3)), 1)  # dy and dx of each tap in turn
+    mixed = np.tensordot(affine_mixing(), rng.standard_normal((6, 3, 3, 3)), 1)  # dy and dx of each tap in turn
     shapes = {"w.x": (8, 3, 4, 4), "w.a": (8, 8, 2, 2), "w.b": (8, 8, 4, 4), "w.feature": (6, 16, 1, 1)}
     shapes |= {"w.heatmap": (18, 16, 1, 1), "b.heatmap": (18,), "w.moved": (4, 3, 3, 3), "w.offset": (34, 7, 1, 1)}
     weights = {name: rng.standard_normal(shape) for name, shape in shapes.items()}

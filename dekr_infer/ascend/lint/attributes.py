@@ -8,7 +8,7 @@ from typing import Any
 
 from onnx import AttributeProto, NodeProto, defs, helper
 
-from dekr_infer.onnx_graph.operator_names import OPERATOR
+from dekr_infer.onnx_graph.dialects import OPERATOR
 
 LARGEST_VERSION = 2**31  # of an opset, as onnx looks it up
 _INT: set[int] = {AttributeProto.INT}

@@ -15,7 +15,7 @@ from onnx import NodeProto
 from dekr_infer.ascend.lint.attributes import attributes_of, largest, text, wrong_kinds
 from dekr_infer.ascend.lint.context import PORTABLE_OPSET, REFUSED, WARNING, WRONG, Finding, Rule, View
 from dekr_infer.ascend.lint.deformable import deformable
-from dekr_infer.onnx_graph.operator_names import OPERATOR, STANDARD_OPERATOR
+from dekr_infer.onnx_graph.dialects import OPERATOR, STANDARD_OPERATOR
 
 OLD_OPSET = 13  # the newest that CANN 6.0 has parsers for
 _PLAIN = (

@@ -12,7 +12,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 
 from dekr_infer.ascend.lint.attributes import attributes_of
 from dekr_infer.ascend.lint.context import Shape, View
-from dekr_infer.onnx_graph.operator_names import OPERATOR
+from dekr_infer.onnx_graph.dialects import OPERATOR
 from dekr_infer.onnx_graph.subgraphs import array_of, inner_graphs
 
 SMALL = 1024  # elements: constants up to here may steer shapes and stay in the graph while shapes are inferred

@@ -1,4 +1,4 @@
-"""The joints' branches of a network's offset head, ours or upstream's: finding them, and running others in their place.
+"""Find the joints' branches in the offset head of a network, ours or upstream's, and run others in their place.
 
 Both networks hold `transition_offset` (joint after joint, C channels each), `offset_feature_layers.{joint}.{block}`,
 `offset_final_layer.{joint}`, and a width by which they hand each joint its channels.
@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dekr_infer.errors import DekrError
-from dekr_infer.export.fold import FoldedAdaptBlock
+from dekr_infer.export.fold import FoldedAdaptBlock, convolution, parameter
 
-WIDTHS = ("per_joint", "offset_prekpt")  # what ours and upstream's call the width
+WIDTHS = ("per_joint", "offset_prekpt")  # the width's names in our network and in upstream's
 PARTS = ("transition_offset", "offset_feature_layers", "offset_final_layer")
 _NONE = "the network has no joint branches of adaptive blocks alone; only --deform separate can export it"
 COORDINATES = 2  # channels that a branch yields: x and y
@@ -32,15 +32,15 @@ class Branches(NamedTuple):
 
     @property
     def joints(self) -> int:
-        """How many branches there are."""
+        """The number of branches."""
         return len(self.finals)
 
 
 def branches_of(network: nn.Module) -> Branches:
-    """The branches of a network whose adaptive blocks are folded.
+    """Return the branches of a network whose adaptive blocks are folded.
 
     Raises:
-        DekrError: it has no such branches, or they differ in form.
+        DekrError: the network has no such branches, or they differ in form.
     """
     try:
         _, layers, finals = (network.get_submodule(name) for name in PARTS)
@@ -65,9 +65,9 @@ def _folded(stack: nn.Module) -> list[FoldedAdaptBlock]:
 
 
 def replace_branches(network: nn.Module, together: nn.Module) -> None:
-    """Let one module do the work of all branches, in place.
+    """Replace all branches by one module, in place.
 
-    It runs behind `transition_offset` and yields x and y of every joint; the branches become passages for these two.
+    It runs after `transition_offset` and yields x and y of every joint; the branches pass these two channels on.
 
     Args:
         together: (1, joints * C, H, W) -> (1, 2 * joints, H, W), in joint order.
@@ -80,21 +80,25 @@ def replace_branches(network: nn.Module, together: nn.Module) -> None:
 
 
 def set_width(network: nn.Module, width: int) -> None:
-    """How many channels of `transition_offset` the network hands each joint's branch from now on."""
+    """Set how many channels of `transition_offset` the network hands to each joint's branch."""
     name = next(name for name in WIDTHS if hasattr(network, name))
     setattr(network, name, width)
 
 
 def join_finals(branches: Branches) -> nn.Conv2d:
-    """The last convolutions of all branches as one grouped one: (N, joints * C, H, W) -> (N, 2 * joints, H, W)."""
-    first, joints = branches.finals[0], branches.joints
-    kernel, channels = first.kernel_size[0], joints * branches.width
-    joined = nn.Conv2d(channels, joints * COORDINATES, kernel, 1, kernel // 2, groups=joints)
-    joined.weight = nn.Parameter(torch.cat([conv.weight for conv in branches.finals]), requires_grad=False)
-    joined.bias = nn.Parameter(torch.cat([biases(conv) for conv in branches.finals]), requires_grad=False)
-    return joined
+    """Return the last convolutions of all branches as a grouped one: (N, joints * C, H, W) -> (N, 2 * joints, H, W)."""
+    weight, bias = (
+        concatenated([conv.weight for conv in branches.finals]),
+        concatenated(list(map(biases, branches.finals))),
+    )
+    return convolution(weight, bias, branches.joints)
 
 
-def biases(conv: nn.Conv2d) -> torch.Tensor:
-    """A convolution's bias (O,); zeros where it has none."""
+def concatenated(parts: list[Tensor]) -> nn.Parameter:
+    """Return the parameters of all joints as one, along the first axis."""
+    return parameter(torch.cat(parts), *parts)
+
+
+def biases(conv: nn.Conv2d) -> Tensor:
+    """Return a convolution's bias (O,); zeros where it has none."""
     return torch.zeros(conv.out_channels) if conv.bias is None else conv.bias

@@ -1,12 +1,14 @@
 """--deform gather: the adaptive blocks of all joints in plain operators, without a deformable convolution.
 
-Each map becomes a table with one row per cell, holding the four cells whose upper left that one is; so one Gather
-fetches all corners of a sample. A corner beyond the map counts as 0: there is a border of zeros, and positions are
-clamped to it. What a sample's corners are worth and the kernel's weights then make one matrix product.
+Experimental: it has never run on an NPU.
 
-No size stands in the graph and none is computed from a shape: a cell learns where it is by counting ones. Distances
-are split into whole and fraction before they meet the cell's position, because accelerators compute in float16, which
-has no room for a fraction beside a position.
+Each map becomes a table with one row per cell that holds this cell and its right, lower and lower right neighbour, so
+one Gather fetches all corners of a sample. A corner beyond the map counts as 0: there is a border of zeros, and
+positions are clamped to it. One matrix product then multiplies the weighted corners by the kernel.
+
+The graph holds no size and computes none from a shape: a cell's position is found by counting ones. Distances are split
+into whole and fraction before the cell's position is added, because accelerators compute in float16, which cannot hold
+a fraction together with a position.
 """
 
 from __future__ import annotations
@@ -18,9 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dekr_infer.export.fold import TAPS, FoldedAdaptBlock
-from dekr_infer.export.plain import convolve_backwards, reshape
-from dekr_infer.export.variants.branches import Branches, biases, branches_of, join_finals, replace_branches
+from dekr_infer.export.fold import TAPS, FoldedAdaptBlock, convolution, parameter
+from dekr_infer.export.symbolics import convolve_backwards, reshape
+from dekr_infer.export.variants.branches import (
+    Branches,
+    biases,
+    branches_of,
+    concatenated,
+    join_finals,
+    replace_branches,
+)
 from dekr_infer.model.blocks import REGULAR_MATRIX
 
 CORNERS = 4  # upper left, upper right, lower left, lower right
@@ -32,13 +41,13 @@ def gather_branches(network: nn.Module) -> None:
     """Replace the branches of a network whose adaptive blocks are folded, in place.
 
     Raises:
-        DekrError: it has no such branches.
+        DekrError: the network has no such branches.
     """
     replace_branches(network, GatherBranches(branches_of(network)))
 
 
 class Places(NamedTuple):
-    """Where each cell stands in the map with its border, and where the last upper left corner does."""
+    """The position of each cell in the map with its border, and the position of the last upper left corner."""
 
     columns: Tensor  # (1, H, W, 1), as floats
     rows: Tensor  # (1, H, W, 1)
@@ -63,7 +72,7 @@ class GatherBranches(nn.Module):
 
 
 class CellCounter(nn.Module):
-    """Any (1, C, H, W) -> the places of its cells: counting is a convolution of ones that looks back."""
+    """Any (1, C, H, W) -> the places of its cells, counted by convolutions of ones over the cells before."""
 
     across: Tensor
     down: Tensor
@@ -72,7 +81,7 @@ class CellCounter(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.ones = nn.Conv2d(channels, 1, 1)  # whatever the map holds: 1
+        self.ones = nn.Conv2d(channels, 1, 1)  # 1 for any value of the map
         nn.init.zeros_(self.ones.weight)
         self.ones.bias = nn.Parameter(torch.ones(1))
         self.register_buffer("across", torch.ones(1, 1, 1, COUNT))
@@ -101,22 +110,24 @@ class SampledBlocks(nn.Module):
     def __init__(self, blocks: Sequence[FoldedAdaptBlock]) -> None:
         super().__init__()
         self.joints, self.width = len(blocks), len(blocks[0].weight)
-        channels, moves = self.joints * self.width, 2 * TAPS
+        moves = 2 * TAPS
         dy, dx = torch.tensor(REGULAR_MATRIX, dtype=torch.float64) * blocks[0].dilation
         taps = torch.cat((dx, dy))
-        self.offsets = nn.Conv2d(channels, self.joints * moves, 3, 1, 1, groups=self.joints)
-        weights = [block.offsets.weight.detach()[:moves] for block in blocks]
-        shifts = [(biases(block.offsets).detach()[:moves].double() + taps).float() for block in blocks]
-        self.offsets.weight = nn.Parameter(torch.cat(weights), requires_grad=False)
-        self.offsets.bias = nn.Parameter(torch.cat(shifts), requires_grad=False)
+        predictors = [block.offsets for block in blocks]
+        shifts = [(biases(conv)[:moves].double() + taps).float() for conv in predictors]
+        self.offsets = convolution(
+            parameter(torch.cat([conv.weight[:moves] for conv in predictors]), *(conv.weight for conv in predictors)),
+            parameter(torch.cat(shifts), *map(biases, predictors)),
+            self.joints,
+        )
         corners = torch.zeros(CORNERS, self.width, self.width, 2, 2)
         for channel in range(self.width):
             for corner in range(CORNERS):
                 corners[corner, channel, channel, corner // 2, corner % 2] = 1
         self.register_buffer("corners", corners.flatten(0, 1))
-        self.weights = nn.ParameterList(nn.Parameter(_by_corner(block.weight), False) for block in blocks)
-        bias = torch.cat([block.bias.detach() for block in blocks])
-        self.bias = nn.Parameter(bias.view(1, -1, 1, 1), requires_grad=False)
+        self.weights = nn.ParameterList(_by_corner(block.weight) for block in blocks)
+        bias = concatenated([block.bias for block in blocks])
+        self.bias = parameter(bias.view(1, -1, 1, 1), bias)
 
     def forward(self, x: Tensor, places: Places) -> Tensor:
         rows, shares = self._samples(x, places)
@@ -126,7 +137,7 @@ class SampledBlocks(nn.Module):
         return torch.relu(out + self.bias + x)
 
     def _samples(self, x: Tensor, places: Places) -> tuple[Tensor, Tensor]:
-        """The table row of each sample, (joints, H, W, 9) int32, and its corners' shares, (joints, H, W, 9 * 4, 1)."""
+        """Return table rows of samples, (joints, H, W, 9) int32, and shares of corners, (joints, H, W, 9 * 4, 1)."""
         moves = reshape(self.offsets(x), self.joints, 2 * TAPS, 0, 0).permute(0, 2, 3, 1)
         right, down = moves.split(TAPS, 3)
         whole_right, whole_down = right.floor(), down.floor()
@@ -139,7 +150,7 @@ class SampledBlocks(nn.Module):
         return row.int() * length + column.int(), reshape(shares, 0, 0, 0, TAPS * CORNERS, 1)
 
     def _tables(self, x: Tensor) -> Tensor:
-        """Every cell with its right, lower and lower right neighbour: (joints, H + 3, W + 3, 4 * C)."""
+        """Return every cell with its right, lower and lower right neighbour: (joints, H + 3, W + 3, 4 * C)."""
         by_joint = reshape(x, self.joints, self.width, 0, 0)
         return F.conv2d(by_joint, self.corners, padding=BORDER).permute(0, 2, 3, 1)
 
@@ -150,12 +161,12 @@ class SampledBlocks(nn.Module):
         return reshape(worth, 0, 0, 0, TAPS * CORNERS * self.width) @ weight
 
 
-def _by_corner(weight: Tensor) -> Tensor:
-    """A kernel (O, C, 3, 3) as a matrix (9 * 4 * C, O): each tap's part once for every corner."""
-    by_tap = weight.detach().flatten(2).permute(2, 1, 0)
-    return by_tap.unsqueeze(1).expand(-1, CORNERS, -1, -1).flatten(0, 2)
+def _by_corner(weight: Tensor) -> nn.Parameter:
+    """Return a kernel (O, C, 3, 3) as a matrix (9 * 4 * C, O): each tap's part once for every corner."""
+    by_tap = weight.flatten(2).permute(2, 1, 0)
+    return parameter(by_tap.unsqueeze(1).expand(-1, CORNERS, -1, -1).flatten(0, 2), weight)
 
 
 def _clamped(values: Tensor, last: Tensor) -> Tensor:
-    """To 0 ... last, by the one operator that needs no constant bound."""
+    """Return values clamped to 0 ... last, by the one operator that needs no constant bound."""
     return last - torch.relu(last - torch.relu(values))
