@@ -153,7 +153,7 @@ def test_tuning_goes_on_where_it_was_stopped(host, monkeypatch):
     done = host.stop(process, "compiling", signal.SIGTERM)
     assert_stopped(host, done, signal.SIGTERM, {"net.onnx", "net.pth", "work"})
     made = {entry.name for entry in (host.folder / "work").iterdir()}
-    assert made == {"dekr_gather.onnx", "stages.json", "tune.json"}
+    assert made == {"dekr_gather.onnx", "stages_record.jsonl", "tune.json"}
     done = host.stop(host.start("tune_npu.sh", *words, AIS_BENCH_TROUBLE="child"), "a child", signal.SIGTERM)
     assert_stopped(host, done, signal.SIGTERM, {"net.onnx", "net.pth", "work"})
     made |= {"dekr_gather.om"}
@@ -179,5 +179,5 @@ def test_the_pipeline_ends_its_step(host, tiny, number):
     assert "stopped at the step 'convert'" in done.stderr.splitlines()[-1]
     made = {entry.name for entry in (host.folder / "work").iterdir()}
     folders = {"prep_data", "prep_data_flip"}
-    assert made == {"pipeline", "pipeline.log", *folders, *(f"{name}_record.json" for name in folders)}
+    assert made == {"pipeline.log", *folders, *(f"{name}_record.jsonl" for name in ("pipeline", *folders))}
     assert "error: interrupted" in (host.folder / "work" / "pipeline.log").read_text()
