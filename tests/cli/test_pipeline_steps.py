@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-from argparse import ArgumentParser
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from yacs.config import CfgNode
 
 from dekr_infer.backends.folder_runner import Options, list_tensors, record_outputs
 from dekr_infer.backends.tensor_folder import Converter
 from dekr_infer.cli import pipeline
 from dekr_infer.cli.onnx_infer import infer
 from dekr_infer.data.coco import ImageEntry
+from dekr_infer.errors import ConfigError
 from dekr_infer.geometry import PUBLISHED_SIZES
 from dekr_infer.storage.atomic import sha256
 from dekr_infer.storage.run_record import record_path
@@ -33,36 +34,21 @@ INFERS = ["infer", "infer_flip"]
 BOTH = [*INFERS, "postprocess"]
 ALL = ["preprocess", "export", *BOTH]
 ANNOTATION = Path("data/annotations/person_keypoints_val2017.json")
-STOP_CODE = 7
 
 
-def _export(words: Sequence[str]) -> int:
+def _export(config: CfgNode, output: Path, *, threads: int) -> None:
     """Write a graph that depends on the weights."""
-    pairs = dict(zip(words[::2], words[1::2], strict=True))
-    scale = len(Path(pairs["TEST.MODEL_FILE"]).read_text()) / 100
-    onnx.save(toy_model(PUBLISHED_SIZES, scale), pairs["--output"])
-    return 0
+    onnx.save(toy_model(PUBLISHED_SIZES, len(Path(config.TEST.MODEL_FILE).read_text()) / 100), output)
 
 
-def _atc(words: Sequence[str]) -> int:
-    graph, model, _, chip = words
-    Path(model).write_text(json.dumps({"graph": graph, "sha256": sha256(Path(graph)), "chip": chip}))
-    return 0
+def _convert(graph: Path, output: Path, *, chip: str) -> None:
+    output.write_text(json.dumps({"graph": str(graph), "sha256": sha256(graph), "chip": chip}))
 
 
-def _ais_bench(words: Sequence[str]) -> int:
-    parser = ArgumentParser()
-    parser.add_argument("model", type=Path)
-    for flag in ("--input", "--output"):
-        parser.add_argument(flag, type=Path)
-    for flag in ("--output_dirname", "--device"):
-        parser.add_argument(flag)
-    args = parser.parse_args(words)
-    folder = args.output / args.output_dirname
-    graph = Path(json.loads(args.model.read_text())["graph"])
-    infer(graph, [([args.input], folder)], Options(overwrite=True, warmup_count=0), 1, {})
-    record_outputs(folder, list_tensors([args.input]), sha256(args.model))
-    return 0
+def _run_passes(model: Path, *, source: Path, output: Path, dirname: str, device: int) -> None:
+    graph = Path(json.loads(model.read_text())["graph"])
+    infer(graph, [([source], output / dirname)], Options(overwrite=True, warmup_count=0), 1, {})
+    record_outputs(output / dirname, list_tensors([source]), sha256(model))
 
 
 class Chain:
@@ -75,8 +61,9 @@ class Chain:
         self.write("net.pth", "weights")
         self.write("own.yaml", "TEST:\n  NMS_THRE: 0.05\n")
         patch.chdir(folder)
-        commands = {"export": _export, "atc": _atc, "ais_bench": _ais_bench}
-        patch.setattr(pipeline, "main_of", commands.__getitem__)
+        patch.setattr("dekr_infer.cli.export.export", _export)
+        patch.setattr(pipeline, "convert", _convert)
+        patch.setattr(pipeline, "run_passes", _run_passes)
 
     def write(self, name: str, text: str, date: int | None = None) -> None:
         """Replace a file, never write into it."""
@@ -345,9 +332,13 @@ def test_tensors_that_no_run_recorded_stay(new):
 
 
 def test_the_code_of_the_step_that_fails_is_that_of_the_run(new, monkeypatch):
-    monkeypatch.setattr(pipeline, "main_of", {"export": lambda words: STOP_CODE}.__getitem__)
+    def fail(*_: object, **__: object) -> None:
+        raise ConfigError("no such network; name another")
+
+    monkeypatch.setattr("dekr_infer.cli.export.export", fail)
     ran = new.go()
-    assert ran.code == STOP_CODE and list(steps(ran.out)) == ["preprocess", "export"]
+    assert ran.code == 2 and "error: no such network; name another" in ran.err.splitlines()
+    assert list(steps(ran.out)) == ["preprocess", "export"]
     assert ran.err.splitlines()[-1].startswith("stopped at the step 'export'; run the same command again")
     text = (new.folder / "pipeline.log").read_text()
     assert "== export\n" in text and "stopped at the step" in text
