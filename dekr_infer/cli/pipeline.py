@@ -163,8 +163,11 @@ class Chain:
 
     def _convert(self, graph: Path, chip: str) -> Path:
         model = self.work / "dekr_bs1.om"
-        inputs = {"graph": sha256(graph), "chip": chip}
-        self._step("convert", inputs, lambda: convert(graph, model, chip=chip), [model])
+
+        def command() -> None:
+            convert(graph, model, chip=chip)
+
+        self._step("convert", {"graph": sha256(graph), "chip": chip}, command, [model])
         return model
 
     def _infer(self, model: Path, which: str) -> None:
