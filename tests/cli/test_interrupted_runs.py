@@ -181,5 +181,5 @@ def test_the_pipeline_ends_its_step(host, tiny, number):
     assert "stopped at the step 'convert'" in done.stderr.splitlines()[-1]
     made = {entry.name for entry in (host.folder / "work").iterdir()}
     folders = {"prep_data", "prep_data_flip"}
-    assert made == {"pipeline", "pipeline.log", *folders, *(f"{name}_record.json" for name in folders)}
+    assert made == {"pipeline.log", *folders, *(f"{name}_record.jsonl" for name in ("pipeline", *folders))}
     assert "error: interrupted" in (host.folder / "work" / "pipeline.log").read_text()
