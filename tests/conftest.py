@@ -15,7 +15,16 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 FAST = (  # the beginnings of what `pytest -m fast` runs below tests/
-    *("config/", "data/", "evaluation/test_coco_metrics.py", "model/test_deform.py", "model/test_model.py", "onnx_graph/", "pose/", "storage/"),
+    *(
+        "config/",
+        "data/",
+        "evaluation/test_coco_metrics.py",
+        "model/test_deform.py",
+        "model/test_model.py",
+        "onnx_graph/",
+        "pose/",
+        "storage/",
+    ),
     *("test_docs.py", "test_geometry.py", "visualization/"),
 )
 

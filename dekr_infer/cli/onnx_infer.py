@@ -24,14 +24,14 @@ from dekr_infer.backends.folder_runner import (
     run_folder,
     summary_path,
 )
-from dekr_infer.backends.onnxruntime import open_network
+from dekr_infer.backends.onnxruntime import OnnxRuntime
 from dekr_infer.cli.app import Arguments, Parser, cores, non_negative_int, positive_int, run, worker_count, yes_no
 from dekr_infer.cli.progress import progress
 from dekr_infer.errors import ConfigError, DekrError
 
 
 def main(argv: Arguments = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = Parser(__doc__)
     parser.add_argument("--model", "-m", type=Path, required=True, help="ONNX file of DEKR_pth2onnx.py")
     parser.add_argument("--input", "-i", help="folder of tensors, or files separated by commas (default: both passes)")
@@ -69,12 +69,16 @@ def infer(model: Path, jobs: Sequence[Job], options: Options, threads: int, argu
     """Run a graph over some folders of tensors, one after the other, and print a line for each.
 
     Args:
+        model: the ONNX file.
+        jobs: tensors and output folder of each pass.
+        options: how to run them.
+        threads: for ONNX Runtime.
         arguments: the command line, for the summaries.
     Raises:
-        DekrError: see `list_tensors`, `open_network` and `run_folder`.
+        DekrError: see `list_tensors`, `OnnxRuntime` and `run_folder`.
     """
     inputs = [list_tensors(places) for places, _ in jobs]
-    network = open_network(model, threads)
+    network = OnnxRuntime(model, threads)
     for files, (_, folder) in zip(inputs, jobs, strict=True):
         with tempfile.TemporaryDirectory() as scratch, progress(str(folder or "timing"), len(files)) as advance:
             target = folder or Path(scratch) / "out"
