@@ -33,10 +33,10 @@ COMMANDS = {
     "random_checkpoint": ("cli.random_checkpoint", "checkpoints with random weights, to rehearse every command"),
     "doctor": ("cli.doctor", "what this host has and what it lacks, with remedies"),
     "check_atc": ("cli.check_atc", "what atc would refuse in an ONNX file"),
-    "chip_name": ("ascend.soc_version", "this host's chip as atc names it"),
-    "atc": ("ascend.atc", "an ONNX file to a model for an Ascend chip"),
-    "ais_bench": ("ascend.ais_bench", "a converted model over both folders of tensors on the NPU"),
-    "tune_npu": ("ascend.tune", "which form of the graph is the fastest on this NPU (experimental)"),
+    "chip_name": ("cli.chip_name", "this host's chip as atc names it"),
+    "atc": ("cli.atc", "an ONNX file to a model for an Ascend chip"),
+    "ais_bench": ("cli.ais_bench", "a converted model over both folders of tensors on the NPU"),
+    "tune_npu": ("cli.tune_npu", "which form of the graph is the fastest on this NPU (experimental)"),
 }
 
 

@@ -1,23 +1,17 @@
-"""Run a converted model over both folders of tensors by ais_bench, and look at what it left.
-
-Without --input it runs ./prep_data into ./out and ./prep_data_flip into ./out_flip. Results of an earlier run of the
-same pictures are replaced; those of other pictures are refused. What stands behind -- goes to ais_bench as it is.
-
-  bash scripts/ais_bench.sh models/dekr_bs1.om
-  bash scripts/ais_bench.sh models/dekr_bs1.om --input prep_data --output_dirname out --device 1
-"""
+"""Run a converted model over folders of tensors by ais_bench, check its results, and only then replace earlier ones."""
 
 from __future__ import annotations
 
 import os
-import sys
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from dekr_infer.ascend.ais_bench_cli import REMEDIES, Frontend, find_frontend
+import msgspec
+
+from dekr_infer.ascend.ais_bench_frontend import REMEDIES, Frontend, check_further_words, find_frontend
+from dekr_infer.ascend.lint.check import default_input_sizes, load
 from dekr_infer.ascend.subprocess_runner import remedy, run_tool
 from dekr_infer.backends.folder_runner import (
     BOTH_PASSES,
@@ -27,20 +21,32 @@ from dekr_infer.backends.folder_runner import (
     record_outputs,
     summary_path,
 )
-from dekr_infer.cli.app import Arguments, Parser, non_negative_int, run
 from dekr_infer.errors import DekrError
-from dekr_infer.geometry import Size, cells
+from dekr_infer.geometry import InputSizes, Size, cells
 from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage import npy as tensors
 from dekr_infer.storage.atomic import folder_lock, read_json, scratch_folder, sha256, write_json
 from dekr_infer.storage.run_record import record_path
 from dekr_infer.structures import output_files, output_shapes
 
-PUBLISHED = 7.72  # passes a second: the sample's figure for 310P3, batch 1
+PUBLISHED = 7.72  # passes a second: the published speed on a 310P3, batch 1
+_Number = Annotated[float, msgspec.Meta(gt=0, lt=1e12)]
+
+
+class _Files(msgspec.Struct):
+    outfiles: list[str]
+
+
+class Summary(msgspec.Struct):
+    """What is read of an ais_bench summary: milliseconds of each pass, passes a second, files by tensor."""
+
+    throughput: _Number
+    npu_compute_time_list: list[_Number] = []
+    filesinfo: dict[str, _Files] = {}
 
 
 class Job(NamedTuple):
-    """One folder of tensors to be run: `source` -> `folder`, by a model on a device; `input_sizes` by tensor."""
+    """A folder of tensors to be run: `source` -> `folder`, by a model on a device; `input_sizes` by tensor."""
 
     model: Path
     device: int
@@ -48,52 +54,95 @@ class Job(NamedTuple):
     folder: Path
     input_sizes: dict[Path, Size]
 
-    def check(self, frontend: Frontend) -> None:
-        """Look at all paths before the first tool runs; see `Frontend.check_paths`.
+    @classmethod
+    def of(cls, model: Path, device: int, source: Path, folder: Path) -> Job:
+        """Look at the tensors of a folder: ais_bench would take other arrays without a word.
 
         Raises:
-            DekrError: ais_bench would refuse one.
+            DekrError: there is no such folder, no tensor in it, a file that ais_bench takes for a tensor or overlooks,
+                or an array that is not a float32 (1, 3, H, W).
         """
-        frontend.check_model(self.model)
-        frontend.check_paths([self.model, self.folder, self.source, *self.input_sizes])
+        if not source.is_dir():
+            raise DekrError(f"{source}: no such folder of tensors; make it with DEKR_preprocess.py")
+        for name in sorted(os.listdir(source)):
+            ending = os.path.splitext(name)[1]
+            if ending.lower() == ".bin":
+                raise DekrError(f"{source / name}: ais_bench would feed it to the network; move it out of this folder")
+            if ending.lower() == ".npy" and ending not in (".npy", ".NPY"):
+                raise DekrError(f"{source / name}: ais_bench overlooks this ending; rename it to .npy")
+        input_sizes = {}
+        for file in list_tensors([source]):
+            shape = tensors.read_header(file).shape
+            if len(shape) != 4 or shape[:2] != (1, 3):
+                raise DekrError(f"{file}: its shape {shape} is not (1, 3, H, W); run DEKR_preprocess.py --overwrite")
+            input_sizes[file] = Size(*shape[2:])
+        return cls(model, device, source, folder, input_sizes)
 
-    def results(self) -> set[str]:
-        """The names of all results."""
-        return {name for file in self.input_sizes for name in output_files(output_stem(file))}
+    @property
+    def results(self) -> dict[str, tuple[Path, tuple[int, ...]]]:
+        """The tensor and the shape of each result, by the result's name, in ais_bench's order."""
+        return {
+            name: (file, shape)
+            for file, size in self.input_sizes.items()
+            for name, shape in zip(output_files(output_stem(file)), output_shapes(COCO_17, cells(size)), strict=True)
+        }
+
+    def check(self, frontend: Frontend) -> None:
+        """Refuse what is known to fail, before any tool runs.
+
+        Raises:
+            DekrError: results of other tensors are in the way, ais_bench would refuse a path, or a tensor has another
+                size than the model, as far as the ONNX file beside the model tells.
+        """
+        tensors.refuse_foreign(self.folder, self.results, "these inputs")
+        frontend.check(self.model, self.source, self.folder.resolve().parent)
+        known = _sizes_of(self.model.with_suffix(".onnx"))
+        strays = [file for file, size in self.input_sizes.items() if size not in known]
+        if len(strays) < len(self.input_sizes):
+            for file in strays:
+                raise DekrError(
+                    f"{file}: its size {self.input_sizes[file]} is none of the input sizes of "
+                    f"{self.model.with_suffix('.onnx')} ({', '.join(map(str, known))}); delete this tensor, "
+                    "and run DEKR_preprocess.py again"
+                )
 
 
-def main(argv: Arguments = None) -> int:
-    """The command; returns its exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    end = words.index("--") if "--" in words else len(words)
-    parser = Parser(__doc__)
-    parser.add_argument("model", type=Path, metavar="MODEL.om")
-    parser.add_argument("--input", type=Path, help="one folder of tensors (default: both passes)")
-    parser.add_argument("--output", type=Path, default=Path(), help="where the output folders go (default: here)")
-    parser.add_argument("--output_dirname", help="with --input: the output folder's name (default: out)")
-    parser.add_argument("--device", type=non_negative_int, default=0, metavar="N", help="(default: 0)")
-    args = parser.parse_args(words[:end])
-    if args.output_dirname and not args.input:
-        parser.error("--output_dirname needs --input")
-    return run(lambda: bench(args, words[end + 1 :]))
+def _sizes_of(file: Path) -> Sequence[Size]:
+    """Return the input sizes in an ONNX file's metadata; none when there is no such file, or it names none."""
+    try:
+        found = InputSizes.parse(default_input_sizes(load(file)))
+    except DekrError:
+        found = None
+    return found.sizes if found else ()
 
 
-def bench(args: Namespace, extra: Sequence[str]) -> None:
-    """Both passes, or the one asked for.
+def run_passes(
+    model: Path,
+    *,
+    source: Path | None = None,
+    output: Path = Path(),
+    dirname: str | None = None,
+    device: int = 0,
+    extra: Sequence[str] = (),
+) -> None:
+    """Run both passes, or the folder asked for, and print the speed of each input size.
 
+    Args:
+        source: a folder of tensors; by default prep_data and prep_data_flip.
+        output: where the output folders are, or are created.
+        dirname: with `source`: the output folder's name, by default `out`.
+        extra: further words for ais_bench.
     Raises:
         DekrError: something is missing, or ais_bench failed or left less than it should.
+        ConfigError: a folder's name or a further word does not fit.
     """
-    if not args.model.is_file():
-        raise DekrError(f"{args.model}: no such model; make it with scripts/atc.sh")
-    if args.output_dirname is not None:
-        check_dirname(args.output_dirname)
-    folders = [(args.input, args.output_dirname or "out")] if args.input else [(Path(i), o) for i, o in BOTH_PASSES]
-    jobs = [
-        Job(args.model, args.device, source, args.output / name, input_sizes_of(source)) for source, name in folders
-    ]
-    for job in jobs:
-        tensors.refuse_foreign(job.folder, job.results(), "these inputs")
+    check_further_words(extra)
+    if not model.is_file():
+        raise DekrError(f"{model}: no such model; make it with scripts/atc.sh")
+    if dirname is not None:
+        check_dirname(dirname)
+    folders = [(source, dirname or "out")] if source else [(Path(place), name) for place, name in BOTH_PASSES]
+    jobs = [Job.of(model, device, place, output / name) for place, name in folders]
     frontend = find_frontend()
     for job in jobs:
         job.check(frontend)
@@ -102,117 +151,96 @@ def bench(args: Namespace, extra: Sequence[str]) -> None:
         for line in _speeds(summary, list(job.input_sizes.values())):
             print(line)
         print(f"{len(job.input_sizes)} tensors -> {job.folder}; {summary_path(job.folder)}", flush=True)
-    print(
-        f"(published for a 310P3: {PUBLISHED} passes/s. A pass is one network run, time on the device alone: a picture"
-    )
-    print("takes two, and reading, copying and decoding come on top)")
+    print(f"(published for a 310P3: {PUBLISHED} passes/s. A pass is one network run, time on the device alone.")
+    print("An image takes two passes; reading, copying and decoding are not included.)")
 
 
-def input_sizes_of(source: Path) -> dict[Path, Size]:
-    """The tensors of a folder in ais_bench's order, each a float32 (1, 3, H, W); wrong ones would pass unnoticed.
+def run_pass(frontend: Frontend, job: Job, extra: Sequence[str] = ()) -> Summary:
+    """Run ais_bench into a private folder, check what it left, then replace the results of an earlier run.
 
-    Raises:
-        DekrError: there is no such folder or no tensor in it, or one is of another form.
-    """
-    if not source.is_dir():
-        raise DekrError(f"{source}: no such folder of tensors; make it with DEKR_preprocess.py")
-    input_sizes = {}
-    for file in list_tensors([source]):
-        shape = tensors.read_header(file).shape
-        if len(shape) != 4 or shape[:2] != (1, 3):
-            raise DekrError(f"{file}: its shape {shape} is not (1, 3, H, W); make it again with DEKR_preprocess.py")
-        input_sizes[file] = Size(*shape[2:])
-    return input_sizes
-
-
-def run_pass(frontend: Frontend, job: Job, extra: Sequence[str]) -> dict[str, Any]:
-    """Run into a private folder beside the final one, look at the results, then move them.
-
-    Newer ones refuse to write where others can read, and one that outlived a killed run may still be writing.
+    The private folder is beside the final one, has a new name each time, and nobody else may read it: the front ends of
+    2025 and 2026 ask for that, and a tool that outlived a killed run may still write into its own.
 
     Args:
-        job: has been checked by `Job.check`.
+        job: has passed `Job.check`.
         extra: further words for ais_bench.
-    Returns:
-        ais_bench's summary.
     Raises:
-        DekrError: ais_bench failed, or left less than it should, or other things.
+        DekrError: ais_bench failed, or left less than it should, or other files.
     """
     place = job.folder.resolve()
-    with folder_lock(job.folder):
-        _forget(job.folder)
-        with scratch_folder(place.parent, f"{place.name}.ais_bench") as private:
-            options = frontend.command(job.model, job.source, private, job.folder.name, job.device)
-            started = time.monotonic()
-            ran = run_tool([*options, *extra])
-            made = private / job.folder.name
-            if ran.code:
-                found = remedy(ran.lines, REMEDIES) or "its messages above name the reason"
-                raise DekrError(f"{job.source}: ais_bench failed with exit code {ran.code}; {found}")
-            if not summary_path(made).is_file():
-                raise DekrError(f"{job.source}: ais_bench ended without a summary; see its messages above")
-            summary = _final(read_json(summary_path(made)), made, job.folder)
-            _check_results(job, made)
-            for name in sorted(os.listdir(made)):
-                os.replace(made / name, job.folder / name)
-            write_json(summary_path(job.folder), summary)
-            record_outputs(job.folder, list(job.input_sizes), sha256(job.model))
+    with folder_lock(job.folder, create=False), scratch_folder(place.parent, f"{place.name}.ais_bench") as private:
+        # The front ends check --output_dirname by itself, as a path from the current folder: no such path may exist.
+        made = private / f"{private.name}.results"
+        started = time.monotonic()
+        ran = run_tool([*frontend.command(job.model, job.source, private, made.name, job.device), *extra])
+        if ran.code:
+            found = remedy(ran.lines, REMEDIES) or "its messages above name the reason"
+            missing = next((file for name, (file, _) in job.results.items() if not (made / name).exists()), job.source)
+            tensor = f"{missing} ({job.input_sizes.get(missing)})"
+            raise DekrError(f"{job.source}: ais_bench failed with exit code {ran.code}; {found.format(tensor=tensor)}")
+        written, summary = _check_results(job, made)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        for record in (summary_path(job.folder), record_path(job.folder)):
+            record.unlink(missing_ok=True)  # they describe the results that are now replaced
+        for name in job.results:
+            os.replace(made / name, job.folder / name)
+        write_json(summary_path(job.folder), written)
+        record_outputs(job.folder, list(job.input_sizes), sha256(job.model))
     print(f"{job.source}: done in {time.monotonic() - started:.1f} s, loading and files included")
     return summary
 
 
-def _forget(folder: Path) -> None:
-    """Remove an earlier run's results, so that none can pass for this run's, and its records."""
-    for name in tensors.names_in(folder):
-        (folder / name).unlink()
-    for record in (summary_path(folder), record_path(folder)):
-        record.unlink(missing_ok=True)
+def _check_results(job: Job, made: Path) -> tuple[dict[str, Any], Summary]:
+    """Return the summary as ais_bench wrote it, with the final paths of the results, and what is read of it.
 
-
-def _check_results(job: Job, made: Path) -> None:
-    for file, input_size in job.input_sizes.items():
-        shapes = output_shapes(COCO_17, cells(input_size))
-        for name, shape in zip(output_files(output_stem(file)), shapes, strict=True):
-            try:
-                found = tensors.read_header(made / name).shape
-            except DekrError:
-                found = None
-            if found != shape:
-                raise DekrError(
-                    f"{job.source}: ais_bench reported success, but {name} is missing or not float32 "
-                    f"{shape}; is the model a DEKR export?"
-                )
-    foreign = tensors.names_in(made) - job.results()
+    Raises:
+        DekrError: the summary or a result is missing or of another form, or a file is no result of these tensors.
+    """
+    path = summary_path(made)
+    if not path.is_file():
+        raise DekrError(f"{job.source}: ais_bench ended without a summary; see its messages above")
+    written = read_json(path)
+    summary = _summary_in(written, path)
+    for name, (_, shape) in job.results.items():
+        try:
+            found = tensors.read_header(made / name).shape
+        except DekrError:
+            found = ()
+        if found != shape:
+            raise DekrError(
+                f"{job.source}: ais_bench reported success, but {name} is missing or not float32 {shape}; "
+                f"check that {job.model} is a DEKR export, converted with its own input sizes"
+            )
+    foreign = set(os.listdir(made)) - set(job.results)
     if foreign:
         raise DekrError(f"{job.source}: ais_bench left {min(foreign)}, which is no result of these tensors")
+    for entry in written.get("filesinfo", {}).values():
+        entry["outfiles"] = [str(job.folder / Path(file).name) for file in entry["outfiles"]]
+    return written, summary
 
 
-def _final(summary: Any, made: Path, folder: Path) -> dict[str, Any]:
-    """The summary with the outputs' final paths."""
-    if not _is_summary(summary):
-        raise DekrError(f"{summary_path(made)}: not the summary of an ais_bench known here; it names no throughput")
-    for entry in summary.get("filesinfo", {}).values():
-        entry["outfiles"] = [str(folder / Path(file).name) for file in entry["outfiles"]]
-    return summary
+def _summary_in(value: Any, path: Path) -> Summary:
+    """Return what is read of a summary.
+
+    Args:
+        value: as it is in the JSON file `path`.
+    Raises:
+        DekrError: it has no throughput, or times or file names of the wrong types.
+    """
+    try:
+        return msgspec.convert(value, Summary)
+    except msgspec.ValidationError as error:
+        raise DekrError(f"{path}: not the summary of an ais_bench known here ({error}); update ais_bench") from None
 
 
-def _is_summary(value: Any) -> bool:
-    """Whether this is a summary with a throughput, times and file names of the right kinds."""
-    if not isinstance(value, dict):
-        return False
-    times, files = value.get("npu_compute_time_list", []), value.get("filesinfo", {})
-    if not isinstance(times, list) or not isinstance(files, dict):
-        return False
-    numbers = [value.get("throughput"), *times]
-    names = [entry.get("outfiles") if isinstance(entry, dict) else None for entry in files.values()]
-    return all(type(number) in (int, float) and 0 < number < 1e12 for number in numbers) and all(
-        isinstance(group, list) and all(isinstance(name, str) for name in group) for group in names
-    )
+def _speeds(summary: Summary, input_sizes: list[Size]) -> list[str]:
+    """Return the passes a second for each input size and overall, as lines.
 
-
-def _speeds(summary: dict[str, Any], input_sizes: list[Size]) -> list[str]:
-    """Passes a second for each input size and overall, from the times in the summary."""
-    times = summary.get("npu_compute_time_list", [])
+    Args:
+        summary: its times are those of the tensors in turn, each with all its loops.
+        input_sizes: of the tensors in ais_bench's order.
+    """
+    times = summary.npu_compute_time_list
     lines = []
     if times and len(times) % len(input_sizes) == 0:
         loops = len(times) // len(input_sizes)
@@ -222,4 +250,4 @@ def _speeds(summary: dict[str, Any], input_sizes: list[Size]) -> list[str]:
         for input_size, values in sorted(by_input_size.items()):
             mean = sum(values) / len(values)
             lines.append(f"  {input_size!s:>9}  {len(values):6d} passes  {mean:8.2f} ms  {1000 / mean:8.2f} passes/s")
-    return [*lines, f"  overall: {summary['throughput']:.2f} passes/s (published: {PUBLISHED})"]
+    return [*lines, f"  overall: {summary.throughput:.2f} passes/s (published: {PUBLISHED})"]

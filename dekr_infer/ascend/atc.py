@@ -1,10 +1,4 @@
-"""Convert an ONNX file for an Ascend chip by atc, with the file's own input sizes; checked before and after.
-
-OUTPUT is the model's name (default: that of the ONNX file, ending in .om). What stands behind -- goes to atc as it is.
-
-  bash scripts/atc.sh models/dekr_bs1.onnx
-  bash scripts/atc.sh models/dekr_bs1.onnx models/dekr_fp32 --precision_mode cube_fp16in_fp32out -- --log=info
-"""
+"""Convert an ONNX file for an Ascend chip by atc, with the file's own input sizes; checked before and after."""
 
 from __future__ import annotations
 
@@ -15,7 +9,6 @@ import shutil
 import sys
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,7 +18,6 @@ from dekr_infer.ascend.lint.check import default_input_shape, default_input_size
 from dekr_infer.ascend.lint.rules import WARNING
 from dekr_infer.ascend.soc_version import chip_name
 from dekr_infer.ascend.subprocess_runner import remedy, run_tool
-from dekr_infer.cli.app import Arguments, Parser, non_negative_int, run
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.storage.atomic import atomic_write, scratch_folder
 
@@ -38,7 +30,7 @@ PRECISIONS = (
 CACHE_MODES = ("enable", "force")
 _CHIP = "check the chip's spelling with scripts/chip_name.sh, and that this toolkit knows the chip"
 _OPTION = "check the option that the message names, behind -- too"
-_GEARS = "the input sizes in the file's metadata do not suit; export it again with DEKR_pth2onnx.py"
+_SIZES = "the input sizes in the file's metadata do not suit; export it again with DEKR_pth2onnx.py"
 _INPUT = "the input's name or rank is not the file's; look with scripts/check_atc.py"
 _OPERATOR = "an operator has no parser at this opset; scripts/check_atc.py names it"
 _INNER = "see the log in ~/ascend/log (or set ASCEND_SLOG_PRINT_TO_STDOUT=1): a kernel or memory failed"
@@ -49,7 +41,7 @@ REMEDIES = {  # by regular expression
     **dict.fromkeys(("E10007", "E10008"), "leave out a --framework of your own"),
     "E10009": "two dynamic options exclude each other; leave out your own",
     **dict.fromkeys(("E10016", "E10049"), _INPUT),
-    **dict.fromkeys(("E10035", "E10036", "E10037", "E10038", "E10039", "E10045", "E10046"), _GEARS),
+    **dict.fromkeys(("E10035", "E10036", "E10037", "E10038", "E10039", "E10045", "E10046"), _SIZES),
     "E10501": "the operators are not found: source the toolkit's set_env.sh (it sets ASCEND_OPP_PATH)",
     **dict.fromkeys(("E13000", "E13001"), "the ONNX file cannot be read; check its path and rights"),
     **dict.fromkeys(("E13010", "E16002", "E16005"), _OPERATOR),
@@ -57,39 +49,11 @@ REMEDIES = {  # by regular expression
 }
 
 
-def main(argv: Arguments = None) -> int:
-    """The command; returns its exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    end = words.index("--") if "--" in words else len(words)
-    parser = Parser(__doc__)
-    parser.add_argument("model", type=Path, metavar="MODEL.onnx")
-    parser.add_argument("output", type=Path, nargs="?", metavar="OUTPUT")
-    parser.add_argument(
-        "--device",
-        type=non_negative_int,
-        metavar="N",
-        help="for the chip that ais_bench opens by N (where they differ)",
-    )
-    parser.add_argument("--keep_dtype", type=Path, metavar="FILE", help="nodes to keep in float32, one name per line")
-    add_options(parser, cache=None)
-    parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
-    args = parser.parse_args(words[:end])
-    return run(lambda: convert(args, words[end + 1 :]))
-
-
-def add_options(parser: Parser, cache: str | None) -> None:
-    """Add the options of a conversion that suit any file; `cache` is what is done when nothing is said of it."""
-    parser.add_argument("--chip", metavar="NAME", help="e.g. Ascend310P3 (default: CHIP_NAME, or this host's)")
-    parser.add_argument("--precision_mode", choices=PRECISIONS, help="(default: atc's, which is force_fp16)")
-    told = "enable reuses the kernels of earlier conversions, force makes them anew, e.g. after tuning; default: "
-    parser.add_argument("--cache", choices=CACHE_MODES, default=cache, help=told + (cache or "none is kept"))
-
-
 def find_atc() -> Path:
-    """The toolkit's atc.
+    """Return the toolkit's atc.
 
     Raises:
-        DekrError: it is not there.
+        DekrError: it is missing.
     """
     found = shutil.which("atc")
     if found is None:
@@ -98,35 +62,77 @@ def find_atc() -> Path:
             raise DekrError(
                 f"atc: not found after loading {loaded}; repair this toolkit, or set ASCEND_TOOLKIT_HOME to another"
             )
-        raise DekrError("atc: not found; install the CANN toolkit, or set ASCEND_TOOLKIT_HOME to where it is")
+        raise DekrError("atc: not found; install the CANN toolkit, or set ASCEND_TOOLKIT_HOME to its folder")
     return Path(found)
 
 
-def convert(args: Namespace, extra: Sequence[str]) -> None:
-    """Check, convert, check; the finished model gets its name at the very end.
+def convert(
+    model: Path,
+    output: Path | None = None,
+    *,
+    chip: str | None = None,
+    device: int | None = None,
+    precision_mode: str | None = None,
+    keep_dtype: Path | None = None,
+    cache: str | None = None,
+    extra: Sequence[str] = (),
+    dry_run: bool = False,
+) -> Path:
+    """Check an ONNX file, convert it, check the result; only a finished model gets its name.
 
+    Args:
+        output: the model's name, with or without its suffix; by default the ONNX file's name.
+        chip, device: see `chip_name`.
+        precision_mode: one of `PRECISIONS`; by default atc's own, force_fp16.
+        keep_dtype: a file that lists nodes to keep in float32, one name per line.
+        cache: of compiled kernels, one of `CACHE_MODES`; by default none is kept.
+        extra: further words for atc.
+        dry_run: print the command and stop.
+    Returns:
+        The model's path.
     Raises:
         DekrError: atc would refuse the file, or did, or did not leave a model.
+        ConfigError: atc would refuse the output's name.
     """
-    target = output_path(args.model, args.output)
-    model = load(args.model)
-    _check(args.model, model)
-    if args.keep_dtype and not args.keep_dtype.is_file():
-        raise DekrError(f"{args.keep_dtype}: no such file; list one node's name per line in it")
-    chip = chip_name(args.chip, args.device)
-    if args.dry_run:
-        print(shlex.join(atc_command(args, model, target.with_suffix(""), chip, extra)))
-        return
+    target = output_path(model, output)
+    graph = load(model)
+    _check(model, graph)
+    if keep_dtype and not keep_dtype.is_file():
+        raise DekrError(f"{keep_dtype}: no such file; list one node's name per line in it")
+    soc = chip_name(chip, device)
+    sizes = default_input_sizes(graph)
+
+    def command(source: Path, made: Path, kept: Path | None) -> list[str]:
+        return [
+            "atc",
+            "--framework=5",
+            f"--model={source}",
+            f"--output={made.with_suffix('')}",
+            f"--input_format={'ND' if sizes else 'NCHW'}",
+            f"--input_shape={default_input_shape(graph)}",
+            *([f"--dynamic_dims={sizes}"] if sizes else []),
+            f"--soc_version={soc}",
+            *([f"--precision_mode={precision_mode}"] if precision_mode else []),
+            *([f"--keep_dtype={kept}"] if kept else []),
+            *_unless_given(extra, "op_compiler_cache_mode", cache),
+            *_unless_given(extra, "log", "error"),
+            *extra,
+        ]
+
+    if dry_run:
+        print(shlex.join(command(model, target, keep_dtype)))
+        return target
     find_atc()
     started = time.monotonic()
     target.parent.mkdir(parents=True, exist_ok=True)
     with scratch_folder(_place(target), f"{target.name}.partial") as scratch:
-        if not _is_plain(args.model):
-            args.model = scratch / "model.onnx"
-            args.model.write_bytes(model.SerializeToString())  # with the weights of files beside it
-        if args.keep_dtype and not _is_plain(args.keep_dtype):
-            args.keep_dtype = shutil.copyfile(args.keep_dtype, scratch / f"keep_dtype{args.keep_dtype.suffix}")
-        ran = run_tool(atc_command(args, model, scratch / target.stem, chip, extra))
+        source, kept = model, keep_dtype
+        if not _is_plain(source):
+            source = scratch / "model.onnx"
+            source.write_bytes(graph.SerializeToString())  # with the weights of files beside it
+        if kept and not _is_plain(kept):
+            kept = shutil.copyfile(kept, scratch / f"keep_dtype{kept.suffix}")
+        ran = run_tool(command(source, scratch / target.name, kept))
         if ran.code or not any(SUCCESS in line for line in ran.lines):
             found = remedy(ran.lines, REMEDIES) or "its messages above name the reason"
             raise DekrError(f"{target}: not made, atc failed with exit code {ran.code}; {found}")
@@ -135,18 +141,16 @@ def convert(args: Namespace, extra: Sequence[str]) -> None:
             raise DekrError(f"{target}: not made, though atc reported success; see its messages above")
         with atomic_write(target) as temporary:
             shutil.copyfile(made[0], temporary)
-    size = target.stat().st_size
-    print(
-        f"{target}: {size:,} bytes for {chip}, input sizes {default_input_sizes(model)}, "
-        f"in {time.monotonic() - started:.1f} s"
-    )
+    size, seconds = target.stat().st_size, time.monotonic() - started
+    print(f"{target}: {size:,} bytes for {soc}, input sizes {sizes}, in {seconds:.1f} s")
+    return target
 
 
 def _place(target: Path) -> Path:
-    """Where atc writes: beside the target, or in a folder for temporary files when atc takes no such path.
+    """Return the folder that atc writes to: beside the target, or a temporary one when atc takes no such path.
 
     Raises:
-        DekrError: atc takes none of them.
+        DekrError: atc takes none of these paths.
     """
     places = (target.parent, Path(tempfile.gettempdir()), Path("/tmp"))
     found = next((place for place in places if _is_plain(place)), None)
@@ -158,11 +162,12 @@ def _place(target: Path) -> Path:
 
 
 def _is_plain(path: Path) -> bool:
-    """Whether atc takes a path's characters."""
+    """Return whether atc takes a path's characters."""
     return re.fullmatch(r"[A-Za-z0-9_./+-]+", str(path.resolve())) is not None
 
 
 def _check(path: Path, model: ModelProto) -> None:
+    """Print the findings about a graph; raise a `DekrError` if atc would refuse it or convert it wrongly."""
     findings = preflight(model)
     for line in report(findings):
         print(line, file=sys.stderr)
@@ -172,7 +177,7 @@ def _check(path: Path, model: ModelProto) -> None:
 
 
 def output_path(model: Path, output: Path | None) -> Path:
-    """The finished model's path.
+    """Return the finished model's path.
 
     Raises:
         ConfigError: atc would refuse the name.
@@ -193,27 +198,7 @@ def output_path(model: Path, output: Path | None) -> Path:
     return target
 
 
-def atc_command(args: Namespace, model: ModelProto, output: Path, chip: str, extra: Sequence[str]) -> list[str]:
-    """The published command for this file; `output` has no suffix."""
-    input_sizes = default_input_sizes(model)
-    return [
-        "atc",
-        "--framework=5",
-        f"--model={args.model}",
-        f"--output={output}",
-        f"--input_format={'ND' if input_sizes else 'NCHW'}",
-        f"--input_shape={default_input_shape(model)}",
-        *([f"--dynamic_dims={input_sizes}"] if input_sizes else []),
-        f"--soc_version={chip}",
-        *([f"--precision_mode={args.precision_mode}"] if args.precision_mode else []),
-        *([f"--keep_dtype={args.keep_dtype}"] if args.keep_dtype else []),
-        *_unless_given(extra, "op_compiler_cache_mode", args.cache),
-        *_unless_given(extra, "log", "error"),
-        *extra,
-    ]
-
-
 def _unless_given(extra: Sequence[str], name: str, value: str | None) -> list[str]:
-    """An option of ours, left out when there is no value or the user's own words give it."""
+    """Return an option of the wrapper, or nothing when it has no value or the user's own words give one."""
     given = {word.lstrip("-").partition("=")[0] for word in extra}
     return [] if value is None or name in given else [f"--{name}={value}"]

@@ -1,10 +1,4 @@
-"""Print the name of this host's Ascend chip as atc's --soc_version wants it, e.g. Ascend310P3.
-
-Asks `npu-smi info`, unless --chip or the variable CHIP_NAME names the chip.
-
-  bash scripts/chip_name.sh
-  bash scripts/chip_name.sh --chip 310P3
-"""
+"""The name of this host's Ascend chip as atc's --soc_version takes it, e.g. Ascend310P3, from `npu-smi info`."""
 
 from __future__ import annotations
 
@@ -15,7 +9,6 @@ import subprocess
 import sys
 from typing import NamedTuple
 
-from dekr_infer.cli.app import Arguments, Parser, non_negative_int, run
 from dekr_infer.errors import ConfigError, DekrError
 
 PREFIX = "Ascend"
@@ -27,7 +20,7 @@ _CHIP = re.compile(r"\d+(?:\s+(\d+))?")
 
 
 class Device(NamedTuple):
-    """One chip as `npu-smi info` lists it: its card's number, and the one that programs open it by (`--device`)."""
+    """A chip as `npu-smi info` lists it: its card's number, and the number by which programs open it (`--device`)."""
 
     npu: int
     device: int
@@ -35,29 +28,15 @@ class Device(NamedTuple):
     health: str
 
 
-def main(argv: Arguments = None) -> int:
-    """The command; returns its exit code."""
-    parser = Parser(__doc__)
-    parser.add_argument("--chip", metavar="NAME", help="the chip's name (default: CHIP_NAME, or what npu-smi says)")
-    parser.add_argument(
-        "--device",
-        type=non_negative_int,
-        metavar="N",
-        help="the chip that ais_bench opens by N (default: all must be alike)",
-    )
-    args = parser.parse_args(argv)
-    return run(lambda: print(chip_name(args.chip, args.device)))
-
-
 def chip_name(chip: str | None, device: int | None) -> str:
-    """The SoC name: as given, else from CHIP_NAME, else from npu-smi.
+    """Return the SoC name: as given, else from CHIP_NAME, else from npu-smi.
 
     Args:
         chip: a name with or without its prefix.
-        device: the number that ais_bench opens the chip by; None when all are to be alike.
+        device: the number by which ais_bench opens the chip; `None` if all chips are alike.
     Raises:
         DekrError: npu-smi is missing, fails, or shows no chip or several different ones.
-        ConfigError: the name given is none.
+        ConfigError: the name has characters that no chip's name has.
     """
     given = chip if chip is not None else os.environ.get("CHIP_NAME") or None
     if given is not None:
@@ -71,14 +50,14 @@ def chip_name(chip: str | None, device: int | None) -> str:
 
 
 def devices(text: str) -> list[Device]:
-    """The chips in what `npu-smi info` prints, in any of its layouts: a row of the NPU, then one of its chip.
+    """Return the chips that `npu-smi info` lists, in any of its layouts: a row of the NPU, then a row of its chip.
 
-    An NPU's row has a number and a name in its first cell and a health word in its second; `310` is a name, too, and
-    the rows of chips and processes hold digits or `NA` there. A chip's row has its number on the card and, where a card
-    can have several, its number on the host (Device, Phy-ID); otherwise that is the NPU's.
+    An NPU's row has a number and a name in its first cell, a health word in its second; `310` is a name, too. The rows
+    of chips and processes have digits or `NA` in the second cell. A chip's row has its number on the card and, where a
+    card can have several chips, its number on the host (Device, Phy-ID); otherwise that is the NPU's number.
     """
     found: list[Device] = []
-    awaited = False  # the chip's row
+    in_card = False  # the next row may be the chip's
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split("|")]
         if len(cells) < 3:
@@ -86,18 +65,18 @@ def devices(text: str) -> list[Device]:
         match = _DEVICE.fullmatch(cells[1])
         if match and _HEALTH.fullmatch(cells[2]) and cells[2] != "NA":
             found.append(Device(int(match[1]), int(match[1]), match[2], cells[2]))
-            awaited = True
-        elif awaited and (chip := _CHIP.fullmatch(cells[1])):
+            in_card = True
+        elif in_card and (chip := _CHIP.fullmatch(cells[1])):
             found[-1] = found[-1]._replace(device=int(chip[1] or found[-1].npu))
-            awaited = False
+            in_card = False
     return found
 
 
 def choose(found: list[Device], number: int | None) -> Device:
-    """The chip meant: the one of this device number, or the first healthy one when all are alike.
+    """Return the chip of a device number, or the first healthy chip if all are alike.
 
     Raises:
-        DekrError: there is none, or they differ and the number is not among theirs, or none was given.
+        DekrError: there is no chip, or chips differ and the number is missing or no chip's.
     """
     if not found:
         raise DekrError(f"npu-smi info: shows no NPU; check the driver, or {OVERRIDE}")
@@ -107,13 +86,13 @@ def choose(found: list[Device], number: int | None) -> Device:
     if len({device.name for device in found}) > 1:
         listed = ", ".join(f"{device.device}: {device.name}" for device in found)
         if number is not None:
-            raise DekrError(f"npu-smi info: shows no device {number} (there are {listed}); choose one of these")
+            raise DekrError(f"npu-smi info: shows no device {number} (there are {listed}); choose one with --device")
         raise DekrError(f"npu-smi info: shows different chips ({listed}); choose one with --device, or {OVERRIDE}")
     return next((device for device in found if device.health == "OK"), found[0])
 
 
 def board_name(device: Device) -> str:
-    """The full name of a chip whose row in `npu-smi info` names only the family (A3 and later)."""
+    """Return the full name of a chip whose row in `npu-smi info` names only the family (A3 and later)."""
     for words in ((), ("-c", "0")):
         text = ask("info", "-t", "board", "-i", str(device.npu), *words)
         pairs = dict(re.findall(r"^\s*(\w[\w ]*?)\s*:\s*(\S+)\s*$", text, re.MULTILINE))
@@ -126,10 +105,10 @@ def board_name(device: Device) -> str:
 
 
 def ask(*words: str) -> str:
-    """What npu-smi prints.
+    """Return the text that npu-smi prints.
 
     Raises:
-        DekrError: it is not there, fails, or does not answer.
+        DekrError: npu-smi is missing, fails, or does not answer.
     """
     command = " ".join(("npu-smi", *words))
     tool = shutil.which("npu-smi")

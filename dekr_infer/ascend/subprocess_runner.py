@@ -1,4 +1,4 @@
-"""Run one of Ascend's tools: its lines are shown as they come and kept, and its known errors become remedies."""
+"""Run one of Ascend's tools: show and keep its lines, turn its known errors into remedies, end it with the wrapper."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import signal
 import subprocess
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from dekr_infer.cli.app import defer_signals
 from dekr_infer.errors import DekrError
 
-KEPT = 2000  # lines: what is looked through for errors
+KEPT = 2000  # lines that are searched for known errors
 PATIENCE = 10  # seconds that an interrupted tool has to end
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LIBC = ctypes.CDLL(None)  # loaded here, because between fork and exec little may be done
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
@@ -29,18 +28,19 @@ class Ran(NamedTuple):
     lines: list[str]
 
 
-def run_tool(command: Sequence[str], cwd: Path | None = None) -> Ran:
-    """Run it to its end, showing its output.
+def run_tool(command: Sequence[str]) -> Ran:
+    """Run a tool to its end and show its output.
 
     Raises:
         DekrError: it cannot be started.
-        KeyboardInterrupt: Ctrl-C or another signal to stop; the tool and all it started are stopped first.
+        KeyboardInterrupt: Ctrl-C or another signal to stop; the tool and everything that it started are stopped first.
     """
     process = None
-    lines: deque[str] = deque(maxlen=KEPT)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)  # until the process is known here
     try:
-        with defer_signals():
-            process = _start(command, cwd)
+        process = _start(command, mask)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        lines: deque[str] = deque(maxlen=KEPT)
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
@@ -50,9 +50,17 @@ def run_tool(command: Sequence[str], cwd: Path | None = None) -> Ran:
         if process is not None:
             _stop(process)
         raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def _start(command: Sequence[str], cwd: Path | None) -> subprocess.Popen[str]:
+def _start(command: Sequence[str], mask: Iterable[int]) -> subprocess.Popen[str]:
+    def in_child() -> None:
+        """Restore the signals, and be asked to end when the wrapper is killed, which then cannot stop the tool."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if hasattr(_LIBC, "prctl"):
+            _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
+
     try:
         return subprocess.Popen(
             command,
@@ -60,21 +68,15 @@ def _start(command: Sequence[str], cwd: Path | None) -> subprocess.Popen[str]:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            cwd=cwd,
             start_new_session=True,
-            preexec_fn=_end_with_parent if hasattr(_LIBC, "prctl") else None,
+            preexec_fn=in_child,
         )
     except OSError as error:
         raise DekrError(f"{command[0]}: cannot be started ({error.strerror}); check the installation") from None
 
 
-def _end_with_parent() -> None:
-    """In the child: be asked to end when the parent is killed, which then can stop nobody itself."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
-
-
 def _stop(process: subprocess.Popen[str]) -> None:
-    """End a tool and all it started: first asked, then forced; one more Ctrl-C forces at once."""
+    """End a tool and everything it started: asked first, then by force; a second Ctrl-C uses force at once."""
     with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired, KeyboardInterrupt):
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(PATIENCE)
@@ -84,7 +86,11 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 def remedy(lines: Iterable[str], known: Mapping[str, str]) -> str:
-    """The first of the known patterns that a tool printed, in the mapping's order, and what helps; empty: none."""
+    """Return the first of the known patterns that is in a tool's lines, and its remedy; empty if there is none.
+
+    Args:
+        known: remedies by regular expression; its order decides.
+    """
     text = "\n".join(lines)
     found = ((re.search(pattern, text), helps) for pattern, helps in known.items())
     return next((f"{match[0]}: {helps}" for match, helps in found if match), "")

@@ -11,7 +11,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
-from typing import Any
 
 from yacs.config import CfgNode
 
@@ -20,7 +19,6 @@ from dekr_infer.errors import DekrError, one_line
 from dekr_infer.launch import INTERRUPTED, SIGNAL_CODE
 
 MOST_PARALLEL = 1024  # threads; more than any machine has, fewer than one breaks down under
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,6 +40,17 @@ def add_config(parser: Parser) -> None:
     parser.add_argument(
         "pairs", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="settings, e.g. DATASET.ROOT data/coco"
     )
+
+
+def split_words(argv: Arguments) -> tuple[list[str], list[str]]:
+    """Split a command line at `--`: the command's own words, and the words for the tool that it runs.
+
+    Args:
+        argv: without the command's name; `None` takes the words from the process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    end = words.index("--") if "--" in words else len(words)
+    return words[:end], words[end + 1 :]
 
 
 def add_category(parser: Parser) -> None:
@@ -122,26 +131,6 @@ def raise_on_sigterm() -> Iterator[None]:
     finally:
         for number in replaced:
             signal.signal(number, signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def defer_signals() -> Iterator[None]:
-    """Defer termination signals until the block exits, so that no child process is orphaned."""
-    kept: list[int] = []
-    handlers: dict[signal.Signals, Callable[[int, FrameType | None], Any]] = {}
-    if threading.current_thread() is threading.main_thread():  # Python allows signal handlers there only
-        for number in STOPPING:
-            handler = signal.getsignal(number)
-            if callable(handler):
-                handlers[number] = handler
-                signal.signal(number, lambda told, _frame: kept.append(told))
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for told in kept:
-            handlers[signal.Signals(told)](told, None)
 
 
 def run(work: Callable[[], None]) -> int:

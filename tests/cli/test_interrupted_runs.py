@@ -11,6 +11,8 @@ import pytest
 from dekr_infer.ascend import ais_bench as bench
 from dekr_infer.ascend import subprocess_runner as tool
 from dekr_infer.ascend import tune
+from dekr_infer.cli import ais_bench as ais_bench_command
+from dekr_infer.cli import tune_npu
 from dekr_infer.cli.app import raise_on_sigterm
 from scripts.demo import people
 from tests.support.ascend_host import DOUBLES, Done, Host, compile_double
@@ -53,8 +55,7 @@ def test_ais_bench_and_its_child_end_with_the_wrapper(host, number):
     np.save(host.folder / "prep_data" / "a.npy", np.zeros((1, 3, *SMALL_INPUT_SIZES[0]), np.float32))
     process = host.start("ais_bench.sh", "net.om", "--input", "prep_data", AIS_BENCH_TROUBLE="child")
     done = host.stop(process, "a child", number)
-    assert_stopped(host, done, number, {"net.onnx", "net.om", "prep_data", "out"})
-    assert list((host.folder / "out").iterdir()) == []
+    assert_stopped(host, done, number, {"net.onnx", "net.om", "prep_data"})
 
 
 def test_what_a_killed_conversion_leaves_goes_with_the_next(host):
@@ -83,7 +84,7 @@ def test_ais_bench_ends_with_a_killed_wrapper(host):
     host.wait_for_quiet(20)
 
 
-def test_what_outlives_a_killed_wrapper_spoils_no_later_run(host, monkeypatch):
+def test_tool_that_outlives_a_killed_wrapper_spoils_no_later_run(host, monkeypatch):
     hold = host.folder / "hold"
     hold.touch()
     bench_killed(host, "deaf", "on hold")
@@ -100,7 +101,7 @@ def test_what_outlives_a_killed_wrapper_spoils_no_later_run(host, monkeypatch):
     monkeypatch.chdir(host.folder)
     for key in ("PATH", "PYTHONPATH"):
         monkeypatch.setenv(key, host.env[key])
-    assert run_command(bench.main, "net.om", "--input", "prep_data").code == 0
+    assert run_command(ais_bench_command.main, "net.om", "--input", "prep_data").code == 0
     wanted = toy_outputs(np.load(host.folder / "prep_data" / "b.npy"))
     for index, values in enumerate(wanted):
         assert np.array_equal(np.load(host.folder / "out" / f"b_{index}.npy"), values)
@@ -125,7 +126,7 @@ def test_a_run_under_nohup_does_not_hear_that_the_terminal_is_gone(host):
 
 
 @pytest.mark.parametrize("number", CODES)
-def test_a_signal_while_a_tool_is_being_started_ends_the_tool(monkeypatch, number):
+def test_signal_while_a_tool_is_being_started_ends_the_tool(monkeypatch, number):
     start, started = tool._start, []
 
     def start_and_be_told(*args):
@@ -139,7 +140,7 @@ def test_a_signal_while_a_tool_is_being_started_ends_the_tool(monkeypatch, numbe
     assert started[0].poll() is not None
 
 
-def test_tuning_goes_on_where_it_was_stopped(host, monkeypatch):
+def test_tuning_resumes(host, monkeypatch):
     (host.folder / "net.pth").write_text("weights")
     words = ("--work", "work", "--loop", "1", "--variants", "gather", "TEST.MODEL_FILE", "net.pth")
     with monkeypatch.context() as patch:  # the export done, and refused by atc
@@ -147,13 +148,14 @@ def test_tuning_goes_on_where_it_was_stopped(host, monkeypatch):
         host.install("atc")
         for key, value in (host.env | {"ASCEND_OPP_PATH": "loaded", "ATC_TROUBLE": "inner"}).items():
             patch.setenv(key, value)
-        patch.setattr(tune.Trial, "export", lambda trial: onnx.save(toy_model(tune.PUBLISHED_SIZES), trial.graph))
-        assert run_command(tune.main, *words).code == 1
+        toy = toy_model(tune.PUBLISHED_SIZES)
+        patch.setattr(tune.Tuning, "export", lambda tuning, variant: onnx.save(toy, tuning.graph(variant)))
+        assert run_command(tune_npu.main, *words).code == 1
     process = host.start("tune_npu.sh", *words, ATC_TROUBLE="child")
     done = host.stop(process, "compiling", signal.SIGTERM)
     assert_stopped(host, done, signal.SIGTERM, {"net.onnx", "net.pth", "work"})
     made = {entry.name for entry in (host.folder / "work").iterdir()}
-    assert made == {"dekr_gather.onnx", "stages.json", "tune.json"}
+    assert made == {"dekr_gather.onnx", "steps_record.jsonl", "tune.json"}
     done = host.stop(host.start("tune_npu.sh", *words, AIS_BENCH_TROUBLE="child"), "a child", signal.SIGTERM)
     assert_stopped(host, done, signal.SIGTERM, {"net.onnx", "net.pth", "work"})
     made |= {"dekr_gather.om"}

@@ -18,7 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from ais_bench.options import DIALECT, check, stop
+from ais_bench.options import DIALECT, illegal, stop
 from dekr_infer.backends.onnxruntime import Network, open_network
 
 TROUBLE, _, CONCERNS = os.environ.get("AIS_BENCH_TROUBLE", "").partition("@")
@@ -28,21 +28,26 @@ PERCENTILE = "P99" if DIALECT == "T26" else "percentile(99%)"
 def list_files(text: str) -> list[Path]:
     path = Path(text)
     if not path.is_dir():
-        stop(2 if DIALECT == "T25" else 1, f"{text} is not a file or folder")
-    kept = [entry for entry in os.listdir(path) if entry.endswith((".npy", ".NPY", ".bin", ".BIN"))]
+        stop(1, f"{text} is not a file or folder")
+    kept = []
+    for entry in os.listdir(path):
+        if DIALECT != "T23" and illegal(str(path / entry)):
+            raise RuntimeError(f"input data is illegal: {illegal(str(path / entry))}")
+        if entry.endswith((".npy", ".NPY", ".bin", ".BIN")) and not (DIALECT != "T23" and (path / entry).is_dir()):
+            kept.append(entry)
     if not kept:
         raise RuntimeError(f"no input files in {text}")
-    return [path / name for name in sorted(kept, key=non_negative_int)]
+    return [path / name for name in sorted(kept, key=natural)]
 
 
-def non_negative_int(name: str) -> list[tuple[int, int | str]]:
+def natural(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part.lower()) for part in re.split(r"(\d+)", name)]
 
 
 def load_model(text: str) -> tuple[Network, set[tuple[int, ...]]]:
     """The stand-in's graph, and the input sizes it was compiled for."""
     if not Path(text).is_file():
-        stop(2 if DIALECT == "T25" else 1, "[1][ACL: invalid parameter]")
+        stop(1, "[1][ACL: invalid parameter]")
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(text) as stand_in:
         stand_in.extract("model.onnx", folder)
         input_sizes = {
@@ -55,7 +60,7 @@ def load_model(text: str) -> tuple[Network, set[tuple[int, ...]]]:
 
 def as_sent(file: Path, input_sizes: set[tuple[int, ...]]) -> np.ndarray:
     """What the device sees: memory as it lies, taken for float32; only byte counts are compared."""
-    values = np.load(file)
+    values = np.fromfile(file, np.float32) if file.suffix.lower() == ".bin" else np.load(file)
     if values.ndim != 4 or values.shape[:2] != (1, 3) or values.shape[2:] not in input_sizes:
         print("[ERROR] set_dynamic_dims failed", flush=True)
         raise RuntimeError("[-1][ACL: general failure]")
@@ -76,11 +81,12 @@ def run(args: argparse.Namespace) -> None:
         raise RuntimeError("output_dirname needs output")
     name = args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S")
     folder = Path(args.output or ".") / name
-    if DIALECT == "T25":
+    if DIALECT != "T23":
         os.umask(0o027)
+        if folder.exists() and illegal(str(folder)):
+            raise RuntimeError(illegal(str(folder)))
     folder.mkdir(parents=True, exist_ok=True)  # never emptied, and made before the inputs are looked at
     files = list_files(args.input)
-    check(args, files)
     if input_sizes and not args.auto_set_dymdims_mode:
         raise RuntimeError("dynamic model needs a dynamic option")
     if TROUBLE == "device":
