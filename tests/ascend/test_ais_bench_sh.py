@@ -61,7 +61,7 @@ def names(folder: Path) -> set[str]:
 
 RESULTS = {f"{stem}_{index}.npy" for stem in STEMS for index in (0, 1)}
 BEFORE = {"net.om", *FOLDERS}
-AFTER = BEFORE | {"out", "out_flip", "out_summary.json", "out_flip_summary.json"}
+AFTER = BEFORE | {f"{folder}{ending}" for folder in FOLDERS.values() for ending in ("", "_summary.json", "_record.jsonl")}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -145,7 +145,7 @@ def test_results_of_the_same_images_and_their_records_are_replaced(host):
 
 def finished(folder: Path) -> dict[str, bytes]:
     """Return the content of every result and summary."""
-    places = [*folder.glob("out*/*"), *folder.glob("out*.json")]
+    places = [*folder.glob("out*/*"), *folder.glob("out*.json*")]
     return {str(place.relative_to(folder)): place.read_bytes() for place in places}
 
 
@@ -161,7 +161,7 @@ def finished(folder: Path) -> dict[str, bytes]:
 def test_failed_run_keeps_the_results_of_an_earlier_run(host, words, trouble, part):
     assert host.run("ais_bench.sh", "net.om").returncode == 0
     before = finished(host.folder)
-    assert len(before) == 2 * len(RESULTS) + 2
+    assert len(before) == 2 * len(RESULTS) + 4
     done = host.run("ais_bench.sh", "net.om", *words, AIS_BENCH_TROUBLE=trouble)
     refused(done, 2 if words[:1] == ("--device",) else 1, part)
     assert finished(host.folder) == before and names(host.folder) == AFTER
