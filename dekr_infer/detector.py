@@ -90,6 +90,7 @@ class Detector:
         """Find the people of many frames; yield them in order, with at most `2 * workers` frames under way.
 
         Args:
+            frames: taken one by one, when there is room for one more.
             workers: threads. With 1 everything runs in the caller's thread.
         """
         if workers == 1:

@@ -1,4 +1,4 @@
-"""Input sizes, the affine and the flip shift: [5], [6] and [9] of the reference's facts."""
+"""Input sizes, the affine and the flip shift: docs/reference.md [5], [6] and [9]."""
 
 import cv2
 import numpy as np

@@ -66,7 +66,7 @@ def natural_order(names: Iterable[str]) -> list[str]:
 
 
 def list_tensors(places: Sequence[Path]) -> list[Path]:
-    """The tensors to run, in order: those of one folder, or the files themselves.
+    """Return the tensors to run, in order: those of one folder, or the files themselves.
 
     Raises:
         DekrError: there are none, one is missing, or two would write the same outputs.
@@ -92,7 +92,7 @@ def list_tensors(places: Sequence[Path]) -> list[Path]:
 
 
 def output_stem(file: Path) -> str:
-    """What an input's outputs are called: its name up to the first dot."""
+    """Return the stem of an input's outputs: its name up to the first dot."""
     return file.name.split(".", 1)[0]
 
 
@@ -117,6 +117,9 @@ def run_folder(
     """Run every tensor that is not done yet and write its outputs; at the end, the summary beside the folder.
 
     Args:
+        network: the graph to run.
+        options: how to run it.
+        advance: called with the number of tensors just finished.
         files: from `list_tensors`.
         folder: for `<stem>_0.npy` and `<stem>_1.npy`; created when absent.
         arguments: the command line, for the summary.

@@ -77,7 +77,7 @@ class Network:
 
 
 def load_graph(path: Path) -> tuple[onnx.ModelProto, str]:
-    """An ONNX file and its SHA-256.
+    """Read an ONNX file and its SHA-256.
 
     Raises:
         DekrError: missing, damaged, or not a graph of this project's form.
@@ -105,6 +105,7 @@ def open_network(path: Path, threads: int, as_written: bool = False) -> Network:
     """Load a graph in either dialect for running on the CPU.
 
     Args:
+        path: the ONNX file.
         threads: how many ONNX Runtime may use for one pass.
         as_written: run the file's own nodes; otherwise the same sums in the order that suits a CPU (`spare`).
     Raises:

@@ -54,6 +54,7 @@ class OutputFolder:
         """Return the frames whose outputs exist; by default the folders must hold those of all frames, and no others.
 
         Args:
+            frames: of the whole data set.
             data_set: names the owner of the frames in messages.
             allow_missing: leave frames without outputs out. Foreign files are refused all the same.
         Raises:

@@ -58,6 +58,8 @@ def write_tensors(
     """Write the original and the flipped tensor of every image that does not have both yet.
 
     Args:
+        data: the data set.
+        split: its name, for example `val2017`.
         source: the zip or folder of images (`image_source`).
         folders: for the original and the flipped tensors; created when absent.
         limit: only the first so many images of the data set.

@@ -30,6 +30,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> None:  # type: ignore[override]
+        """Print the error line and exit with code 2."""
         self.exit(2, f"error: {message}; see --help\n")
 
 

@@ -17,7 +17,7 @@ from dekr_infer.errors import ConfigError, DekrError
 
 
 def main(argv: Arguments = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = Parser(__doc__)
     parser.add_argument("file", nargs="?", type=Path, metavar="MODEL.onnx")
     parser.add_argument("--model", "-m", type=Path, help="the same")

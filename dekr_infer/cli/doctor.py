@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from dekr_infer.geometry import Size
 
 PACKAGES = (
-    *("cv2", "filelock", "google.protobuf", "msgspec", "numpy", "onnx", "onnx_ir", "onnxruntime", "pycocotools"),
+    *("cv2", "filelock", "msgspec", "numpy", "onnx", "onnx_ir", "onnxruntime", "pycocotools"),
     *("scipy", "torch", "tqdm", "xxhash", "yacs", "yaml"),
 )
 INSTALL = "bash scripts/setup_venv.sh requirements.txt"
@@ -157,8 +157,7 @@ def python() -> Iterator[Check]:
     """Check the interpreter of this project's commands, and its packages, whichever distribution brings them."""
     error = python_error()
     yield Check(not error, "Python", error or f"{sys.version.split()[0]}, {sys.executable}", INSTALL if error else "")
-    tops = {name: name.partition(".")[0] for name in PACKAGES}
-    missing = [DISTRIBUTIONS.get(top, top) for top in tops.values() if importlib.util.find_spec(top) is None]
+    missing = [DISTRIBUTIONS.get(name, name) for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         yield Check(False, "packages", f"missing: {', '.join(missing)}", INSTALL)
         return

@@ -31,7 +31,7 @@ from dekr_infer.errors import ConfigError, DekrError
 
 
 def main(argv: Arguments = None) -> int:
-    """The command; returns its exit code."""
+    """Run the command; return its exit code."""
     parser = Parser(__doc__)
     parser.add_argument("--model", "-m", type=Path, required=True, help="ONNX file of DEKR_pth2onnx.py")
     parser.add_argument("--input", "-i", help="folder of tensors, or files separated by commas (default: both passes)")
@@ -69,6 +69,10 @@ def infer(model: Path, jobs: Sequence[Job], options: Options, threads: int, argu
     """Run a graph over some folders of tensors, one after the other, and print a line for each.
 
     Args:
+        model: the ONNX file.
+        jobs: tensors and output folder of each pass.
+        options: how to run them.
+        threads: for ONNX Runtime.
         arguments: the command line, for the summaries.
     Raises:
         DekrError: see `list_tensors`, `open_network` and `run_folder`.

@@ -119,6 +119,9 @@ class Chain:
         """Do a step unless it is done.
 
         Args:
+            name: of the step.
+            inputs: what decides the result.
+            makes: the files and folders it writes.
             command: prints its own errors; returns its exit code.
         """
 

@@ -1,4 +1,4 @@
-"""Turn the network's outputs into people and evaluate them: flip merge, poses, rescoring, COCO keypoint AP.
+r"""Turn the network's outputs into people and evaluate them: flip merge, poses, rescoring, COCO keypoint AP.
 
 Reads <image>_0.npy (heatmap) and <image>_1.npy (offset) from both output folders and writes
 keypoints_<split>_results.json and metrics.json. The images themselves are not needed, only their annotation file.
@@ -7,7 +7,7 @@ What looks wrong with the metrics is reported on stderr in lines that start with
 --compare FILE lists what differs from an earlier run: inputs, settings, versions, counts, metrics. The exit code is
 then 0 when the ten metrics are equal, whatever else differs, and 1 otherwise; both files are written in either case.
 
-  python3 DEKR_postprocess.py --dump_dir ./out --dump_dir_flip ./out_flip \\
+  python3 DEKR_postprocess.py --dump_dir ./out --dump_dir_flip ./out_flip \
       RESCORE.MODEL_FILE models/final_rescore_coco_kpt.pth
 """
 

@@ -58,6 +58,11 @@ def preprocess(
     """Write the tensors of a data set and print what was done; see `write_tensors`.
 
     Args:
+        config: names the data set.
+        limit: only the first so many images.
+        workers: threads.
+        overwrite: write all tensors again.
+        replace_changed: write the tensors of changed images again, instead of refusing them.
         folders: for the original and the flipped tensors.
     Raises:
         ConfigError: the settings are not those of these input sizes, or the folders are the same.

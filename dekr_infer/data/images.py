@@ -22,6 +22,7 @@ def decode_image(data: bytes, name: str, expected: Size | None = None) -> np.nda
     """Decode a JPEG or a PNG: (h, w, 3) uint8 BGR, its EXIF orientation ignored as COCO's annotations do.
 
     Args:
+        data: the encoded image.
         name: the image's place, for messages.
         expected: the annotated size, where there is one.
     Raises:

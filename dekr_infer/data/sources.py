@@ -24,6 +24,8 @@ def image_source(root: str | Path, split: str, data_format: str = "") -> Path:
     """Find the zip or folder that holds the images of a split.
 
     Args:
+        root: the COCO folder.
+        split: for example `val2017`.
         data_format: `zip`, `jpg` for a plain folder, or empty for whichever exists (the zip first).
     Raises:
         DekrError: neither exists.
@@ -139,6 +141,8 @@ def frames_of(data: DataSet, input_sizes: InputSizes, files: ImageFiles | None =
     """Return the data set's images as frames, in the order of the annotation file.
 
     Args:
+        data: the data set.
+        input_sizes: what the network may be fed.
         files: their source; without one the frames cannot be decoded, as outputs on the disk do not need it.
     """
 

@@ -24,6 +24,7 @@ def coco_metrics(data: DataSet, results: Sequence[Mapping[str, Any]], image_ids:
     """Evaluate keypoint results with up to 20 detections an image.
 
     Args:
+        data: the ground truth.
         results: entries of `People.to_coco`; none at all is a valid result.
         image_ids: the images that count.
     Returns:

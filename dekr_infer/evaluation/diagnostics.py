@@ -67,6 +67,9 @@ def count_matches(
     """Compare predictions with the annotated people of some images, and add to the counts.
 
     Args:
+        counts: changed in place.
+        data: the ground truth.
+        skeleton: of the people.
         evaluated: ids of the images that were evaluated, in the data set's order.
         results: entries of COCO's result file.
     """
@@ -129,8 +132,13 @@ def _count_pairs(
     Of a person seen from behind, left is on the other side in the annotation too, so facing does not matter.
 
     Args:
-        truth (J, 3), labelled (J,), tolerance (J,): of an annotated person.
-        plain, exchanged: (people, J): squared distances of predictions as they are, and with labels exchanged.
+        counts: changed in place.
+        skeleton: of the people.
+        truth: (J, 3), of an annotated person.
+        labelled: (J,), which joints count.
+        tolerance: (J,), in square pixels.
+        plain: (people, J), squared distances of the predictions.
+        exchanged: (people, J), the same with left and right labels exchanged.
     """
     lefts, rights = (list(side) for side in zip(*skeleton.sides, strict=True))
     similar = np.exp(-plain / tolerance)
@@ -172,8 +180,11 @@ def warnings_of(
     """Return the warnings that apply, by name; `nobody_found` only if no more specific one does.
 
     Args:
+        counts: of `count_matches` and `compare_passes`.
+        skeleton: of the people.
         metrics: the ten metrics by name.
-        evaluated, images: how many images were evaluated, and how many the data set has.
+        evaluated: how many images were evaluated.
+        images: how many images the data set has.
     """
     joints = len(skeleton) * counts.predicted
     share = counts.found / max(counts.annotated, 1)

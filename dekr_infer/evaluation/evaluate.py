@@ -53,6 +53,7 @@ def evaluate(
     """Find the people of every frame and compute the ten metrics.
 
     Args:
+        detector: over the backend to evaluate.
         data: the ground truth.
         frames: of the images that count, from `frames_of`.
         advance: called after each frame.

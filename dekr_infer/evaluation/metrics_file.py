@@ -32,6 +32,8 @@ def metrics_content(
     """Collect the metrics and everything that they depend on.
 
     Args:
+        evaluation: the results.
+        data: the ground truth.
         settings: what influences the metrics, by name.
         rescore: the rescoring net's checkpoint.
         folders: the network's outputs; what is known of their provenance is recorded beside them.

@@ -225,6 +225,7 @@ class Comparison:
         """Compare the result file and the ten metrics, upstream's as its data set class writes and evaluates them.
 
         Args:
+            differences: changed in place.
             data: the whole data set, as upstream always evaluates on all images.
         """
         assert data.category is not None

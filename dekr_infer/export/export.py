@@ -60,6 +60,8 @@ def export_onnx(
     """Load a checkpoint into a network and write the network as an ONNX file, whole or not at all.
 
     Args:
+        checkpoint: the trained weights.
+        output: the ONNX file.
         network: in evaluation mode, built for the checkpoint; its weights are replaced by the checkpoint's.
         dialect: of the file, one of `DIALECTS`.
         deform: the variant of the deformable convolutions, one of `VARIANTS`.

@@ -154,6 +154,7 @@ class FoldedAdaptBlock(nn.Module):
         self.dilation, self.groups = dilation, groups
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the residual sum, of x's shape."""
         out = deformable_conv2d(x, self.weight, self.offsets(x), self.bias, self.dilation, self.groups)
         return torch.relu(out + x)
 

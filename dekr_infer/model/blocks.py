@@ -35,6 +35,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the residual sum, of x's shape."""
         out = torch.relu(self.bn1(self.conv1(x)))
         return torch.relu(self.bn2(self.conv2(out)) + x)
 
@@ -56,6 +57,7 @@ class Bottleneck(nn.Module):
         self.downsample = conv_bn(inputs, outputs, 1, relu=False) if inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the residual sum: (N, 4 * width, H, W)."""
         out = torch.relu(self.bn1(self.conv1(x)))
         out = torch.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
@@ -72,6 +74,7 @@ class DeformConv(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
     def forward(self, x: Tensor, kernel_offset: Tensor) -> Tensor:
+        """Convolve x with taps moved by `kernel_offset`: (N, outputs, H, W)."""
         return deform_conv2d(x, kernel_offset, self.weight, self.dilation)
 
 
@@ -102,4 +105,5 @@ class AdaptBlock(nn.Module):
         return moved.transpose(1, 2).reshape(n, 18, h, w)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the residual sum, of x's shape."""
         return torch.relu(self.bn(self.adapt_conv(x, self.kernel_offset(x))) + x)

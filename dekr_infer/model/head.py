@@ -44,6 +44,7 @@ class DekrNet(HighResolutionNet):
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return heatmap and offset of images (N, 3, H, W)."""
         features = self.features(image)
         blocks, final = self.head_heatmap
         heatmap = final(blocks(self.transition_heatmap(features)))

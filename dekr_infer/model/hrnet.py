@@ -29,6 +29,7 @@ class HighResolutionModule(nn.Module):
         )
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
+        """Return every branch's maps after exchanging with all others."""
         maps = [branch(x) for branch, x in zip(self.branches, maps, strict=True)]
         fused = []
         for layers in self.fuse_layers:

@@ -11,7 +11,7 @@ from onnx import GraphProto, NodeProto, TensorProto
 
 
 def inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
-    """The graphs that a node holds, as the branches of an If."""
+    """Return the graphs that a node holds, as the branches of an If."""
     for entry in node.attribute:
         if entry.HasField("g"):
             yield entry.g
@@ -19,7 +19,7 @@ def inner_graphs(node: NodeProto) -> Iterator[GraphProto]:
 
 
 def tensors(graph: GraphProto) -> Iterator[TensorProto]:
-    """The tensors of a graph and of the graphs inside it: weights, and what Constant nodes hold."""
+    """Return the tensors of a graph and of the graphs inside it: weights, and what Constant nodes hold."""
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
@@ -33,7 +33,7 @@ def tensors(graph: GraphProto) -> Iterator[TensorProto]:
 
 
 def array_of(tensor: TensorProto) -> np.ndarray | None:
-    """A tensor's values; None when its data do not fit its shape and type, or lie in another file."""
+    """Return a tensor's values; None when its data do not fit its shape and type, or lie in another file."""
     if min(tensor.dims, default=0) < 0:
         return None
     try:

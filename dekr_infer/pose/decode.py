@@ -70,6 +70,7 @@ def find_centres(centre: np.ndarray, settings: DecodeSettings) -> tuple[np.ndarr
     """Find the candidates: cells that are the maximum of their neighbourhood, the highest first.
 
     Args:
+        settings: the limits.
         centre: (h, w) float32.
     Returns:
         cells (n, 2) int: y, x; scores (n,) float32; at most `max_people`, all above the threshold.
@@ -108,6 +109,8 @@ def joints_at(passes: Passes, cells_yx: np.ndarray, skeleton: Skeleton = COCO_17
     """Return the joints of the people centred at some cells.
 
     Args:
+        passes: the network's outputs.
+        skeleton: says which joints are partners.
         cells_yx: (n, 2) int.
     Returns:
         (n, J, 2) float32: x, y in input pixels.
@@ -134,6 +137,8 @@ def heat_at(passes: Passes, joints: np.ndarray, skeleton: Skeleton = COCO_17) ->
     the pixel that contains it, clamped to the border when it is outside.
 
     Args:
+        passes: the network's outputs.
+        skeleton: says which joints are partners.
         joints: (n, J, 2) float32: x, y in input pixels.
     Returns:
         (n, J) float32.
@@ -165,6 +170,7 @@ def remove_duplicates(joints: np.ndarray, mean_heat: np.ndarray, settings: Decod
     mean heat is kept, unless an earlier group contains it.
 
     Args:
+        settings: the limits.
         joints: (n, J, 2) float32, candidates in the order of their centre scores.
         mean_heat: (n,) float32.
     """

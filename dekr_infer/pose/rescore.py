@@ -20,6 +20,7 @@ def features(poses: np.ndarray, skeleton: Skeleton = COCO_17) -> np.ndarray:
     """Compute the net's input.
 
     Args:
+        skeleton: says which pairs of joints count.
         poses: (people, J, 3) float32: x, y in image pixels, joint score.
     Returns:
         (people, 3 P + J) float32 for P pairs: P differences (x, y), P lengths, both in torso lengths (at least a
@@ -61,6 +62,8 @@ def load_rescore_net(path: str | Path, hidden: int, skeleton: Skeleton = COCO_17
     """Read a rescoring checkpoint, strictly.
 
     Args:
+        path: the checkpoint.
+        skeleton: decides the width of the input.
         hidden: the width of the hidden layers (RESCORE.HIDDEN_LAYER).
     Raises:
         DekrError: torch is not installed, or the file is not such a checkpoint.

@@ -32,7 +32,7 @@ def sibling_path(folder: Path, ending: str) -> Path:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yields a name beside `path` to write to; on success it becomes `path`, on failure nothing of it is left.
+    """Yield a name beside `path` to write to; on success it becomes `path`, on failure nothing of it is left.
 
     Raises:
         DekrError: the disk is full, the file cannot be written, or another run is writing it.
@@ -100,6 +100,7 @@ def folder_lock(folder: Path, *, create: bool = True) -> Iterator[None]:
     """Lock a folder for this run alone; remove the unfinished files of a killed run.
 
     Args:
+        folder: to hold.
         create: create the folder if it is missing.
     Raises:
         DekrError: another run holds the lock, or the folder or its lock cannot be created.
@@ -166,7 +167,7 @@ def scratch_folder(parent: Path, stem: str) -> Iterator[Path]:
 
 
 def _new_scratch(parent: Path, stem: str) -> tuple[Path, int]:
-    """A new folder, and the handle that holds it for as long as this process lives."""
+    """Return a new folder, and the handle that holds it for as long as this process lives."""
     while True:
         made = Path(tempfile.mkdtemp(prefix=f"{stem}.", dir=parent))
         try:
@@ -181,7 +182,7 @@ def _remove(scratch: Path, lock: int) -> None:
 
 
 def write_failure(path: Path, error: OSError) -> str:
-    """The line for a file that could not be written."""
+    """Return the line for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{path}: the disk is full; free some space and run the same command again"
     return f"{path}: cannot be written ({error.strerror}); correct this, or name another place"
@@ -214,13 +215,13 @@ def _regular_handle(path: str, flags: int) -> int:
 
 
 def read_regular(path: Path) -> bytes:
-    """The content of a file; see `open_regular`."""
+    """Return the content of a file; see `open_regular`."""
     with open_regular(path) as file:
         return file.readall()
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file.
+    """Return the value in a JSON file.
 
     Raises:
         DekrError: the file is missing or not JSON.
@@ -234,7 +235,7 @@ def read_json(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     try:
         with open_regular(path) as file:

@@ -36,7 +36,7 @@ MOST_KNOWN = 64  # headers remembered; a data set has one for each input size an
 
 @cache
 def header(shape: tuple[int, ...]) -> bytes:
-    """The .npy header of a C-ordered float32 array of this shape."""
+    """Return the .npy header of a C-ordered float32 array of this shape."""
     text = io.BytesIO()
     npy.write_array_header_1_0(text, {"descr": DTYPE.str, "fortran_order": False, "shape": shape})
     return text.getvalue()
@@ -46,6 +46,8 @@ def write(folder: Path, name: str, array: np.ndarray) -> FileMark:
     """Write one array as float32 in C order, all or nothing; the folder is held by `folder_lock`.
 
     Args:
+        folder: for the file.
+        array: of any numeric dtype.
         name: file name with its suffix; `.npy` gets a header, anything else (`.bin`) the bare values.
     Returns:
         The mark of the file.
@@ -100,7 +102,7 @@ def read_header(path: Path) -> Header:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[io.FileIO]:
-    """A file for reading, whose errors name it."""
+    """Return a file for reading, whose errors name it."""
     try:
         with open_regular(path) as file:
             yield file
@@ -166,7 +168,7 @@ def read_hashed(path: Path) -> tuple[np.ndarray, str]:
 
 
 def open_map(path: Path) -> np.ndarray:
-    """A tensor whose values are read from the disk when they are touched: read-only, float32.
+    """Return a tensor whose values are read from the disk when they are touched: read-only, float32.
 
     Raises:
         DekrError: see `read_header`.
@@ -178,7 +180,7 @@ def open_map(path: Path) -> np.ndarray:
 
 
 def names_in(folder: Path) -> set[str]:
-    """The names of the .npy files in a folder; empty when there is no folder."""
+    """Return the names of the .npy files in a folder; empty when there is no folder."""
     if not folder.is_dir():
         return set()
     return {entry.name for entry in os.scandir(folder) if entry.name.endswith(SUFFIX)}

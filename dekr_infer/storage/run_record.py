@@ -193,6 +193,7 @@ class RunRecord:
         """Do a step unless it is done; print which of both.
 
         Args:
+            name: the entry's key.
             inputs: content hashes and settings that decide the step's result.
             work: does the step; returns a value of JSON.
             makes: the files that the step writes, and folders that have a record of their own.

@@ -1,37 +1,41 @@
-"""Preprocessing: two workers of ours, the reference's single process, and two workers that only write the same files.
+"""Preprocessing: two threads of ours, the reference's single thread, and two threads that only write the same files.
 
-Each is timed from running workers to the last file in the system's cache, and to the last byte on the disk.
+Each is timed from running threads to the last file in the system's cache, and to the last byte on the disk.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
+import cv2
+
+from dekr_infer.backends.tensor_folder import Converter
 from dekr_infer.data.coco import ImageEntry
 from dekr_infer.data.sources import ImageFiles
-from dekr_infer.pose import preprocess
-from dekr_infer.storage import npy
+from dekr_infer.storage.atomic import folder_lock
 from scripts.bench import reference_impl, roofline
 from scripts.bench.timing import LIMIT, OURS, REFERENCE, UPSTREAM, Row, Ways, alternate
 from scripts.bench.upstream import Upstream
 
-WORKERS = 2
+THREADS = 2
 
 
 def measure(
-    images: Sequence[ImageEntry], job: preprocess.Job, rounds: int, upstream: Upstream | None = None
+    images: Sequence[ImageEntry],
+    files: ImageFiles,
+    folders: tuple[Path, Path],
+    rounds: int,
+    upstream: Upstream | None = None,
 ) -> list[Row]:
-    """Return the rows of this stage; `job` names the image source and two folders, which are emptied for each run."""
-    files = ImageFiles(job.source, job.split)
-    chunks = [images[start : start + preprocess.CHUNK] for start in range(0, len(images), preprocess.CHUNK)]
+    """Return the rows of this stage; both folders are emptied before each run."""
 
     def empty() -> None:
-        for folder in job.folders:
+        for folder in folders:
             shutil.rmtree(folder)
             folder.mkdir()
         os.sync()
@@ -40,25 +44,21 @@ def measure(
         way()
         os.sync()
 
-    spawn = multiprocessing.get_context("spawn")
-    with (
-        npy.exclusive(job.folders[0]),
-        npy.exclusive(job.folders[1]),
-        ProcessPoolExecutor(WORKERS, spawn, preprocess.start_worker, (job,)) as pool,
-    ):
+    cv2.setNumThreads(1)  # one for each of ours
+    with folder_lock(folders[0]), folder_lock(folders[1]), ThreadPoolExecutor(THREADS) as pool:
         ways: Ways = {
-            OURS: lambda: list(pool.map(preprocess.convert_chunk, chunks)),
-            REFERENCE: lambda: reference_impl.write_tensors(images, files, job.folders),
-            LIMIT: lambda: list(pool.map(partial(roofline.write_tensors, folders=job.folders), chunks)),
+            OURS: lambda: list(pool.map(Converter(files, folders), images)),
+            REFERENCE: lambda: reference_impl.write_tensors(images, files, folders),
+            LIMIT: lambda: list(pool.map(lambda image: roofline.write_tensors([image], folders), images)),
         }
         if upstream is not None:
-            ways[UPSTREAM] = lambda: upstream.write_tensors(images, files, job.folders)
+            ways[UPSTREAM] = lambda: upstream.write_tensors(images, files, folders)
         to_disk: Ways = {name: partial(synced, way) for name, way in ways.items()}
         seconds = {
             goal: alternate(chosen, rounds, empty, len(images))
             for goal, chosen in (("into the system's cache", ways), ("onto the disk", to_disk))
         }
-    facts = {"workers": WORKERS}
     return [
-        Row(f"preprocessing, {goal}, per image", values, "writing alone", facts) for goal, values in seconds.items()
+        Row(f"preprocessing, {goal}, per image", values, "writing alone", {"threads": THREADS})
+        for goal, values in seconds.items()
     ]

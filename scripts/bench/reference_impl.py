@@ -54,7 +54,9 @@ def find_people(
     """Read whole outputs and decode them, image by image.
 
     Args:
-        images: of the data set. folders: the outputs of both passes. settings: of decoding.
+        images: of the data set.
+        folders: the outputs of both passes.
+        settings: of decoding.
         rescore: the rescoring net's checkpoint.
     Returns:
         For every image poses (people, 17, 3) in image pixels and rescored scores (people,).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -39,14 +40,17 @@ def gemm_rate() -> float:
     return 2 * SIDE**3 * PRODUCTS / min(seconds)
 
 
+@cache
+def _blank(size: Size) -> np.ndarray:
+    return np.ones((1, 3, *size), np.float32)
+
+
 def write_tensors(images: Sequence[ImageEntry], folders: Sequence[Path]) -> int:
     """Write files of the names and sizes that preprocessing writes, with constant content; return the bytes."""
-    blanks: dict[Size, np.ndarray] = {}
     written = 0
     for image in images:
-        size = PUBLISHED_SIZES.place(image.size).input
-        blank = blanks.setdefault(size, np.ones((1, 3, *size), np.float32))
-        written += sum(npy.write(folder, image.stem + npy.SUFFIX, blank) for folder in folders)
+        blank = _blank(PUBLISHED_SIZES.place(image.size).input)
+        written += sum(npy.write(folder, image.stem + npy.SUFFIX, blank).size for folder in folders)
     return written
 
 

@@ -19,18 +19,14 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import torch
-
 from dekr_infer.cli.app import Arguments, Parser, add_config, cores, positive_int, run
-from dekr_infer.cli.random_checkpoint import random_rescore, randomise
 from dekr_infer.config.load import load_config
 from dekr_infer.data.coco import load_data_set
-from dekr_infer.data.sources import image_source
+from dekr_infer.data.sources import ImageFiles, image_source
 from dekr_infer.geometry import Size
 from dekr_infer.model.checkpoint import save
-from dekr_infer.model.head import build_network
+from dekr_infer.model.random_weights import random_network, random_rescore
 from dekr_infer.pose.encode import Encoding, noisy, write_dumps
-from dekr_infer.pose.preprocess import Job
 from dekr_infer.storage.atomic import write_json
 from scripts.bench import forward, postprocessing, preprocessing
 from scripts.bench.environment import environment
@@ -81,8 +77,7 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
     """Return the rows of the requested stages; `folder` takes all files of the measurement."""
     checkpoint, rescore = folder / "network.pth", folder / "rescore.pth"
     config = load_config(args.cfg, [*args.pairs, "RESCORE.MODEL_FILE", str(rescore)])
-    torch.manual_seed(SEED)
-    network = randomise(build_network(config), SEED)
+    network = random_network(config, SEED)
     save(network.state_dict(), checkpoint)
     save(random_rescore(config.RESCORE.HIDDEN_LAYER), rescore)
     upstream = Upstream(args.upstream, config, rescore) if args.upstream else None
@@ -92,8 +87,8 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
     data = load_data_set(root, SPLIT).first(args.pictures)
     rows: list[Row] = []
     if PREPROCESSING in args.only:
-        job = Job(image_source(root, SPLIT), SPLIT, (folder / "prep", folder / "prep_flip"))
-        rows += preprocessing.measure(data.images, job, args.rounds, upstream)
+        files, folders = ImageFiles(image_source(root, SPLIT), SPLIT), (folder / "prep", folder / "prep_flip")
+        rows += preprocessing.measure(data.images, files, folders, args.rounds, upstream)
     if FORWARD in args.only:
         theirs = upstream.network(checkpoint) if upstream else None
         rows += forward.measure(network, theirs, FORWARD_SIZES, cores(), args.rounds)

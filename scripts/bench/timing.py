@@ -18,7 +18,8 @@ def alternate(
     """Run every way once a round, in turn, after one round that is not timed.
 
     Args:
-        ways: by name. rounds: that are timed.
+        ways: by name.
+        rounds: that are timed.
         before: called before each run, outside the measured time.
         per: units of work in a run.
     Returns:

@@ -1,15 +1,12 @@
 """Measure what each part of the chain contributes on the demo set: the metrics with a part left out, or done wrong.
 
-The project's own commands run on drawn people and the shipped weights; their finished work in --work is reused.
+The steps of the published chain run on drawn people and the shipped weights; finished work in --work is reused.
 
   python3 scripts/demo/ablation.py --work quickstart/ablation
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,21 +16,28 @@ ROOT = Path(__file__).resolve().parents[2]
 if __package__ in (None, ""):  # run as a script: the repository is not on the path yet
     sys.path.insert(0, str(ROOT))
 
+from yacs.config import CfgNode
+
+from dekr_infer.backends.folder_runner import Options, list_tensors, run_folder
+from dekr_infer.backends.onnxruntime import open_network
 from dekr_infer.backends.output_folder import OutputFolder
-from dekr_infer.cli import export, onnx_infer, preprocess
+from dekr_infer.backends.tensor_folder import write_tensors
 from dekr_infer.cli.app import Arguments, Parser, cores, non_negative_int, positive_int, run, worker_count
+from dekr_infer.cli.progress import progress
 from dekr_infer.config.load import load_config
 from dekr_infer.config.settings import decode_settings, refine_settings, rescore_net
-from dekr_infer.data.coco import load_data_set
-from dekr_infer.data.sources import frames_of
+from dekr_infer.data.coco import DataSet, load_data_set
+from dekr_infer.data.sources import frames_of, image_source
 from dekr_infer.detector import Detector
-from dekr_infer.errors import DekrError
 from dekr_infer.evaluation.evaluate import Evaluation, evaluate
+from dekr_infer.export.export import export_onnx
 from dekr_infer.geometry import PUBLISHED_SIZES
+from dekr_infer.model.head import build_network
 from dekr_infer.onnx_graph.dialects import ASCEND, ONNX
 from dekr_infer.pose.decode import CENTRE
 from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage import npy
+from dekr_infer.storage.atomic import folder_lock
 from dekr_infer.structures import Frame, Maps, Passes
 from scripts.demo.people import write_data_set
 
@@ -73,11 +77,11 @@ def ablation(work: Path, images: int, seed: int, threads: int) -> dict[str, Eval
     """Evaluate every variant on a number of drawn images.
 
     Raises:
-        DekrError: a command failed and printed its own message.
+        DekrError: a step fails; or `work` holds another data set.
     """
     write_data_set(work / "data", SPLIT, images, seed)
-    run_network(work, threads)
-    config = load_config("demo", demo_pairs(work / "data"))
+    data, config = load_data_set(work / "data", SPLIT), load_config("demo", demo_pairs(work / "data"))
+    run_network(work, data, config, threads)
     settings, refine, rescore = decode_settings(config), refine_settings(config), rescore_net(config)
     ascend, onnx = work / ASCEND, work / ONNX
     published = OutputFolder(ascend / "out", ascend / "out_flip")
@@ -92,7 +96,6 @@ def ablation(work: Path, images: int, seed: int, threads: int) -> dict[str, Eval
         UNSWAPPED: Detector(ChangedOutputs(published, _unswapped), settings, rescore=rescore),
         NEGATED: Detector(ChangedOutputs(published, _negated), settings, rescore=rescore),
     }
-    data = load_data_set(work / "data", SPLIT)
     frames = frames_of(data, PUBLISHED_SIZES)
     return {variant: evaluate(detector, data, frames) for variant, detector in detectors.items()}
 
@@ -103,28 +106,22 @@ def demo_pairs(data: Path) -> list[str]:
     return [str(word) for word in ("DATASET.ROOT", data, *weights)]
 
 
-def run_network(work: Path, threads: int) -> None:
+def run_network(work: Path, data: DataSet, config: CfgNode, threads: int) -> None:
     """Write the outputs of both dialects below `work`, and those of flipped tensors without the flip shift."""
-    config = ("--cfg", "demo", *demo_pairs(work / "data"))
     tensors, flipped, unshifted = (work / name for name in ("prep_data", "prep_data_flip", "prep_data_unshifted"))
-    _do(preprocess.main, "--output", tensors, "--output_flip", flipped, *config)
-    shutil.rmtree(unshifted, ignore_errors=True)
-    with npy.exclusive(unshifted):
+    write_tensors(data, image_source(config.DATASET.ROOT, SPLIT), SPLIT, (tensors, flipped), workers=threads)
+    with folder_lock(unshifted):
         for name in sorted(npy.names_in(tensors)):
             npy.write(unshifted, name, npy.read(tensors / name)[..., ::-1])
+    network, checkpoint = build_network(config), Path(config.TEST.MODEL_FILE)
     for dialect, inputs in ((ASCEND, (tensors, flipped, unshifted)), (ONNX, (tensors, flipped))):
         graph = work / f"{dialect}.onnx"
-        _do(export.main, "--output", graph, "--dialect", dialect, "--skip_check", "--threads", threads, *config)
+        export_onnx(network, checkpoint, graph, dialect=dialect, check=False, threads=threads)
+        runner = open_network(graph, threads)
         for folder in inputs:
-            output = ("--output", work / dialect, "--output_dirname", folder.name.replace("prep_data", "out"))
-            _do(onnx_infer.main, "--model", graph, "--input", folder, *output, "--threads", threads)
-
-
-def _do(command: Callable[[Arguments], int], *words: object) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):
-        code = command([str(word) for word in words])
-    if code:
-        raise DekrError(f"{command.__module__} failed; see its message above")
+            output = work / dialect / folder.name.replace("prep_data", "out")
+            with progress(f"{dialect} {output.name}", len(data.images)) as advance:
+                run_folder(runner, list_tensors([folder]), output, Options(replace_others=True), {}, advance)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,7 @@ class TrainableRescoreNet(nn.Module):
             self.add_module(name, nn.Linear(*shape))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the factors of features."""
         *hidden, last = self.children()
         for layer in hidden:
             x = torch.relu(layer(x))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dekr_infer.backends.output_folder import OutputFolder
+from dekr_infer.backends.tensor_folder import write_tensors
 from dekr_infer.config.load import load_config
 from dekr_infer.config.settings import decode_settings, rescore_net
 from dekr_infer.data.coco import DataSet, load_data_set
@@ -20,9 +21,8 @@ from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
 from dekr_infer.model.blocks import AdaptBlock
 from dekr_infer.model.head import build_network
-from dekr_infer.pose import preprocess
 from dekr_infer.pose.encode import Encoding, noisy, write_dumps
-from dekr_infer.storage import npy
+from dekr_infer.storage.atomic import folder_lock
 from scripts.bench import forward, reference_impl, regression_check, roofline, timing
 from scripts.bench import run as bench
 from scripts.bench.timing import LIMIT, OURS, REFERENCE, UPSTREAM, Row, alternate, table
@@ -47,7 +47,7 @@ def data(tmp_path_factory) -> DataSet:
 def our_tensors(data, tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("ours")
     folders = folder / "prep", folder / "prep_flip"
-    preprocess.write_tensors(data, image_source(data.annotation.parents[1], SPLIT), SPLIT, folders)
+    write_tensors(data, image_source(data.annotation.parents[1], SPLIT), SPLIT, folders)
     return folders
 
 
@@ -139,7 +139,7 @@ def test_the_rate_of_matrix_products_counts_their_operations(monkeypatch):
 
 def test_the_limits_write_and_read_the_bytes_of_preprocessing(data, our_tensors, tmp_path):
     folders = tmp_path / "a", tmp_path / "b"
-    with npy.exclusive(folders[0]), npy.exclusive(folders[1]):
+    with folder_lock(folders[0]), folder_lock(folders[1]):
         written = roofline.write_tensors(data.images, folders)
     sizes = [{file.name: file.stat().st_size for file in folder.iterdir()} for folder in folders]
     assert sizes == [{file.name: file.stat().st_size for file in folder.iterdir()} for folder in our_tensors]

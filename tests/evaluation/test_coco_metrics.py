@@ -1,4 +1,4 @@
-"""Results and figures: [25] and [26] of the reference's facts."""
+"""Results and figures: docs/reference.md [25] and [26]."""
 
 import json
 

@@ -42,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 JOINTS, WIDTH, LEVELS = 5, 3, 2
 OTHERS = [variant for variant in VARIANTS if variant != SEPARATE]
-ACCEPTED = {  # operators that atc takes without a restriction that would matter here
+ACCEPTED = {  # docs/reference.md [37]: no restriction matters here
     *("Conv", "Relu", "Add", "Mul", "Sub", "Floor", "Concat", "Split", "Transpose", "Reshape", "Cast"),
     *("Gather", "MatMul", "ReduceMax", "Resize"),
 }

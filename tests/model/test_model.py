@@ -166,7 +166,7 @@ def adapt_block(dilation: int = 1) -> Any:
 
 
 def slow_kernel_offset(block: Any, x: np.ndarray) -> np.ndarray:
-    """Line 13 of the reference for (C, H, W), cell by cell: taps move by A R - R + t; channel 2k is tap k's dy."""
+    """docs/reference.md [13] for (C, H, W), cell by cell: taps move by A R - R + t; channel 2k is tap k's dy."""
     taps = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 0), (0, 1), (1, -1), (1, 0), (1, 1)]
     a, t = (
         slow_conv(x, plain(conv.weight)) + plain(conv.bias)[:, None, None]

@@ -126,7 +126,7 @@ def set_up(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
     ("words", "code", "message"),
     [
         (["--from", "/nowhere"], 1, "/nowhere: no such folder"),
-        (["--from"], 2, "--from wants the folder"),
+        (["--from"], 2, "--from needs the folder"),
         (["--form", "x"], 2, "unknown word --form"),
     ],
 )

@@ -1,4 +1,4 @@
-"""From maps to people: [16] to [22] of the reference's facts, against twins that compute everything at full size."""
+"""From maps to people: docs/reference.md [16] to [22], against twins that compute everything at full size."""
 
 from dataclasses import replace
 

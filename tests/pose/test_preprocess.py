@@ -1,4 +1,4 @@
-"""Pictures to tensors: [2] and [5] to [9] of the reference's facts."""
+"""Pictures to tensors: docs/reference.md [2] and [5] to [9]."""
 
 import cv2
 import numpy as np

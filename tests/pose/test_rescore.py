@@ -1,4 +1,4 @@
-"""The rescoring net: [23] and [24] of the reference's facts."""
+"""The rescoring net: docs/reference.md [23] and [24]."""
 
 import numpy as np
 import pytest

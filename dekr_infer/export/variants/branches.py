@@ -70,6 +70,7 @@ def replace_branches(network: nn.Module, together: nn.Module) -> None:
     It runs after `transition_offset` and yields x and y of every joint; the branches pass these two channels on.
 
     Args:
+        network: changed in place.
         together: (1, joints * C, H, W) -> (1, 2 * joints, H, W), in joint order.
     """
     transition, layers, finals = (network.get_submodule(name) for name in PARTS)

@@ -65,6 +65,7 @@ class GatherBranches(nn.Module):
         self.final = join_finals(branches)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the offsets of all joints: (1, 2 * joints, H, W)."""
         places = self.count(x)
         for level in self.levels:
             x = level(x, places)
@@ -90,6 +91,7 @@ class CellCounter(nn.Module):
         self.register_buffer("start", torch.tensor([BORDER - 1.0]))  # a cell counts itself
 
     def forward(self, x: Tensor) -> Places:
+        """Count the cells of x."""
         ones = self.ones(x)
         columns, rows = self._counted(ones, self.across), self._counted(ones, self.down)
         return Places(columns, rows, columns.max() + 1, rows.max() + 1)
@@ -130,6 +132,7 @@ class SampledBlocks(nn.Module):
         self.bias = parameter(bias.view(1, -1, 1, 1), bias)
 
     def forward(self, x: Tensor, places: Places) -> Tensor:
+        """Return the residual sums of all joints, of x's shape."""
         rows, shares = self._samples(x, places)
         tables = reshape(self._tables(x), self.joints, -1, CORNERS * self.width).split(1)
         parts = zip(tables, rows.split(1), shares.split(1), self.weights, strict=True)

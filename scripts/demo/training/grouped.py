@@ -40,6 +40,7 @@ class GroupedBlock(nn.Module):
         nn.init.normal_(self.weight, std=(2 / (9 * channels)) ** 0.5)
 
     def forward(self, x: Tensor, cells: Tensor) -> Tensor:
+        """Return the features at the cells, indices into N * H * W."""
         n, _, h, w = x.shape
         shape = self.shape(x).permute(0, 2, 3, 1).reshape(n * h * w, JOINTS, SHAPE)
         with torch.autocast(x.device.type, enabled=False):

@@ -58,7 +58,8 @@ def load_grouped(path: Path, cfg: str | Path = DEMO, widen: bool = False) -> Gro
     """Return the network in evaluation mode, from a training state (its average) or from a checkpoint.
 
     Args:
-        path: the file. cfg: name or file of the configuration.
+        path: the file.
+        cfg: name or file of the configuration.
         widen: allow a file with fewer channels for every joint than `cfg` has.
     Raises:
         DekrError: the file is missing, damaged, or belongs to another network.
