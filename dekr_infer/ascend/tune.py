@@ -24,7 +24,7 @@ from dekr_infer.ascend.ais_bench import PUBLISHED, Job, run_pass
 from dekr_infer.ascend.ais_bench_frontend import Frontend, find_frontend
 from dekr_infer.ascend.soc_version import chip_name
 from dekr_infer.ascend.tuning_report import Outcome, Shares, as_json, ranked, shares_of, table
-from dekr_infer.backends.onnxruntime import open_network
+from dekr_infer.backends.onnxruntime import OnnxRuntime
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.export.parity import SEED, Difference, difference_of, sample_image
 from dekr_infer.export.variants import SEPARATE
@@ -103,7 +103,7 @@ class Tuning:
     def time(self, variant: str) -> dict[str, Any]:
         """Return the milliseconds of a pass and the differences from the CPU at every input size, as values of JSON."""
         rng = np.random.default_rng(SEED)
-        network = open_network(self.graph(variant), self.threads)
+        network = OnnxRuntime(self.graph(variant), self.threads)
         found = {}
         for input_size in self.input_sizes:
             image = normalise(sample_image(rng, input_size))

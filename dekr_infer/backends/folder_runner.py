@@ -24,7 +24,7 @@ from dekr_infer.storage.run_record import Entry, FileMark, Head, RunRecord, mark
 from dekr_infer.structures import output_files
 
 if TYPE_CHECKING:  # names alone are available without ONNX Runtime
-    from dekr_infer.backends.onnxruntime import Network
+    from dekr_infer.backends.onnxruntime import OnnxRuntime
 
 KIND = "outputs"  # of the record
 FORMATS = ("NPY", "BIN")
@@ -107,7 +107,7 @@ def check_dirname(name: str) -> None:
 
 
 def run_folder(
-    network: Network,
+    network: OnnxRuntime,
     files: Sequence[Path],
     folder: Path,
     options: Options,
@@ -229,7 +229,7 @@ class TensorMarks:
         return {"image": fingerprint} if mark is not None and mark.xxh3 == content else None
 
 
-def check_input_sizes(network: Network, files: Sequence[Path]) -> None:
+def check_input_sizes(network: OnnxRuntime, files: Sequence[Path]) -> None:
     """Check the shape of every tensor before anything runs.
 
     Raises:
@@ -252,7 +252,7 @@ def summary_path(folder: Path) -> Path:
 
 
 def _run_one(
-    network: Network, image: np.ndarray, file: Path, folder: Path, options: Options
+    network: OnnxRuntime, image: np.ndarray, file: Path, folder: Path, options: Options
 ) -> tuple[list[float], dict[str, FileMark]]:
     """Run one tensor and write its outputs; return the milliseconds of each pass and the marks of the files."""
     times = []
@@ -276,7 +276,7 @@ def _summary(
     files: Sequence[Path],
     folder: Path,
     options: Options,
-    network: Network,
+    network: OnnxRuntime,
     arguments: dict[str, Any],
 ) -> dict[str, Any]:
     times = [value for file in files for value in record.entries[file.name].milliseconds]

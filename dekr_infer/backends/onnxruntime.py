@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage.atomic import read_regular
 from dekr_infer.structures import INPUT_NAME, OUTPUT_NAMES, Frame, Maps, Passes, output_shapes
 
+CPU_PROVIDER = "CPUExecutionProvider"
 EXPORT_AGAIN = "export it again with DEKR_pth2onnx.py"
 MALFORMED = (  # what the rewrites stumble over in nodes that lack something, or hold it in another type
     *(LookupError, ValueError, TypeError, AttributeError, ArithmeticError, StopIteration, RuntimeError, AssertionError),
@@ -32,21 +33,52 @@ RUNTIME_ERRORS = (
 )
 
 
-@dataclass
-class Network:
-    """A loaded graph, ready to run; `sha256` is that of the file, the other that of the checkpoint it says it holds."""
+class OnnxRuntime:
+    """A graph in either dialect, loaded for ONNX Runtime.
 
-    path: Path
-    input_sizes: InputSizes
-    sha256: str
-    checkpoint_sha256: str | None
-    session: onnxruntime.InferenceSession = field(repr=False)
+    Args:
+        path: the ONNX file.
+        threads: how many ONNX Runtime may use for one pass; by default all cores of this process.
+        as_written: run the file's own nodes; otherwise the same sums, rearranged for a CPU (`cpu_optimize`).
+        provider: the execution provider, by ONNX Runtime's name.
+
+    `input_sizes` and `checkpoint_sha256` are those that the file's metadata name; `sha256` is that of the file. One
+    object serves several threads.
+
+    Raises:
+        DekrError: the file is missing, damaged or not one of ours, or ONNX Runtime refuses it.
+    """
+
+    def __init__(
+        self, path: Path, threads: int | None = None, as_written: bool = False, provider: str = CPU_PROVIDER
+    ) -> None:
+        model, self.sha256 = load_graph(path)
+        self.path = path
+        self.metadata = {entry.key: entry.value for entry in model.metadata_props if isinstance(entry.value, str)}
+        input_sizes = InputSizes.parse(self.metadata.get("input_sizes", ""))
+        if not input_sizes:
+            raise DekrError(f"{path}: its metadata names no input sizes; export it with DEKR_pth2onnx.py")
+        self.input_sizes = input_sizes
+        self.checkpoint_sha256 = self.metadata.get("checkpoint_sha256")
+        if provider not in onnxruntime.get_available_providers():
+            available = ", ".join(onnxruntime.get_available_providers())
+            raise DekrError(f"ONNX Runtime {onnxruntime.__version__}: has no {provider}; it has {available}")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.log_severity_level = 4
+        standard = _standard(model, path, as_written or provider != CPU_PROVIDER)
+        try:
+            self.session = onnxruntime.InferenceSession(standard.SerializeToString(), options, providers=[provider])
+        except RUNTIME_ERRORS as error:
+            raise DekrError(
+                f"{path}: ONNX Runtime {onnxruntime.__version__}: {_first_line(error)}; {EXPORT_AGAIN}"
+            ) from None
 
     def run(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """One forward pass.
+        """Run one forward pass.
 
         Args:
-            image: (1, 3, H, W) float32, H x W a input size.
+            image: (1, 3, H, W) float32, H x W an input size.
         Returns:
             heatmap (1, 18, H/4, W/4), offset (1, 34, H/4, W/4), both float32, and the milliseconds it took.
         """
@@ -99,36 +131,6 @@ def load_graph(path: Path) -> tuple[onnx.ModelProto, str]:
             f"{', '.join(OUTPUT_NAMES)}; export it with DEKR_pth2onnx.py"
         )
     return model, hashlib.sha256(data).hexdigest()
-
-
-def open_network(path: Path, threads: int, as_written: bool = False) -> Network:
-    """Load a graph in either dialect for running on the CPU.
-
-    Args:
-        path: the ONNX file.
-        threads: how many ONNX Runtime may use for one pass.
-        as_written: run the file's own nodes; otherwise the same sums in the order that suits a CPU (`spare`).
-    Raises:
-        DekrError: the file is not one of ours, or ONNX Runtime refuses it.
-    """
-    model, digest = load_graph(path)
-    said = {entry.key: entry.value for entry in model.metadata_props if isinstance(entry.value, str)}  # else: damaged
-    input_sizes = InputSizes.parse(said.get("input_sizes", ""))
-    if not input_sizes:
-        raise DekrError(f"{path}: its metadata names no input sizes; export it with DEKR_pth2onnx.py")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 4
-    standard = _standard(model, path, as_written)
-    try:
-        session = onnxruntime.InferenceSession(
-            standard.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-    except RUNTIME_ERRORS as error:
-        raise DekrError(
-            f"{path}: ONNX Runtime {onnxruntime.__version__}: {_first_line(error)}; {EXPORT_AGAIN}"
-        ) from None
-    return Network(path, input_sizes, digest, said.get("checkpoint_sha256"), session)
 
 
 def _standard(model: onnx.ModelProto, path: Path, as_written: bool) -> onnx.ModelProto:

@@ -24,7 +24,7 @@ from dekr_infer.backends.folder_runner import (
     run_folder,
     summary_path,
 )
-from dekr_infer.backends.onnxruntime import open_network
+from dekr_infer.backends.onnxruntime import OnnxRuntime
 from dekr_infer.cli.app import Arguments, Parser, cores, non_negative_int, positive_int, run, worker_count, yes_no
 from dekr_infer.cli.progress import progress
 from dekr_infer.errors import ConfigError, DekrError
@@ -75,10 +75,10 @@ def infer(model: Path, jobs: Sequence[Job], options: Options, threads: int, argu
         threads: for ONNX Runtime.
         arguments: the command line, for the summaries.
     Raises:
-        DekrError: see `list_tensors`, `open_network` and `run_folder`.
+        DekrError: see `list_tensors`, `OnnxRuntime` and `run_folder`.
     """
     inputs = [list_tensors(places) for places, _ in jobs]
-    network = open_network(model, threads)
+    network = OnnxRuntime(model, threads)
     for files, (_, folder) in zip(inputs, jobs, strict=True):
         with tempfile.TemporaryDirectory() as scratch, progress(str(folder or "timing"), len(files)) as advance:
             target = folder or Path(scratch) / "out"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from dekr_infer.backends.onnxruntime import Network, open_network
+from dekr_infer.backends.onnxruntime import OnnxRuntime
 from dekr_infer.backends.output_folder import OutputFolder
 from dekr_infer.config.settings import decode_settings, refine_settings, rescore_net
 from dekr_infer.data.coco import DataSet, ImageEntry
@@ -130,7 +130,7 @@ class Comparison:
         self.found: list[tuple[ImageEntry, People]] = []
         self.found_upstream: list[tuple[list[np.ndarray], list[float]]] = []
         self.network: nn.Module | None = None
-        self.graph: Network | None = None
+        self.graph: OnnxRuntime | None = None
         self.files = ImageFiles(image_source(config.DATASET.ROOT, config.DATASET.TEST), config.DATASET.TEST)
         torch.set_num_threads(threads)
         if checkpoint is not None:
@@ -265,7 +265,7 @@ def padded_network(config: CfgNode, checkpoint: Path) -> nn.Module:
     return network
 
 
-def _exported(config: CfgNode, checkpoint: Path, threads: int) -> Network:
+def _exported(config: CfgNode, checkpoint: Path, threads: int) -> OnnxRuntime:
     network = build_network(config)
     load_network(network, checkpoint)
     model = build_graph(network)
@@ -273,4 +273,4 @@ def _exported(config: CfgNode, checkpoint: Path, threads: int) -> Network:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "graph.onnx"
         path.write_bytes(to_dialect(model, ONNX).SerializeToString())
-        return open_network(path, threads)
+        return OnnxRuntime(path, threads)

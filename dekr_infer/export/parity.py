@@ -83,9 +83,9 @@ def compare_with_torch(
     """
     import torch
 
-    from dekr_infer.backends.onnxruntime import open_network
+    from dekr_infer.backends.onnxruntime import OnnxRuntime
 
-    graph = open_network(path, threads, as_written=True)
+    graph = OnnxRuntime(path, threads, as_written=True)
     rng = np.random.default_rng(SEED)
     for input_size in input_sizes:
         image = normalise(sample_image(rng, input_size))

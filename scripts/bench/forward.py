@@ -13,7 +13,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from dekr_infer.backends.onnxruntime import open_network
+from dekr_infer.backends.onnxruntime import OnnxRuntime
 from dekr_infer.export.trace import build_graph
 from dekr_infer.geometry import Size
 from dekr_infer.model.blocks import DeformConv
@@ -31,7 +31,7 @@ def ways_of(network: nn.Module, threads: int) -> Callable[[Size], Ways]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
         onnx.save(model, path)
-        runner = open_network(path, threads)
+        runner = OnnxRuntime(path, threads)
 
     def ways(size: Size) -> Ways:
         image = random_input(size)

@@ -19,7 +19,7 @@ if __package__ in (None, ""):  # run as a script: the repository is not on the p
 from yacs.config import CfgNode
 
 from dekr_infer.backends.folder_runner import Options, list_tensors, run_folder
-from dekr_infer.backends.onnxruntime import open_network
+from dekr_infer.backends.onnxruntime import OnnxRuntime
 from dekr_infer.backends.output_folder import OutputFolder
 from dekr_infer.backends.tensor_folder import write_tensors
 from dekr_infer.cli.app import Arguments, Parser, cores, non_negative_int, positive_int, run, worker_count
@@ -117,7 +117,7 @@ def run_network(work: Path, data: DataSet, config: CfgNode, threads: int) -> Non
     for dialect, inputs in ((ASCEND, (tensors, flipped, unshifted)), (ONNX, (tensors, flipped))):
         graph = work / f"{dialect}.onnx"
         export_onnx(network, checkpoint, graph, dialect=dialect, check=False, threads=threads)
-        runner = open_network(graph, threads)
+        runner = OnnxRuntime(graph, threads)
         for folder in inputs:
             output = work / dialect / folder.name.replace("prep_data", "out")
             with progress(f"{dialect} {output.name}", len(data.images)) as advance:

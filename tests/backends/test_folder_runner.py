@@ -23,7 +23,7 @@ from dekr_infer.backends.folder_runner import (
     run_folder,
     summary_path,
 )
-from dekr_infer.backends.onnxruntime import Network, open_network
+from dekr_infer.backends.onnxruntime import OnnxRuntime
 from dekr_infer.cli import onnx_infer
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
@@ -60,14 +60,14 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """The pictures that the network is run on, as they come."""
     seen: list[np.ndarray] = []
-    real = Network.run
+    real = OnnxRuntime.run
 
-    def spy(network: Network, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    def spy(network: OnnxRuntime, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         seen.append(image)
         heatmap, offset, _ = real(network, image)
         return heatmap, offset, 10.0 * len(seen)
 
-    monkeypatch.setattr(Network, "run", spy)
+    monkeypatch.setattr(OnnxRuntime, "run", spy)
     return seen
 
 
@@ -357,14 +357,14 @@ def test_a_second_run_runs_nothing_and_repeats_the_summary(place, passes):
 
 def test_a_run_stopped_by_an_error_goes_on_where_it_was(place, whole, monkeypatch, passes):
     with monkeypatch.context() as patch:
-        spied = Network.run
+        spied = OnnxRuntime.run
 
-        def breaking(network: Network, image: np.ndarray) -> object:
+        def breaking(network: OnnxRuntime, image: np.ndarray) -> object:
             if len(passes) == 2:
                 raise KeyboardInterrupt
             return spied(network, image)
 
-        patch.setattr(Network, "run", breaking)
+        patch.setattr(OnnxRuntime, "run", breaking)
         passes.clear()
         assert infer("--warmup_count", "0") == 130
     assert set(contents(place / "out")) == {"a2_0.npy", "a2_1.npy", "a10_0.npy", "a10_1.npy"}
@@ -479,7 +479,7 @@ def test_the_outputs_of_another_tool_get_the_same_record(place):
 def test_outputs_of_another_model_are_replaced_where_that_is_asked_for(place):
     assert infer() == 0
     onnx.save(toy_model(scale=2.0), "net.onnx")
-    files, network = list_tensors([Path("prep_data")]), open_network(Path("net.onnx"), 1)
+    files, network = list_tensors([Path("prep_data")]), OnnxRuntime(Path("net.onnx"), 1)
     run_folder(network, files, Path("out"), Options(replace_others=True), {})
     np.testing.assert_array_equal(np.load("out/a2_0.npy"), toy_outputs(picture(0, SMALL_INPUT_SIZES[0]), 2.0)[0])
 

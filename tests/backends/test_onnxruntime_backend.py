@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 from onnx import AttributeProto, ModelProto, NodeProto, helper
 
-from dekr_infer.backends.onnxruntime import load_graph, open_network
+from dekr_infer.backends.onnxruntime import OnnxRuntime, load_graph
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
 from dekr_infer.onnx_graph.cpu_optimize import add_before_enlarging, convolve_before_enlarging, mix_offsets
@@ -32,7 +32,7 @@ def whole_picture(input_size: Size, seed: int = 0) -> np.ndarray:
 
 def refused(path: Path) -> str:
     with pytest.raises(DekrError) as caught:
-        open_network(path, 1)
+        OnnxRuntime(path, 1)
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and "\n" not in message
     return message
@@ -45,7 +45,7 @@ def saved(model: ModelProto, path: Path) -> Path:
 
 @pytest.mark.parametrize("input_size", SMALL_INPUT_SIZES)
 def test_heatmap_then_offset_then_milliseconds(file, input_size):
-    network = open_network(saved(toy_model(), file), 1)
+    network = OnnxRuntime(saved(toy_model(), file), 1)
     image = whole_picture(input_size)
     heatmap, offset, milliseconds = network.run(image)
     wanted = toy_outputs(image)
@@ -56,15 +56,15 @@ def test_heatmap_then_offset_then_milliseconds(file, input_size):
 
 
 def test_input_size_and_hash_are_those_of_the_file(file):
-    network = open_network(saved(toy_model(), file), 1)
+    network = OnnxRuntime(saved(toy_model(), file), 1)
     assert network.input_sizes == SMALL_INPUT_SIZES
     assert network.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     assert network.path == file
 
 
 def test_either_dialect_is_taken(tiny, file):
-    standard = open_network(saved(to_dialect(tiny.model(), ONNX), file), 1)
-    lowered = open_network(tiny.graph, 1)
+    standard = OnnxRuntime(saved(to_dialect(tiny.model(), ONNX), file), 1)
+    lowered = OnnxRuntime(tiny.graph, 1)
     image = whole_picture(Size(64, 96))
     for a, b in zip(standard.run(image)[:2], lowered.run(image)[:2], strict=True):
         np.testing.assert_array_equal(a, b)
@@ -127,21 +127,21 @@ def test_outputs_of_another_shape_are_refused(file, weight, says):
     set_initializer(model, weight, np.concatenate((values, values[:1])))
     for entry in model.graph.output:
         entry.type.tensor_type.shape.dim[1].dim_param = "channels"
-    network = open_network(saved(model, file), 1)
+    network = OnnxRuntime(saved(model, file), 1)
     with pytest.raises(DekrError, match=says) as caught:
         network.run(whole_picture(SMALL_INPUT_SIZES[0]))
     assert str(file) in str(caught.value)
 
 
 def test_a_picture_of_another_rank_is_one_clear_error(file):
-    network = open_network(saved(toy_model(), file), 1)
+    network = OnnxRuntime(saved(toy_model(), file), 1)
     with pytest.raises(DekrError, match="cannot be run"):
         network.run(whole_picture(SMALL_INPUT_SIZES[0])[0])
 
 
 def test_a_failure_inside_onnx_runtime_is_one_clear_error(tiny, file):
     """A picture whose sides are no multiples of 32 makes branches that do not fit together."""
-    network = open_network(tiny.graph, 1)
+    network = OnnxRuntime(tiny.graph, 1)
     with pytest.raises(DekrError, match="cannot be run"):
         network.run(whole_picture(Size(40, 72)))
 
@@ -155,7 +155,7 @@ def test_a_foreign_deformable_graph_is_refused_with_its_name(tiny, file):
 def test_the_graph_with_everything_that_is_rewritten_runs_and_is_rewritten(file):
     saved(linked_model(), file)
     image = whole_picture(SMALL_INPUT_SIZES[0])
-    spared, written = (open_network(file, 1, as_written=wanted).run(image)[:2] for wanted in (False, True))
+    spared, written = (OnnxRuntime(file, 1, as_written=wanted).run(image)[:2] for wanted in (False, True))
     for a, b in zip(spared, written, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max())
     before = to_dialect(linked_model(), ONNX)

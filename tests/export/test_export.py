@@ -16,7 +16,7 @@ from onnx.reference.op_run import OpRun
 from torch import nn
 
 import dekr_infer
-from dekr_infer.backends.onnxruntime import open_network
+from dekr_infer.backends.onnxruntime import OnnxRuntime
 from dekr_infer.cli import export as export_command
 from dekr_infer.config.load import load_config
 from dekr_infer.errors import DekrError
@@ -188,7 +188,7 @@ def test_all_five_input_sizes_agree_with_torch(tiny):
 def test_both_dialects_give_the_same_bits(tiny, tmp_path):
     standard = tmp_path / "standard.onnx"
     onnx.save(to_dialect(tiny.model(), ONNX), standard)
-    lowered, plain = open_network(tiny.graph, 1), open_network(standard, 1)
+    lowered, plain = OnnxRuntime(tiny.graph, 1), OnnxRuntime(standard, 1)
     for input_size in PUBLISHED_SIZES[1:3]:
         image = normalise(sample_image(np.random.default_rng(1), input_size))
         for a, b in zip(lowered.run(image)[:2], plain.run(image)[:2], strict=True):

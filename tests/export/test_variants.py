@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from dekr_infer.ascend.lint.check import default_input_shape, preflight
 from dekr_infer.ascend.lint.rules import WARNING
-from dekr_infer.backends.onnxruntime import open_network
+from dekr_infer.backends.onnxruntime import OnnxRuntime
 from dekr_infer.cli import export as export_command
 from dekr_infer.errors import DekrError
 from dekr_infer.export.fold import fold_adaptive_block, fold_batch_norms
@@ -477,7 +477,7 @@ def test_all_five_input_sizes_agree_with_torch(tiny, wanted, tmp_path, variant, 
     assert len(nodes_of(model, "DeformableConv2D")) == count
     helper.set_model_props(model, {"input_sizes": str(PUBLISHED_SIZES)})
     onnx.save(model, tmp_path / "net.onnx")
-    graph = open_network(tmp_path / "net.onnx", 1)
+    graph = OnnxRuntime(tmp_path / "net.onnx", 1)
     for input_size, (image, outputs) in wanted.items():
         difference = difference_of(input_size, outputs, graph.run(image)[:2])
         assert difference.heat <= 2e-5 and difference.offset <= 5e-3, difference

@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from dekr_infer.backends.onnxruntime import open_network
+from dekr_infer.backends.onnxruntime import OnnxRuntime
 from dekr_infer.onnx_graph.cpu_optimize import (
     add_before_enlarging,
     convolve_before_enlarging,
@@ -185,11 +185,11 @@ def test_a_loaded_graph_is_rewritten_except_with_as_written(tiny, standard, monk
         return model
 
     monkeypatch.setattr("dekr_infer.backends.onnxruntime.optimize_for_cpu", optimize)
-    written = open_network(tiny.graph, 1, as_written=True).run(IMAGE)[:2]
+    written = OnnxRuntime(tiny.graph, 1, as_written=True).run(IMAGE)[:2]
     assert calls == []
     for found, wanted in zip(written, outputs(standard, image=IMAGE), strict=True):
         np.testing.assert_array_equal(found, wanted)
-    open_network(tiny.graph, 1)
+    OnnxRuntime(tiny.graph, 1)
     assert len(calls) == 1
 
 

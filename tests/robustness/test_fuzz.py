@@ -22,7 +22,7 @@ from onnx import ModelProto, NodeProto
 
 from dekr_infer.ascend import ais_bench as bench
 from dekr_infer.ascend import soc_version as chip
-from dekr_infer.backends.onnxruntime import open_network
+from dekr_infer.backends.onnxruntime import OnnxRuntime
 from dekr_infer.config.load import load_config
 from dekr_infer.config.schema import DEFAULTS
 from dekr_infer.data.coco import load_data_set
@@ -229,7 +229,7 @@ def read_graph(data: bytes, folder: Path) -> None:
     path = folder / "net.onnx"
     path.write_bytes(data)
     with suppress(DekrError):
-        open_network(path, 1)
+        OnnxRuntime(path, 1)
 
 
 def read_pairs(pairs: list[str], folder: Path) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 from ais_bench.options import DIALECT, illegal, stop
-from dekr_infer.backends.onnxruntime import Network, open_network
+from dekr_infer.backends.onnxruntime import OnnxRuntime
 
 TROUBLE, _, CONCERNS = os.environ.get("AIS_BENCH_TROUBLE", "").partition("@")
 PERCENTILE = "P99" if DIALECT == "T26" else "percentile(99%)"
@@ -44,7 +44,7 @@ def natural(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part.lower()) for part in re.split(r"(\d+)", name)]
 
 
-def load_model(text: str) -> tuple[Network, set[tuple[int, ...]]]:
+def load_model(text: str) -> tuple[OnnxRuntime, set[tuple[int, ...]]]:
     """The stand-in's graph, and the input sizes it was compiled for."""
     if not Path(text).is_file():
         stop(1, "[1][ACL: invalid parameter]")
@@ -55,7 +55,7 @@ def load_model(text: str) -> tuple[Network, set[tuple[int, ...]]]:
             for input_size in stand_in.read("input_sizes").decode().split(";")
             if input_size
         }
-        return open_network(Path(folder) / "model.onnx", 1), input_sizes
+        return OnnxRuntime(Path(folder) / "model.onnx", 1), input_sizes
 
 
 def as_sent(file: Path, input_sizes: set[tuple[int, ...]]) -> np.ndarray:
