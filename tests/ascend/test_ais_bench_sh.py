@@ -105,7 +105,7 @@ def test_speed_of_an_input_size_counts_each_loop_of_its_tensors():
     assert lines[2][:3] == ["overall:", "5.00", "passes/s"]
 
 
-def test_the_whole_flow_gives_the_bits_of_the_cpu_runner(tmp_path, tiny):
+def test_whole_flow_gives_the_bits_of_the_cpu_runner(tmp_path, tiny):
     """Our export through atc.sh and ais_bench.sh, in a folder with a space, and through onnx_infer.py."""
     host = Host(tmp_path, "npu-smi")
     host.install_toolkit()

@@ -286,7 +286,7 @@ def difference(input_size: Size, heat: float, offset: float) -> Difference:
     return Difference(input_size, heat, offset, 0.5, 40.0)
 
 
-def test_a_ranking_by_hand():
+def test_ranking_by_hand():
     shares = Shares(PUBLISHED_SIZES, {PUBLISHED_SIZES[0]: 3, PUBLISHED_SIZES[1]: 1}, "by hand")
     times = dict.fromkeys(PUBLISHED_SIZES, 10.0)
     slow_often = Outcome(
