@@ -19,7 +19,7 @@ from dekr_infer.ascend import ais_bench_frontend as frontend
 from dekr_infer.ascend.ais_bench import Summary, _speeds
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import InputSizes, Size
-from tests.support.ascend_host import DOUBLES, ROOT, Host, compile_double, refused
+from tests.support.ascend_host import FAKES, ROOT, Host, compile_fake, refused
 from tests.support.tiny_models import SMALL_INPUT_SIZES, toy_model, toy_outputs
 
 DIALECTS = ("T23", "T25", "T26")
@@ -49,8 +49,8 @@ def host(tmp_path: Path) -> Host:
     host = Host(tmp_path)
     host.folder = tmp_path / "plain"
     host.folder.mkdir()
-    host.env["PYTHONPATH"] = str(DOUBLES)
-    compile_double(toy_model(), host.folder / "net.om")
+    host.env["PYTHONPATH"] = str(FAKES)
+    compile_fake(toy_model(), host.folder / "net.om")
     write_tensors(host.folder)
     return host
 
@@ -61,7 +61,8 @@ def names(folder: Path) -> set[str]:
 
 RESULTS = {f"{stem}_{index}.npy" for stem in STEMS for index in (0, 1)}
 BEFORE = {"net.om", *FOLDERS}
-AFTER = BEFORE | {f"{folder}{ending}" for folder in FOLDERS.values() for ending in ("", "_summary.json", "_record.jsonl")}
+ENDINGS = ("", "_summary.json", "_record.jsonl")
+AFTER = BEFORE | {f"{folder}{ending}" for folder in FOLDERS.values() for ending in ENDINGS}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -109,7 +110,7 @@ def test_whole_flow_gives_the_bits_of_the_cpu_runner(tmp_path, tiny):
     """Our export through atc.sh and ais_bench.sh, in a folder with a space, and through onnx_infer.py."""
     host = Host(tmp_path, "npu-smi")
     host.install_toolkit()
-    host.env["PYTHONPATH"] = str(DOUBLES)
+    host.env["PYTHONPATH"] = str(FAKES)
     model = tiny.model()
     helper.set_model_props(model, {"input_sizes": str(SMALL_INPUT_SIZES)})
     onnx.save(model, host.folder / "net.onnx")
@@ -185,7 +186,7 @@ WIDTHS = ({"COLUMNS": "80"}, {"TERMINAL_WIDTH": "60"}, {"FORCE_COLOR": "1"}, {"F
 
 @pytest.mark.parametrize("width", WIDTHS, ids=str)
 def test_generation_is_recognised_on_any_terminal(monkeypatch, width):
-    for key, value in ({"PYTHONPATH": str(DOUBLES), "AIS_BENCH_PYTHON": sys.executable} | width).items():
+    for key, value in ({"PYTHONPATH": str(FAKES), "AIS_BENCH_PYTHON": sys.executable} | width).items():
         monkeypatch.setenv(key, value)
     found = {}
     for dialect in DIALECTS:

@@ -1,4 +1,4 @@
-"""scripts/atc.sh against a strict double of atc, from a folder with a space in its name."""
+"""scripts/atc.sh against a strict fake of atc, from a folder with a space in its name."""
 
 import os
 import shlex
@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from dekr_infer.ascend.atc import REMEDIES
 from dekr_infer.ascend.subprocess_runner import remedy
-from tests.support.ascend_host import DOUBLES, Host, refused
+from tests.support.ascend_host import FAKES, Host, refused
 from tests.support.tiny_models import toy_model
 
 PUBLISHED_SIZES = "512,768;512,512;768,512;512,1024;1024,512"
@@ -32,7 +32,7 @@ def host(tmp_path: Path) -> Host:
 
 
 def options(model: Path) -> list[str]:
-    """What the double was given, without the paths."""
+    """Return the options that the fake was given, without the paths."""
     words = zipfile.ZipFile(model).read("options").decode().split("\n")
     return [word for word in words if not word.startswith(("--model", "--output"))]
 
@@ -147,8 +147,8 @@ def test_toolkit_that_does_not_load_is_named(host, script):
 
 def test_exported_cdpath_changes_nothing(host):
     words = ["bash", "scripts/atc.sh", host.folder / "net.onnx", host.folder / "other"]
-    env = host.env | {"CDPATH": str(DOUBLES.parents[1])}
-    done = subprocess.run(words, cwd=DOUBLES.parents[1], env=env, capture_output=True, text=True)
+    env = host.env | {"CDPATH": str(FAKES.parents[1])}
+    done = subprocess.run(words, cwd=FAKES.parents[1], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done
 
 
@@ -274,13 +274,13 @@ def test_remedy_of_a_code_is_found_in_a_long_log():
     assert remedy(lines, REMEDIES).startswith("E16002: ") and remedy(["fine"], REMEDIES) == ""
 
 
-def test_double_is_stricter_than_nothing(host, tiny):
-    """The double itself refuses what the pre-flight would have caught, so a hole in the pre-flight shows."""
+def test_fake_itself_refuses_a_wrong_graph(host, tiny):
+    """The fake refuses what the pre-flight would have refused, so a gap in the pre-flight shows."""
     model = tiny.model()
     model.opset_import[0].version = 19
     onnx.save(model, host.home / "new.onnx")
     words = ["--framework=5", f"--model={host.home}/new.onnx", f"--output={host.home}/new", "--input_format=ND"]
     words += ["--input_shape=image:1,3,-1,-1", f"--dynamic_dims={PUBLISHED_SIZES}", "--soc_version=Ascend310P3"]
     env = host.env | {"ASCEND_OPP_PATH": "x"}
-    done = subprocess.run([DOUBLES / "atc", *words], env=env, capture_output=True, text=True)
+    done = subprocess.run([FAKES / "atc", *words], env=env, capture_output=True, text=True)
     assert done.returncode == 255 and "E16002" in done.stdout

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dekr_infer.ascend.soc_version import Device, devices
-from tests.support.ascend_host import DOUBLES, Host, refused
+from tests.support.ascend_host import FAKES, Host, refused
 
 NAMES = {
     "310P3": "Ascend310P3",
@@ -32,7 +32,7 @@ def test_name_of_every_layout(host, layout, name):
 
 
 def test_only_device_rows_count():
-    text = (DOUBLES / "npu_smi" / "310P3-two.txt").read_text()
+    text = (FAKES / "npu_smi" / "310P3-two.txt").read_text()
     assert devices(text) == [Device(0, 0, "310P3", "OK"), Device(64, 1, "310P3", "OK")]
 
 
@@ -63,7 +63,7 @@ def test_number_is_that_of_the_device_and_not_of_its_card(host, number, name):
 
 
 def test_cards_of_one_chip_are_counted_by_their_own_numbers():
-    text = (DOUBLES / "npu_smi" / "910A.txt").read_text()
+    text = (FAKES / "npu_smi" / "910A.txt").read_text()
     assert [(found.npu, found.device) for found in devices(text)] == [(0, 0), (1, 1)]
 
 
@@ -100,7 +100,7 @@ def test_unknown_flag(host):
 
 
 def test_wrappers_are_shellcheck_clean():
-    scripts = sorted(map(str, (DOUBLES.parents[1] / "scripts").glob("*.sh")))
+    scripts = sorted(map(str, (FAKES.parents[1] / "scripts").glob("*.sh")))
     done = subprocess.run(
         [Path(sys.executable).with_name("shellcheck"), "-x", "-P", "SCRIPTDIR", *scripts],
         capture_output=True,

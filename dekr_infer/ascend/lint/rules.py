@@ -229,7 +229,7 @@ def _deformable(node: NodeProto, attributes: dict[str, Any], view: View) -> Rule
     if attributes.get("modulated", 1) != 1:
         yield REFUSED, "only modulated=1 is supported", "add masks of 1 to the offsets"
     if len(node.input) not in (3, 4):
-        yield REFUSED, f"{len(node.input)} inputs instead of x, filter, offsets and perhaps bias", "export it anew"
+        yield REFUSED, f"{len(node.input)} inputs instead of x, filter, offsets and perhaps bias", "export it again"
         return
     yield from _deformable_shapes(node, attributes, view)
 
@@ -261,7 +261,7 @@ def _deformable_shapes(node: NodeProto, attributes: dict[str, Any], view: View) 
     if x is None or len(x) != 4:
         return
     if x[1] not in (-1, weight[1] * groups):
-        yield REFUSED, f"{x[1]} channels meet a filter for {weight[1] * groups}", "export it anew"
+        yield REFUSED, f"{x[1]} channels meet a filter for {weight[1] * groups}", "export it again"
     if x[1] > 0 and x[1] % 16:
         rule = f"slow: {x[1]} channels are no multiple of 16, so the AI Core's kernel may not take it"
         yield WARNING, rule, "pad the channels with zero weights, then measure"
