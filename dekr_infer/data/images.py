@@ -65,9 +65,7 @@ def read_image(path: Path) -> np.ndarray:
         except cv2.error:
             image = None
     if image is None:
-        raise DekrError(
-            f"{path}: not an image that OpenCV decodes, or damaged; save it again as JPEG or PNG"
-        )
+        raise DekrError(f"{path}: not an image that OpenCV decodes, or damaged; save it again as JPEG or PNG")
     return image
 
 

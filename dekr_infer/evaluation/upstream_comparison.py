@@ -170,7 +170,7 @@ class Comparison:
             if len(final) and self.upstream.RESCORE.VALID:
                 rescored = module("utils.rescore").rescore_valid(self.upstream, final, scores)
             else:
-                rescored = [float(score) for score in scores]
+                rescored = scores  # as tools/valid.py passes them on
         differences.note("flipped tensor", recorder.images[1], ours_flipped)
         if self.graph is not None:
             for image_in, maps in zip((ours, ours_flipped), recorder.maps, strict=True):

@@ -19,7 +19,7 @@ from dekr_infer.ascend import ais_bench_frontend as frontend
 from dekr_infer.ascend.ais_bench import Summary, _speeds
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import InputSizes, Size
-from tests.support.ascend_host import DOUBLES, ROOT, Host, compile_double, refused
+from tests.support.ascend_host import FAKES, ROOT, Host, compile_fake, refused
 from tests.support.tiny_models import SMALL_INPUT_SIZES, toy_model, toy_outputs
 
 DIALECTS = ("T23", "T25", "T26")
@@ -49,8 +49,8 @@ def host(tmp_path: Path) -> Host:
     host = Host(tmp_path)
     host.folder = tmp_path / "plain"
     host.folder.mkdir()
-    host.env["PYTHONPATH"] = str(DOUBLES)
-    compile_double(toy_model(), host.folder / "net.om")
+    host.env["PYTHONPATH"] = str(FAKES)
+    compile_fake(toy_model(), host.folder / "net.om")
     write_tensors(host.folder)
     return host
 
@@ -61,7 +61,8 @@ def names(folder: Path) -> set[str]:
 
 RESULTS = {f"{stem}_{index}.npy" for stem in STEMS for index in (0, 1)}
 BEFORE = {"net.om", *FOLDERS}
-AFTER = BEFORE | {"out", "out_flip", "out_summary.json", "out_flip_summary.json"}
+ENDINGS = ("", "_summary.json", "_record.jsonl")
+AFTER = BEFORE | {f"{folder}{ending}" for folder in FOLDERS.values() for ending in ENDINGS}
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -105,11 +106,11 @@ def test_speed_of_an_input_size_counts_each_loop_of_its_tensors():
     assert lines[2][:3] == ["overall:", "5.00", "passes/s"]
 
 
-def test_the_whole_flow_gives_the_bits_of_the_cpu_runner(tmp_path, tiny):
+def test_whole_flow_gives_the_bits_of_the_cpu_runner(tmp_path, tiny):
     """Our export through atc.sh and ais_bench.sh, in a folder with a space, and through onnx_infer.py."""
     host = Host(tmp_path, "npu-smi")
     host.install_toolkit()
-    host.env["PYTHONPATH"] = str(DOUBLES)
+    host.env["PYTHONPATH"] = str(FAKES)
     model = tiny.model()
     helper.set_model_props(model, {"input_sizes": str(SMALL_INPUT_SIZES)})
     onnx.save(model, host.folder / "net.onnx")
@@ -145,7 +146,7 @@ def test_results_of_the_same_images_and_their_records_are_replaced(host):
 
 def finished(folder: Path) -> dict[str, bytes]:
     """Return the content of every result and summary."""
-    places = [*folder.glob("out*/*"), *folder.glob("out*.json")]
+    places = [*folder.glob("out*/*"), *folder.glob("out*.json*")]
     return {str(place.relative_to(folder)): place.read_bytes() for place in places}
 
 
@@ -161,7 +162,7 @@ def finished(folder: Path) -> dict[str, bytes]:
 def test_failed_run_keeps_the_results_of_an_earlier_run(host, words, trouble, part):
     assert host.run("ais_bench.sh", "net.om").returncode == 0
     before = finished(host.folder)
-    assert len(before) == 2 * len(RESULTS) + 2
+    assert len(before) == 2 * len(RESULTS) + 4
     done = host.run("ais_bench.sh", "net.om", *words, AIS_BENCH_TROUBLE=trouble)
     refused(done, 2 if words[:1] == ("--device",) else 1, part)
     assert finished(host.folder) == before and names(host.folder) == AFTER
@@ -185,7 +186,7 @@ WIDTHS = ({"COLUMNS": "80"}, {"TERMINAL_WIDTH": "60"}, {"FORCE_COLOR": "1"}, {"F
 
 @pytest.mark.parametrize("width", WIDTHS, ids=str)
 def test_generation_is_recognised_on_any_terminal(monkeypatch, width):
-    for key, value in ({"PYTHONPATH": str(DOUBLES), "AIS_BENCH_PYTHON": sys.executable} | width).items():
+    for key, value in ({"PYTHONPATH": str(FAKES), "AIS_BENCH_PYTHON": sys.executable} | width).items():
         monkeypatch.setenv(key, value)
     found = {}
     for dialect in DIALECTS:

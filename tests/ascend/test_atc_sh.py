@@ -1,4 +1,4 @@
-"""scripts/atc.sh against a strict double of atc, from a folder with a space in its name."""
+"""scripts/atc.sh against a strict fake of atc, from a folder with a space in its name."""
 
 import os
 import shlex
@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from dekr_infer.ascend.atc import REMEDIES
 from dekr_infer.ascend.subprocess_runner import remedy
-from tests.support.ascend_host import DOUBLES, Host, refused
+from tests.support.ascend_host import FAKES, Host, refused
 from tests.support.tiny_models import toy_model
 
 PUBLISHED_SIZES = "512,768;512,512;768,512;512,1024;1024,512"
@@ -32,7 +32,7 @@ def host(tmp_path: Path) -> Host:
 
 
 def options(model: Path) -> list[str]:
-    """What the double was given, without the paths."""
+    """Return the options that the fake was given, without the paths."""
     words = zipfile.ZipFile(model).read("options").decode().split("\n")
     return [word for word in words if not word.startswith(("--model", "--output"))]
 
@@ -83,14 +83,14 @@ def test_options_output_and_words_for_atc(host):
     assert given.count("--op_compiler_cache_mode=force") == 1 and "--log=error" not in given
 
 
-def test_the_cache_that_the_words_for_atc_name_counts(host):
+def test_cache_that_the_words_for_atc_name_counts(host):
     words = ("net.onnx", "--cache", "enable", "--", "--op_compiler_cache_mode=disable")
     assert host.run("atc.sh", *words).returncode == 0
     given = options(host.folder / "net.om")
     assert [word for word in given if "cache" in word] == ["--op_compiler_cache_mode=disable"]
 
 
-def test_a_dry_run_prints_a_command_that_can_be_pasted(host):
+def test_dry_run_prints_a_command_that_can_be_pasted(host):
     shutil.copy(host.folder / "net.onnx", host.folder / "a $(touch x) net.onnx")
     done = host.run("atc.sh", "a $(touch x) net.onnx", "made", "--dry-run", "--chip", "310P3")
     assert done.returncode == 0, done
@@ -109,14 +109,14 @@ def test_both_known_places_of_the_toolkit(tmp_path, place):
 
 
 @pytest.mark.parametrize("below", ["", "latest"])
-def test_the_toolkit_named_by_the_environment(tmp_path, below):
+def test_toolkit_named_by_the_environment(tmp_path, below):
     host = Host(tmp_path, "npu-smi")
     toolkit = host.install_toolkit("else where")
     onnx.save(toy_model(), host.folder / "net.onnx")
     assert host.run("atc.sh", "net.onnx", ASCEND_TOOLKIT_HOME=str(toolkit / below)).returncode == 0
 
 
-def test_a_loaded_toolkit_is_not_loaded_again(host):
+def test_loaded_toolkit_is_not_loaded_again(host):
     host.install("atc")
     done = host.run("atc.sh", "net.onnx", ASCEND_OPP_PATH="/somewhere")
     assert done.returncode == 0 and "loaded" not in done.stderr
@@ -128,7 +128,7 @@ MEDDLING = (
 
 
 @pytest.mark.parametrize("line", [MEDDLING, "set -u -e -f", "trap 'exit 9' EXIT"])
-def test_a_toolkit_can_meddle_with_nothing_but_the_environment(host, line):
+def test_toolkit_can_meddle_with_nothing_but_the_environment(host, line):
     script = host.home / "Ascend/ascend-toolkit/set_env.sh"
     script.write_text(f"{script.read_text().replace('$UNSET_VARIABLE', '')}{line}\n")
     done = host.run("atc.sh", "net.onnx")
@@ -136,7 +136,7 @@ def test_a_toolkit_can_meddle_with_nothing_but_the_environment(host, line):
 
 
 @pytest.mark.parametrize("script", ["exit 3", "return 1", "if (", "exit 0", ""])
-def test_a_toolkit_that_does_not_load_is_named(host, script):
+def test_toolkit_that_does_not_load_is_named(host, script):
     path = host.home / "Ascend/ascend-toolkit/set_env.sh"
     path.write_text(f"{script}\n")
     done = host.run("atc.sh", "net.onnx")
@@ -145,14 +145,14 @@ def test_a_toolkit_that_does_not_load_is_named(host, script):
     assert (ended in done.stderr) == script.startswith("exit")
 
 
-def test_an_exported_cdpath_changes_nothing(host):
+def test_exported_cdpath_changes_nothing(host):
     words = ["bash", "scripts/atc.sh", host.folder / "net.onnx", host.folder / "other"]
-    env = host.env | {"CDPATH": str(DOUBLES.parents[1])}
-    done = subprocess.run(words, cwd=DOUBLES.parents[1], env=env, capture_output=True, text=True)
+    env = host.env | {"CDPATH": str(FAKES.parents[1])}
+    done = subprocess.run(words, cwd=FAKES.parents[1], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done
 
 
-def test_a_variable_that_bash_cannot_name_is_no_obstacle(host):
+def test_variable_that_bash_cannot_name_is_no_obstacle(host):
     assert host.run("atc.sh", "net.onnx", **{"a.b": "1", "c": "two\nlines"}).returncode == 0
 
 
@@ -162,7 +162,7 @@ def test_no_toolkit(tmp_path):
     refused(host.run("atc.sh", "net.onnx"), 1, "atc: not found", "CANN", "ASCEND_TOOLKIT_HOME")
 
 
-def test_an_atc_without_its_environment(tmp_path):
+def test_atc_without_its_environment(tmp_path):
     host = Host(tmp_path, "npu-smi", "atc")
     onnx.save(toy_model(), host.folder / "net.onnx")
     refused(host.run("atc.sh", "net.onnx"), 1, "exit code 255", "E10501", "set_env.sh")
@@ -189,23 +189,23 @@ TROUBLES = {
 
 
 @pytest.mark.parametrize(("trouble", "parts"), TROUBLES.items())
-def test_a_failure_leaves_the_model_before_as_it_was(host, trouble, parts):
+def test_failure_leaves_the_model_before_as_it_was(host, trouble, parts):
     (host.folder / "net.om").write_text("older")
     refused(host.run("atc.sh", "net.onnx", ATC_TROUBLE=trouble), 1, "net.om", *parts)
     assert (host.folder / "net.om").read_text() == "older"
     assert left(host) == {"net.onnx", "net.om"}
 
 
-def test_the_longer_name_of_newer_versions(host):
+def test_longer_name_of_newer_versions(host):
     assert host.run("atc.sh", "net.onnx", ATC_TROUBLE="suffix").returncode == 0
     assert left(host) == {"net.onnx", "net.om"}
 
 
-def test_a_chip_that_the_toolkit_does_not_know(host):
+def test_chip_that_the_toolkit_does_not_know(host):
     refused(host.run("atc.sh", "net.onnx", "--chip", "320"), 1, "E10001", "chip_name.sh")
 
 
-def test_the_chip_is_asked_for_once_at_the_host(host):
+def test_chip_is_asked_for_once_at_the_host(host):
     refused(host.run("atc.sh", "net.onnx", NPU_SMI_LAYOUT="mixed"), 1, "different chips", "--device")
     assert host.run("atc.sh", "net.onnx", "--device", 0, NPU_SMI_LAYOUT="mixed").returncode == 0
 
@@ -264,23 +264,23 @@ def test_two_conversions_at_the_same_time_leave_each_other_alone(host):
 
 
 @pytest.mark.parametrize("name", ["a b", "gone"])
-def test_a_temporary_folder_that_atc_cannot_use(host, name):
+def test_temporary_folder_that_atc_cannot_use(host, name):
     (host.home / "a b").mkdir()
     assert host.run("atc.sh", "net.onnx", TMPDIR=str(host.home / name)).returncode == 0
 
 
-def test_the_remedy_of_a_code_is_found_in_a_long_log():
+def test_remedy_of_a_code_is_found_in_a_long_log():
     lines = ["EZ9999: Inner Error!", "x" * 50, "E16002: no parser"]
     assert remedy(lines, REMEDIES).startswith("E16002: ") and remedy(["fine"], REMEDIES) == ""
 
 
-def test_the_double_is_stricter_than_nothing(host, tiny):
-    """The double itself refuses what the pre-flight would have caught, so a hole in the pre-flight shows."""
+def test_fake_itself_refuses_a_wrong_graph(host, tiny):
+    """The fake refuses what the pre-flight would have refused, so a gap in the pre-flight shows."""
     model = tiny.model()
     model.opset_import[0].version = 19
     onnx.save(model, host.home / "new.onnx")
     words = ["--framework=5", f"--model={host.home}/new.onnx", f"--output={host.home}/new", "--input_format=ND"]
     words += ["--input_shape=image:1,3,-1,-1", f"--dynamic_dims={PUBLISHED_SIZES}", "--soc_version=Ascend310P3"]
     env = host.env | {"ASCEND_OPP_PATH": "x"}
-    done = subprocess.run([DOUBLES / "atc", *words], env=env, capture_output=True, text=True)
+    done = subprocess.run([FAKES / "atc", *words], env=env, capture_output=True, text=True)
     assert done.returncode == 255 and "E16002" in done.stdout

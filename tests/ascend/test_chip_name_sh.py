@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dekr_infer.ascend.soc_version import Device, devices
-from tests.support.ascend_host import DOUBLES, Host, refused
+from tests.support.ascend_host import FAKES, Host, refused
 
 NAMES = {
     "310P3": "Ascend310P3",
@@ -26,13 +26,13 @@ def host(tmp_path: Path) -> Host:
 
 
 @pytest.mark.parametrize(("layout", "name"), NAMES.items())
-def test_the_name_of_every_layout(host, layout, name):
+def test_name_of_every_layout(host, layout, name):
     done = host.run("chip_name.sh", NPU_SMI_LAYOUT=layout)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{name}\n", "")
 
 
 def test_only_device_rows_count():
-    text = (DOUBLES / "npu_smi" / "310P3-two.txt").read_text()
+    text = (FAKES / "npu_smi" / "310P3-two.txt").read_text()
     assert devices(text) == [Device(0, 0, "310P3", "OK"), Device(64, 1, "310P3", "OK")]
 
 
@@ -41,7 +41,7 @@ def test_other_rows_do_not(row):
     assert devices(row) == []
 
 
-def test_a_board_that_answers_without_a_chip_number(host):
+def test_board_that_answers_without_a_chip_number(host):
     assert host.run("chip_name.sh", NPU_SMI_LAYOUT="A3", NPU_SMI_BOARD="whole").stdout == "Ascend910_9392\n"
 
 
@@ -58,16 +58,16 @@ def test_different_chips_want_a_choice(host):
 
 
 @pytest.mark.parametrize(("number", "name"), [("0", "310"), ("1", "310"), ("2", "310P3")])
-def test_the_number_is_that_of_the_device_and_not_of_its_card(host, number, name):
+def test_number_is_that_of_the_device_and_not_of_its_card(host, number, name):
     assert host.run("chip_name.sh", "--device", number, NPU_SMI_LAYOUT="mixed-cards").stdout == f"Ascend{name}\n"
 
 
 def test_cards_of_one_chip_are_counted_by_their_own_numbers():
-    text = (DOUBLES / "npu_smi" / "910A.txt").read_text()
+    text = (FAKES / "npu_smi" / "910A.txt").read_text()
     assert [(found.npu, found.device) for found in devices(text)] == [(0, 0), (1, 1)]
 
 
-def test_the_number_does_not_matter_where_all_are_alike(host):
+def test_number_does_not_matter_where_all_are_alike(host):
     """In a container, npu-smi may show card 5 alone, which programs open by 0."""
     assert host.run("chip_name.sh", "--device", 7, NPU_SMI_LAYOUT="310P3-two").stdout == "Ascend310P3\n"
 
@@ -84,7 +84,7 @@ def test_no_npu_smi(tmp_path):
     refused(Host(tmp_path).run("chip_name.sh"), 1, "npu-smi: not found", "driver", "CHIP_NAME")
 
 
-def test_the_name_given_counts_first(tmp_path):
+def test_name_given_counts_first(tmp_path):
     host = Host(tmp_path)
     assert host.run("chip_name.sh", "--chip", "310P3", CHIP_NAME="910A").stdout == "Ascend310P3\n"
     assert host.run("chip_name.sh", CHIP_NAME="Ascend910_9392").stdout == "Ascend910_9392\n"
@@ -95,12 +95,12 @@ def test_what_is_no_name_is_refused(host, name):
     refused(host.run("chip_name.sh", "--chip", name), 2, "chip name")
 
 
-def test_an_unknown_flag(host):
+def test_unknown_flag(host):
     refused(host.run("chip_name.sh", "--chop"), 2, "--help")
 
 
-def test_the_wrappers_are_shellcheck_clean():
-    scripts = sorted(map(str, (DOUBLES.parents[1] / "scripts").glob("*.sh")))
+def test_wrappers_are_shellcheck_clean():
+    scripts = sorted(map(str, (FAKES.parents[1] / "scripts").glob("*.sh")))
     done = subprocess.run(
         [Path(sys.executable).with_name("shellcheck"), "-x", "-P", "SCRIPTDIR", *scripts],
         capture_output=True,

@@ -55,7 +55,7 @@ def resize(opset=11, scales=(1.0, 1.0, 2.0, 2.0), **attributes):
     return graph(node("Resize", "", "s", **given), opset=opset, s=np.array(scales, np.float32))
 
 
-def test_our_export_passes_and_its_narrow_channels_are_told(tiny):
+def test_our_export_passes_and_its_narrow_channels_are_warned_of(tiny):
     findings = preflight(tiny.model())
     assert {finding.level for finding in findings} == {WARNING} and len(findings) == 34
     assert all("3 channels are no multiple of 16" in finding.rule for finding in findings)
@@ -68,7 +68,7 @@ def test_what_the_file_says_about_its_input(tiny):
     assert default_input_sizes(tiny.model()) == "512,768;512,512;768,512;512,1024;1024,512"
 
 
-def test_the_standard_dialect_is_refused_at_every_operator(tiny):
+def test_standard_dialect_is_refused_at_every_operator(tiny):
     findings = preflight(to_dialect(tiny.model(), ONNX))
     deformable = [finding for finding in findings if "E16002: there is no parser for the standard" in finding.rule]
     assert len(deformable) == 34 and "without --dialect onnx" in deformable[0].remedy
@@ -248,7 +248,7 @@ def test_input_size_of_a_five_dimensional_input_are_refused():
 
 
 @pytest.mark.parametrize(("model", "level", "rule"), NODE_FAULTS.values(), ids=NODE_FAULTS)
-def test_a_fault_of_a_node(model, level, rule):
+def test_fault_of_a_node(model, level, rule):
     found = [finding for finding in preflight(model) if rule in finding.rule]
     assert found, preflight(model)
     assert found[0].level == level and found[0].node in ("it", "graph") and found[0].remedy
@@ -269,7 +269,7 @@ WRONG_KINDS = {
 
 
 @pytest.mark.parametrize("rule", WRONG_KINDS)
-def test_an_attribute_of_the_wrong_kind(rule):
+def test_attribute_of_the_wrong_kind(rule):
     (found,) = [finding for finding in preflight(WRONG_KINDS[rule]) if finding.rule.startswith(rule)]
     key, kind = rule.split()[0], rule.split()[-1]
     assert (found.level, found.node) == (REFUSED, "it") and found.remedy.startswith(f"write {key} as {kind}")
@@ -354,7 +354,7 @@ def test_no_names_are_no_fault():
     assert preflight(bent(deform(), all_nodes("name"))) == []
 
 
-def test_a_size_that_onnx_would_abort_at_is_refused(tmp_path):
+def test_size_that_onnx_would_abort_at_is_refused(tmp_path):
     onnx.save(bent(UNENDED, sizes(-5, 4, 8, 8)), tmp_path / "net.onnx")
     done = checked(tmp_path / "net.onnx")
     assert done.returncode == 1 and "(-5, 4, 8, 8) is no shape" in done.stderr
@@ -390,22 +390,22 @@ OPTION_FAULTS = {
 
 
 @pytest.mark.parametrize(("shape", "input_sizes", "remedy"), OPTION_FAULTS.values(), ids=OPTION_FAULTS)
-def test_a_fault_of_the_options(shape, input_sizes, remedy, request):
+def test_fault_of_the_options(shape, input_sizes, remedy, request):
     wanted = request.node.callspec.id
     found = [finding for finding in preflight(graph(node("Relu")), shape, input_sizes) if wanted in finding.rule]
     assert found and found[0].level == REFUSED and remedy in found[0].remedy
 
 
-def test_a_trailing_semicolon_and_a_hundred_input_size_are_fine():
+def test_trailing_semicolon_and_a_hundred_input_sizes_are_fine():
     assert preflight(graph(node("Relu")), None, ";".join(f"{h},8" for h in range(8, 108)) + ";") == []
 
 
-def test_a_fixed_size_that_input_size_override_is_a_warning():
+def test_fixed_size_that_input_size_override_is_a_warning():
     (finding,) = preflight(graph(node("Relu"), size=(8, 8)), "x:1,4,-1,-1")
     assert finding.level == WARNING and "open height and width" in finding.remedy
 
 
-def test_a_graph_that_fits_one_input_size_only_is_refused():
+def test_graph_that_fits_one_input_size_only_is_refused():
     model = graph(node("Add", "k"), k=np.zeros((1, 4, 8, 12), np.float32))
     (finding,) = preflight(model)
     assert finding.level == REFUSED and "(1, 4, 16, 8)" in finding.rule
@@ -418,7 +418,7 @@ def checked(path):
 
 
 @pytest.mark.parametrize("fault", [None, "no groups"])
-def test_the_command(tmp_path, fault):
+def test_command(tmp_path, fault):
     path = tmp_path / "a net.onnx"
     onnx.save(NODE_FAULTS[fault][0] if fault else deform(), path)
     done = checked(path)
@@ -486,7 +486,7 @@ def placed(location):
         (placed(""), ""),
     ],
 )
-def test_a_data_file_that_cannot_be_used_is_named(external, capsys, deed, name):
+def test_data_file_that_cannot_be_used_is_named(external, capsys, deed, name):
     (external.parent / "outside.data").write_bytes((external / "net.data").read_bytes())
     deed(external)
     assert check_atc.main([str(external / "net.onnx")]) == 1

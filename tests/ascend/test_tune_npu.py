@@ -21,7 +21,7 @@ from dekr_infer.export.parity import Difference
 from dekr_infer.export.variants import GATHER, GROUPED, PADDED, SEPARATE, VARIANTS
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
 from dekr_infer.storage.atomic import folder_lock
-from tests.support.ascend_host import DOUBLES, Host
+from tests.support.ascend_host import FAKES, Host
 from tests.support.helpers import assert_refused, run_command, write_annotation
 from tests.support.tiny_models import PAIRS, SMALL_INPUT_SIZES, toy_model
 
@@ -42,7 +42,7 @@ def tools(tmp_path, monkeypatch) -> Host:
     """A host with the tools, for commands in this process."""
     host = Host(tmp_path, "npu-smi", "atc")
     monkeypatch.chdir(host.folder)
-    for key, value in (host.env | {"ASCEND_OPP_PATH": "loaded", "PYTHONPATH": str(DOUBLES)}).items():
+    for key, value in (host.env | {"ASCEND_OPP_PATH": "loaded", "PYTHONPATH": str(FAKES)}).items():
         monkeypatch.setenv(key, value)
     monkeypatch.setattr(ranking, "SAMPLE", dict(zip(TWO, (3, 1), strict=True)))
     return host
@@ -286,7 +286,7 @@ def difference(input_size: Size, heat: float, offset: float) -> Difference:
     return Difference(input_size, heat, offset, 0.5, 40.0)
 
 
-def test_a_ranking_by_hand():
+def test_ranking_by_hand():
     shares = Shares(PUBLISHED_SIZES, {PUBLISHED_SIZES[0]: 3, PUBLISHED_SIZES[1]: 1}, "by hand")
     times = dict.fromkeys(PUBLISHED_SIZES, 10.0)
     slow_often = Outcome(

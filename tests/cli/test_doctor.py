@@ -14,7 +14,7 @@ from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size, cells
 from dekr_infer.storage import npy as tensors
 from dekr_infer.storage.atomic import folder_lock
-from tests.support.ascend_host import DOUBLES, Host, refused
+from tests.support.ascend_host import FAKES, Host, refused
 
 
 def lines(text: str) -> dict[str, str]:
@@ -46,7 +46,7 @@ def host(tmp_path: Path) -> Host:
         made.mkdir(parents=True)
         (made / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 0.0.2\n")
     (host.home / "wheels" / "aclruntime.py").touch()
-    host.env["PYTHONPATH"] = f"{DOUBLES}:{host.home / 'wheels'}"
+    host.env["PYTHONPATH"] = f"{FAKES}:{host.home / 'wheels'}"
     fill(host)
     return host
 

@@ -15,7 +15,7 @@ from dekr_infer.cli import ais_bench as ais_bench_command
 from dekr_infer.cli import tune_npu
 from dekr_infer.cli.app import raise_on_sigterm
 from scripts.demo import people
-from tests.support.ascend_host import DOUBLES, Done, Host, compile_double
+from tests.support.ascend_host import FAKES, Done, Host, compile_fake
 from tests.support.helpers import run_command
 from tests.support.tiny_models import PAIRS, SMALL_INPUT_SIZES, toy_model, toy_outputs
 
@@ -28,7 +28,7 @@ def host(tmp_path: Path) -> Host:
     host = Host(tmp_path, "npu-smi")
     host.install_toolkit()
     (host.home / "tmp").mkdir()
-    host.env |= {"PYTHONPATH": str(DOUBLES), "TMPDIR": str(host.home / "tmp")}
+    host.env |= {"PYTHONPATH": str(FAKES), "TMPDIR": str(host.home / "tmp")}
     onnx.save(toy_model(), host.folder / "net.onnx")
     return host
 
@@ -50,7 +50,7 @@ def test_atc_and_its_deaf_child_end_with_the_wrapper(host, number):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ais_bench_and_its_child_end_with_the_wrapper(host, number):
-    compile_double(toy_model(), host.folder / "net.om")
+    compile_fake(toy_model(), host.folder / "net.om")
     (host.folder / "prep_data").mkdir()
     np.save(host.folder / "prep_data" / "a.npy", np.zeros((1, 3, *SMALL_INPUT_SIZES[0]), np.float32))
     process = host.start("ais_bench.sh", "net.om", "--input", "prep_data", AIS_BENCH_TROUBLE="child")
@@ -73,8 +73,8 @@ def bench_killed(host: Host, trouble: str, text: str) -> None:
     (host.folder / "prep_data").mkdir()
     for stem in "ab":
         np.save(host.folder / "prep_data" / f"{stem}.npy", np.ones((1, 3, *SMALL_INPUT_SIZES[0]), np.float32))
-    compile_double(toy_model(scale=2), host.folder / "older.om")
-    compile_double(toy_model(), host.folder / "net.om")
+    compile_fake(toy_model(scale=2), host.folder / "older.om")
+    compile_fake(toy_model(), host.folder / "net.om")
     process = host.start("ais_bench.sh", "older.om", "--input", "prep_data", AIS_BENCH_TROUBLE=trouble)
     assert host.stop(process, text, signal.SIGKILL).returncode == -signal.SIGKILL
 
@@ -164,11 +164,11 @@ def test_tuning_resumes(host, monkeypatch):
     assert done.returncode == 0 and "gather: convert: done before" in done.stdout, done
 
 
-def test_an_export_that_is_stopped_leaves_nothing(host, tiny):
+def test_stopped_export_leaves_no_graph(host, tiny):
     words = ("--work", "work", "--variants", "grouped", *PAIRS, "TEST.MODEL_FILE", tiny.checkpoint)
     done = host.stop(host.start("tune_npu.sh", *words), "grouped: export", signal.SIGTERM)
     assert_stopped(host, done, signal.SIGTERM, {"net.onnx", "work"})
-    assert [entry.name for entry in (host.folder / "work").iterdir()] == []
+    assert [entry.name for entry in (host.folder / "work").iterdir()] == ["steps_record.jsonl"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

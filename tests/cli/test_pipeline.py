@@ -13,7 +13,7 @@ import pytest
 
 from dekr_infer.cli import export as export_command
 from scripts.demo import people
-from tests.support.ascend_host import DOUBLES, ROOT, Done, Host, executed, refused, steps
+from tests.support.ascend_host import FAKES, ROOT, Done, Host, executed, refused, steps
 from tests.support.tiny_models import ONE_THREAD
 
 PICTURES, SEED = 2, "2017"
@@ -71,7 +71,7 @@ class Walk:
 def walk(tmp_path_factory: pytest.TempPathFactory, graph: Path) -> Walk:
     host = Host(tmp_path_factory.mktemp("walk"), "npu-smi")
     host.install_toolkit()
-    host.env["PYTHONPATH"] = str(DOUBLES)
+    host.env["PYTHONPATH"] = str(FAKES)
     made = host.folder / "made here"
     assert people.main(["--output", str(host.folder / "data"), "--pictures", str(PICTURES), "--seed", SEED]) == 0
     onnx, cpu = host.run(*words(graph, "onnx", made.name)), dumps(made)

@@ -32,7 +32,7 @@ from dekr_infer.model.blocks import AdaptBlock, conv_bn
 from dekr_infer.onnx_graph.dialects import ASCEND, ONNX, check_standard, dialect_of, to_dialect
 from dekr_infer.onnx_graph.simplify import drop_rejoined_parts
 from dekr_infer.pose.preprocess import normalise
-from tests.support.ascend_host import DOUBLES
+from tests.support.ascend_host import FAKES
 from tests.support.graphs import attributes, copy_of, initializers, metadata, nodes_of, producer, set_initializer
 from tests.support.slow_reference import slow_bilinear
 from tests.support.tiny_models import ONE_THREAD, PAIRS, SMALL_INPUT_SIZES
@@ -320,7 +320,7 @@ def test_the_linter_and_the_atc_double_accept_every_variant(graphs, variant):
     findings = preflight(model)
     assert {finding.level for finding in findings} <= {WARNING} and (not findings or variant != PADDED)
     assert variant != GATHER or all(finding.rule.startswith("group above 1") for finding in findings)
-    double = runpy.run_path(str(DOUBLES / "atc"))
+    double = runpy.run_path(str(FAKES / "atc"))
     double["check_graph"](model)
     double["check_inputs"](
         model.graph, {"input_shape": default_input_shape(model), "dynamic_dims": str(PUBLISHED_SIZES)}

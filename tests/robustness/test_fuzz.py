@@ -35,14 +35,14 @@ from dekr_infer.geometry import PUBLISHED_SIZES, Size
 from dekr_infer.storage import npy as tensors
 from dekr_infer.storage.run_record import read_record
 from tests.support import counts
-from tests.support.ascend_host import DOUBLES
+from tests.support.ascend_host import FAKES
 from tests.support.helpers import CATEGORY, colourful, encode
 from tests.support.tiny_models import linked_model, toy_model
 from tests.support.workspace import people_in
 
 SHORT, LONG = 40, 800  # cases by target
 NAMES = ("a.jpg", "b.jpg")
-LAYOUTS = sorted((DOUBLES / "npu_smi").glob("*.txt"))
+LAYOUTS = sorted((FAKES / "npu_smi").glob("*.txt"))
 
 
 # --- what is damaged, and how
@@ -264,7 +264,7 @@ def read_npu_smi(data: bytes, folder: Path) -> None:
 def read_summary(content: Any, folder: Path) -> None:
     """By ais_bench's wrapper, and beside a dump by postprocessing."""
     with suppress(DekrError):
-        summary = bench._final(content, folder / "made", folder / "out")
+        summary = bench._summary_in(content, folder / "out_summary.json")
         assert all(isinstance(line, str) for line in bench._speeds(summary, [PUBLISHED_SIZES[0]]))
     (folder / "out_summary.json").write_text(json.dumps(content))
     with suppress(DekrError):

@@ -15,7 +15,7 @@ import onnx
 from tests.support.tiny_models import SMALL_INPUT_SIZES
 
 ROOT = Path(__file__).resolve().parents[2]
-DOUBLES = ROOT / "tests" / "fakes"
+FAKES = ROOT / "tests" / "fakes"
 Done = subprocess.CompletedProcess[str]
 
 
@@ -38,20 +38,20 @@ class Host:
         }
 
     def install(self, tool: str) -> None:
-        """Put a double on the PATH."""
-        (self.bin / tool).symlink_to(DOUBLES / tool)
+        """Put a fake on the PATH."""
+        (self.bin / tool).symlink_to(FAKES / tool)
 
     def install_toolkit(self, place: str = "Ascend/ascend-toolkit") -> Path:
-        """A toolkit below the home folder, whose set_env.sh brings the atc double; returns its folder."""
+        """Create a toolkit below the home folder, whose set_env.sh brings the fake atc; return its folder."""
         toolkit = self.home / place
         (toolkit / "bin").mkdir(parents=True)
-        (toolkit / "bin" / "atc").symlink_to(DOUBLES / "atc")
+        (toolkit / "bin" / "atc").symlink_to(FAKES / "atc")
         lines = ('echo "loaded $UNSET_VARIABLE"', f'export PATH="{toolkit}/bin:$PATH" ASCEND_OPP_PATH="{toolkit}/opp"')
         (toolkit / "set_env.sh").write_text("\n".join(("false", *lines, "")))
         return toolkit
 
     def command(self, script: str, *words: object) -> list[str]:
-        """A script of the project as it is typed from any folder."""
+        """Return the command line of a script of the project, for any current folder."""
         return ["bash", str(ROOT / "scripts" / script), *map(str, words)]
 
     def start(self, script: str, *words: object, **env: str) -> subprocess.Popen[str]:
@@ -68,7 +68,7 @@ class Host:
         )
 
     def stop(self, process: subprocess.Popen[str], text: str, number: int) -> Done:
-        """Send a signal to a started script alone, once this text is printed; how it ended."""
+        """Send a signal to a started script alone, once a text is printed; return how it ended."""
         assert process.stdout is not None
         while text not in process.stdout.readline():
             assert process.poll() is None
@@ -77,7 +77,7 @@ class Host:
         return Done(process.args, process.returncode, out, err)
 
     def left_running(self) -> list[str]:
-        """The command lines of what was started on this host and still runs."""
+        """Return the command lines of the processes that were started on this host and still run."""
         mark, found = f"HOME={self.home}".encode(), []
         for place in Path("/proc").glob("[0-9]*"):
             try:
@@ -108,12 +108,12 @@ class Host:
 
 
 def one_core() -> None:
-    """Several threads only wait for each other on work this small."""
+    """Bind this process to one core: on work this small, several threads only wait for each other."""
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 
 
 def refused(done: Done, code: int, *parts: str) -> None:
-    """It ended with this code, and its last line on stderr is the one error line and holds the parts."""
+    """Assert the exit code, and that the last line on stderr is the one error line and holds the parts."""
     assert done.returncode == code, done
     lines = done.stderr.splitlines()
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:], done.stderr
@@ -122,8 +122,8 @@ def refused(done: Done, code: int, *parts: str) -> None:
         assert part in lines[-1], lines[-1]
 
 
-def compile_double(model: onnx.ModelProto, path: Path) -> None:
-    """What the atc double would write."""
+def compile_fake(model: onnx.ModelProto, path: Path) -> None:
+    """Write what the fake atc would write."""
     with zipfile.ZipFile(path, "w") as stand_in:
         stand_in.writestr("model.onnx", model.SerializeToString())
         stand_in.writestr("input_sizes", str(SMALL_INPUT_SIZES))

@@ -19,16 +19,16 @@ from dekr_infer.errors import DekrError
 from dekr_infer.onnx_graph.subgraphs import array_of, is_text, tensors
 from dekr_infer.storage.atomic import read_regular
 
-MOST_GEARS = 100
-GEARED_RANK = 4  # --dynamic_dims takes inputs of at most as many sizes
+MOST_INPUT_SIZES = 100
+MOST_DYNAMIC = 4  # --dynamic_dims takes inputs of at most as many sizes
 MOST_DIGITS = 9  # of a size
 
 
 def load(path: Path) -> ModelProto:
-    """Any ONNX file, with the weights that lie beside it in files of their own.
+    """Return the model in any ONNX file, with its external weights.
 
     Raises:
-        DekrError: it is missing or not one, or its data files are.
+        DekrError: it is missing or no ONNX file, or its data files are missing or short.
     """
     try:
         model = onnx.load_from_string(read_regular(path))
@@ -43,7 +43,7 @@ def load(path: Path) -> ModelProto:
 
 
 def _load_data_files(model: ModelProto, path: Path) -> None:
-    """Read external weights; onnx itself sees to it that they lie in the model's folder and are as long as announced.
+    """Read external weights; onnx itself checks that they are in the model's folder and as long as announced.
 
     Raises:
         DekrError: a data file is missing, short, or elsewhere.
@@ -62,7 +62,7 @@ def _load_data_files(model: ModelProto, path: Path) -> None:
 
 
 def graph_inputs(model: ModelProto) -> Shapes:
-    """The inputs that must be fed, by name; -1 for sizes that are open."""
+    """Return the shapes of the inputs that must be fed, by name; -1 for open sizes."""
     constants = {tensor.name for tensor in model.graph.initializer}
     return {
         entry.name: tuple(d.dim_value if d.HasField("dim_value") else -1 for d in entry.type.tensor_type.shape.dim)
@@ -72,17 +72,17 @@ def graph_inputs(model: ModelProto) -> Shapes:
 
 
 def default_input_shape(model: ModelProto) -> str:
-    """The file's own inputs as atc's --input_shape wants them, e.g. `image:1,3,-1,-1`."""
+    """Return the file's own inputs as atc's --input_shape has them, e.g. `image:1,3,-1,-1`."""
     return ";".join(f"{name}:{','.join(map(str, shape))}" for name, shape in graph_inputs(model).items())
 
 
 def default_input_sizes(model: ModelProto) -> str:
-    """The input sizes in the file's metadata as --dynamic_dims wants them; empty when it names none."""
+    """Return the input sizes in the file's metadata as --dynamic_dims has them; empty if it names none."""
     return next((entry.value for entry in model.metadata_props if entry.key == "input_sizes"), "")
 
 
 def preflight(model: ModelProto, input_shape: str | None = None, dynamic_dims: str | None = None) -> list[Finding]:
-    """All findings, each once, in the order of the checks and then of the nodes.
+    """Return all findings, each once, in the order of the checks and then of the nodes.
 
     Args:
         input_shape: atc's --input_shape; by default the file's own inputs.
@@ -95,7 +95,7 @@ def preflight(model: ModelProto, input_shape: str | None = None, dynamic_dims: s
     problems += _check_inputs(model, shapes)
     input_sizes: list[list[int]] = []
     if not any(problem.level == REFUSED for problem in problems):
-        input_sizes, more = _parse_input_size(
+        input_sizes, more = _parse_input_sizes(
             input_sizes_text, sum(size == -1 for shape in shapes.values() for size in shape)
         )
         problems += more
@@ -117,7 +117,7 @@ def preflight(model: ModelProto, input_shape: str | None = None, dynamic_dims: s
 
 
 def report(findings: list[Finding]) -> Iterator[str]:
-    """The findings as lines; equal ones of many nodes are told once."""
+    """Yield the findings as lines, one for equal findings of many nodes."""
     nodes: dict[tuple[str, str, str], list[str]] = {}
     for finding in findings:
         nodes.setdefault((finding.level, finding.rule, finding.remedy), []).append(finding.node)
@@ -182,8 +182,8 @@ def _check_inputs(model: ModelProto, shapes: Shapes) -> list[Finding]:
     return found
 
 
-def _parse_input_size(text: str, dynamic: int) -> tuple[list[list[int]], list[Finding]]:
-    """The input sizes, and what is wrong with them; `dynamic` is how many sizes they must fill."""
+def _parse_input_sizes(text: str, dynamic: int) -> tuple[list[list[int]], list[Finding]]:
+    """Return the input sizes and their faults; `dynamic` is the number of open sizes that each must fill."""
 
     def wrong(rule: str) -> tuple[list[list[int]], list[Finding]]:
         return [], [Finding(REFUSED, "input_sizes", rule, "write e.g. 512,768;512,512 (height,width)")]
@@ -195,20 +195,20 @@ def _parse_input_size(text: str, dynamic: int) -> tuple[list[list[int]], list[Fi
         return wrong("E10045: there are input sizes, but no size of --input_shape is -1")
     input_sizes = [part.split(",") for part in parts]
     if not all(size.isascii() and size.isdigit() for input_size in input_sizes for size in input_size):
-        return wrong(f"{text!r}: only digits, commas and semicolons may stand in input sizes")
+        return wrong(f"{text!r}: only digits, commas and semicolons are allowed in input sizes")
     if any(len(size) > MOST_DIGITS for input_size in input_sizes for size in input_size):
         return wrong(f"a size of more than {MOST_DIGITS} digits")
     if len(input_sizes) < 2:
         return wrong("E10035: a single input size; at least 2 are needed")
-    if len(input_sizes) > MOST_GEARS:
-        return wrong(f"E10036: {len(input_sizes)} input sizes; at most {MOST_GEARS} are allowed")
+    if len(input_sizes) > MOST_INPUT_SIZES:
+        return wrong(f"E10036: {len(input_sizes)} input sizes; at most {MOST_INPUT_SIZES} are allowed")
     if len({len(input_size) for input_size in input_sizes}) > 1:
         return wrong("E10037: input sizes of unequal length")
     numbers = [[int(size) for size in input_size] for input_size in input_sizes]
     if any(size < 1 for input_size in numbers for size in input_size):
         return wrong("E10038: a size that is not positive")
     if len(set(map(tuple, numbers))) < len(numbers):
-        return wrong("E10039: a input size is there twice")
+        return wrong("E10039: an input size is repeated")
     if len(numbers[0]) != dynamic:
         return wrong(f"E10046: input sizes of {len(numbers[0])} sizes for {dynamic} open ones")
     return numbers, []
@@ -216,8 +216,8 @@ def _parse_input_size(text: str, dynamic: int) -> tuple[list[list[int]], list[Fi
 
 def _check_ranks(shapes: Shapes) -> Iterator[Finding]:
     for name, shape in shapes.items():
-        if len(shape) > GEARED_RANK:
-            rule = f"{name} has {len(shape)} sizes; with input sizes at most {GEARED_RANK} are allowed"
+        if len(shape) > MOST_DYNAMIC:
+            rule = f"{name} has {len(shape)} sizes; with input sizes at most {MOST_DYNAMIC} are allowed"
             yield Finding(REFUSED, "--input_shape", rule, "reshape inside the graph, or convert for one size")
 
 

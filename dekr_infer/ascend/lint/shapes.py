@@ -10,8 +10,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from dekr_infer.ascend.lint.attributes import attributes_of
-from dekr_infer.ascend.lint.context import Shape, View
+from dekr_infer.ascend.lint.context import Shape, View, attributes_of
 from dekr_infer.onnx_graph.dialects import OPERATOR
 from dekr_infer.onnx_graph.subgraphs import array_of, inner_graphs
 
@@ -21,12 +20,12 @@ Shapes = dict[str, Shape]
 
 
 def opset_of(model: ModelProto) -> int:
-    """The opset of the standard operators."""
+    """Return the opset of the standard operators."""
     return next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
 
 
 def infer(model: ModelProto, sizes: Shapes) -> tuple[GraphProto, str]:
-    """The same nodes with every tensor's shape at these input sizes, and why they do not fit, if so."""
+    """Return the same nodes with every tensor's shape at these input sizes, and the reason if these do not fit."""
     small = ModelProto()
     small.ir_version = max(4, model.ir_version)
     small.opset_import.extend(model.opset_import)
@@ -49,12 +48,12 @@ def infer(model: ModelProto, sizes: Shapes) -> tuple[GraphProto, str]:
 
 
 def _open(name: str, kind: int, sizes: Iterable[int]) -> ValueInfoProto:
-    """A tensor of which the sizes that are none are open; on negative ones onnx would abort."""
+    """Return a tensor's declaration, open where a size is not above 0; onnx would abort on negative sizes."""
     return helper.make_tensor_value_info(name, kind, [size if size > 0 else None for size in sizes])
 
 
 def _stand_in(node: NodeProto, opset: int) -> NodeProto:
-    """A node as onnx can infer it: a deformable convolution has the shapes of a plain one."""
+    """Return a node that onnx can infer: a plain convolution has the shapes of a deformable one."""
     if any(inner_graphs(node)):
         copy = NodeProto.FromString(node.SerializeToString())
         for graph in inner_graphs(copy):
@@ -76,12 +75,12 @@ def _stand_in(node: NodeProto, opset: int) -> NodeProto:
 
 
 def view_of(graph: GraphProto, inferred: GraphProto, opset: int, input_sizes: bool) -> View:
-    """A model's own graph; `inferred` is the same with shapes."""
+    """Return the view of a model's own graph; `inferred` is the same graph with shapes."""
     return View(opset, _shapes(inferred), _constants(graph, opset), _producers(graph), input_sizes)
 
 
 def views(graph: GraphProto, inferred: GraphProto, view: View) -> Iterator[tuple[NodeProto, View]]:
-    """Every node with the view it stands in: that of its graph, which sees the tensors of those around it."""
+    """Yield every node with the view of its graph, which includes the tensors of the graphs around it."""
     for node, other in zip(graph.node, inferred.node, strict=True):
         yield node, view
         for inner, inner_inferred in zip(inner_graphs(node), inner_graphs(other), strict=True):
@@ -113,7 +112,7 @@ def _constants(graph: GraphProto, opset: int) -> dict[str, TensorProto]:
 
 
 def _values(attributes: dict[str, Any]) -> Iterator[TensorProto]:
-    """What a Constant node holds, in whichever of its attributes."""
+    """Yield the value of a Constant node, in whichever attribute it is."""
     for key, value in attributes.items():
         if key == "value":
             yield value
