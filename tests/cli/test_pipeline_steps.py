@@ -25,7 +25,7 @@ from dekr_infer.errors import ConfigError
 from dekr_infer.geometry import PUBLISHED_SIZES
 from dekr_infer.storage.atomic import sha256
 from dekr_infer.storage.run_record import record_path
-from tests.support.ascend_host import DOUBLES, steps
+from tests.support.ascend_host import FAKES, steps
 from tests.support.helpers import Ran, assert_refused, colourful, encode, run_command, write_pictures
 from tests.support.tiny_models import toy_model
 from tests.support.workspace import SIZES, copy_linked, make_inputs, write_rescore_net
@@ -407,7 +407,7 @@ def test_the_rescoring_file_is_wanted_only_when_it_is_used(new):
 @pytest.fixture
 def om(new: Chain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Chain:
     (tmp_path / "tools").mkdir()
-    (tmp_path / "tools" / "npu-smi").symlink_to(DOUBLES / "npu-smi")
+    (tmp_path / "tools" / "npu-smi").symlink_to(FAKES / "npu-smi")
     monkeypatch.setenv("PATH", f"{tmp_path / 'tools'}{os.pathsep}{os.environ['PATH']}")
     return new
 
