@@ -17,9 +17,10 @@ import numpy as np
 from dekr_infer.backends.base import Backend
 from dekr_infer.config.load import load_config
 from dekr_infer.config.settings import decode_settings
-from dekr_infer.data.images import read_image
+from dekr_infer.data.images import bgr, read_image
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Placement, Size
+from dekr_infer.model.weights import least_trained
 from dekr_infer.pose.decode import DecodeSettings, decode, transform_poses
 from dekr_infer.pose.refine import RefineSettings, match_to_heatmap
 from dekr_infer.pose.rescore import RescoreNet, load_rescore_net
@@ -64,6 +65,11 @@ class Detector:
         if isinstance(rescore, str | Path):
             rescore = load_rescore_net(rescore, load_config().RESCORE.HIDDEN_LAYER, skeleton)
         self.flip, self.refine, self.rescore, self.skeleton = flip, refine, rescore, skeleton
+
+    @property
+    def weights(self) -> str:
+        """The kind of the network's and the rescoring net's weights, the least trained counts: `random`, `demo`, `trained`."""
+        return least_trained(getattr(self.backend, "weights", None), self.rescore.kind if self.rescore else None)
 
     def __call__(self, image: np.ndarray | str | Path | Frame) -> People:
         """Find the people of one image.
@@ -140,6 +146,5 @@ class Detector:
         """
         if isinstance(image, str | Path):
             key, image = str(image), read_image(Path(image))
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise DekrError(f"image: is {image.shape} {image.dtype}, expected (h, w, 3) uint8 BGR")
-        return Frame(key, self.backend.input_sizes.place(Size(*image.shape[:2])), lambda: image)
+        pixels = bgr(image)
+        return Frame(key, self.backend.input_sizes.place(Size(*pixels.shape[:2])), lambda: pixels)

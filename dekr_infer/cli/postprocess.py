@@ -20,7 +20,7 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from dekr_infer.backends.output_folder import OutputFolder
-from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, config_of, print_warnings, run
+from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, config_of, print_note, print_warnings, run
 from dekr_infer.cli.progress import progress
 from dekr_infer.config.settings import decode_settings, influences, refine_settings, rescore_net
 from dekr_infer.data.coco import load_data_set
@@ -112,6 +112,7 @@ def postprocess(
         f"flip {'on' if flip else 'off'}, rescoring {'on' if config.RESCORE.VALID else 'off'}; "
         f"{results} and metrics.json in {metrics['seconds']['all']:.1f} s"
     )
+    print_note(metrics["weights"])
     print_warnings(metrics["warnings"])
     if earlier is not None and compare is not None:
         print("\n".join(difference_lines(earlier, metrics, compare)))
