@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +27,8 @@ from dekr_infer.pose.refine import RefineSettings, match_to_heatmap
 from dekr_infer.pose.rescore import RescoreNet, load_rescore_net
 from dekr_infer.skeleton import COCO_17, Skeleton
 from dekr_infer.structures import Frame, Passes, People
+
+AnyFrame = TypeVar("AnyFrame", bound=Frame)
 
 
 class Detector:
@@ -68,7 +71,7 @@ class Detector:
 
     @property
     def weights(self) -> str:
-        """The kind of the network's and the rescoring net's weights, the least trained counts: `random`, `demo`, `trained`."""
+        """The kind of the weights, `random`, `demo` or `trained`, of the network or the net that is less trained."""
         return least_trained(getattr(self.backend, "weights", None), self.rescore.kind if self.rescore else None)
 
     def __call__(self, image: np.ndarray | str | Path | Frame) -> People:
@@ -113,7 +116,7 @@ class Detector:
             raise DekrError(f"{' or '.join(sources)}: holds values beyond all bounds; run the network on it again")
         return People(poses, scores, decoded if self.rescore is not None else None)
 
-    def stream(self, frames: Iterable[Frame], workers: int = 1) -> Iterator[tuple[Frame, People]]:
+    def stream(self, frames: Iterable[AnyFrame], workers: int = 1) -> Iterator[tuple[AnyFrame, People]]:
         """Find the people of many frames; yield them in order, with at most `2 * workers` frames under way.
 
         Args:
@@ -125,7 +128,7 @@ class Detector:
             return
         rest = iter(frames)
         with ThreadPoolExecutor(workers) as pool:
-            waiting: deque[tuple[Frame, Future[People]]] = deque()
+            waiting: deque[tuple[AnyFrame, Future[People]]] = deque()
             try:
                 for frame in islice(rest, 2 * workers):
                     waiting.append((frame, pool.submit(self, frame)))

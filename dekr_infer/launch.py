@@ -28,6 +28,7 @@ COMMANDS = {
     "onnx_infer": ("cli.onnx_infer", "an ONNX file over folders of tensors on the CPU, as ais_bench does"),
     "postprocess": ("cli.postprocess", "network outputs to people and COCO metrics"),
     "pipeline": ("cli.pipeline", "all steps in a row; does only what has changed since the last run"),
+    "predict": ("cli.predict", "the people in images and videos of one's own: drawings and JSON"),
     "draw_results": ("cli.draw_results", "the people of a COCO result file over their images"),
     "check_upstream": ("cli.check_upstream", "upstream's code and ours side by side, stage by stage"),
     "random_checkpoint": ("cli.random_checkpoint", "checkpoints with random weights, to rehearse every command"),

@@ -107,8 +107,8 @@ def origins(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Return what is known of each output folder.
 
     Returns:
-        graph, checkpoint: SHA-256; weights: their kind; versions: by library; tensors: their folder; record: `pass`, `annotations`,
-        `opencv` and `moved_pixels` of the tensors. Unknown things are `None` or empty.
+        graph, checkpoint: SHA-256; weights: their kind; versions: by library; tensors: their folder; record: `pass`,
+        `annotations`, `opencv` and `moved_pixels` of the tensors. Unknown things are `None` or empty.
     """
     known = []
     for folder in folders:
