@@ -10,15 +10,19 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from dekr_infer.backends.base import Backend
+from dekr_infer.config.load import load_config
+from dekr_infer.config.settings import decode_settings
+from dekr_infer.data.images import read_image
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Placement, Size
 from dekr_infer.pose.decode import DecodeSettings, decode, transform_poses
 from dekr_infer.pose.refine import RefineSettings, match_to_heatmap
-from dekr_infer.pose.rescore import RescoreNet
+from dekr_infer.pose.rescore import RescoreNet, load_rescore_net
 from dekr_infer.skeleton import COCO_17, Skeleton
 from dekr_infer.structures import Frame, Passes, People
 
@@ -27,35 +31,52 @@ class Detector:
     """Finds the people of an image.
 
     Args:
-        backend: runs the network, or reads its outputs.
-        settings: of decoding.
+        backend: runs the network, or reads its outputs; a path is that of an exported ONNX file.
+        settings: of decoding; by default those of the W32 recipe.
         flip: merge the pass over the flipped image (TEST.FLIP_TEST).
         refine: settings of the heatmap refinement (TEST.MATCH_HMP); `None` leaves it out.
-        rescore: the rescoring net; `None` leaves the scores as decoded.
+        rescore: the rescoring net, or its checkpoint; `None` leaves the scores as decoded.
+        skeleton: of the network.
+        threads: of ONNX Runtime, for a backend given as a path; by default all cores.
+        provider: the execution provider of ONNX Runtime, for a backend given as a path.
+    Raises:
+        DekrError: a file is missing, damaged or does not fit.
     """
 
     def __init__(
         self,
-        backend: Backend,
-        settings: DecodeSettings,
+        backend: Backend | str | Path,
+        settings: DecodeSettings | None = None,
         *,
         flip: bool = True,
         refine: RefineSettings | None = None,
-        rescore: RescoreNet | None = None,
+        rescore: RescoreNet | str | Path | None = None,
         skeleton: Skeleton = COCO_17,
+        threads: int | None = None,
+        provider: str | None = None,
     ) -> None:
-        self.backend, self.settings, self.flip = backend, settings, flip
-        self.refine, self.rescore, self.skeleton = refine, rescore, skeleton
+        if isinstance(backend, str | Path):
+            from dekr_infer.backends.onnxruntime import CPU_PROVIDER, OnnxRuntime
 
-    def __call__(self, image: np.ndarray | Frame) -> People:
+            backend = OnnxRuntime(Path(backend), threads, provider=provider or CPU_PROVIDER)
+        self.backend: Backend = backend
+        self.settings = settings or decode_settings(load_config())
+        if isinstance(rescore, str | Path):
+            rescore = load_rescore_net(rescore, load_config().RESCORE.HIDDEN_LAYER, skeleton)
+        self.flip, self.refine, self.rescore, self.skeleton = flip, refine, rescore, skeleton
+
+    def __call__(self, image: np.ndarray | str | Path | Frame) -> People:
         """Find the people of one image.
 
         Args:
-            image: (h, w, 3) uint8 BGR, or a frame.
+            image: (h, w, 3) uint8 BGR, a file of any format that OpenCV decodes (turned as its EXIF entry says), or a
+                frame.
         Raises:
             DekrError: the image cannot be read, or the network's outputs are not usable.
         """
-        return self.detect(image if isinstance(image, Frame) else self._frame(image))[0]
+        if not isinstance(image, Frame):
+            image = self.frame(image)
+        return self.detect(image)[0]
 
     def detect(self, frame: Frame) -> tuple[People, Passes]:
         """Find the people of a frame; also return the maps they come from."""
@@ -111,7 +132,14 @@ class Detector:
                 for _, future in waiting:
                     future.cancel()
 
-    def _frame(self, image: np.ndarray) -> Frame:
+    def frame(self, image: np.ndarray | str | Path, key: str = "image") -> Frame:
+        """Return an image as a frame.
+
+        Raises:
+            DekrError: the image cannot be read.
+        """
+        if isinstance(image, str | Path):
+            key, image = str(image), read_image(Path(image))
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise DekrError(f"image: is {image.shape} {image.dtype}, expected (h, w, 3) uint8 BGR")
-        return Frame("image", self.backend.input_sizes.place(Size(*image.shape[:2])), lambda: image)
+        return Frame(key, self.backend.input_sizes.place(Size(*image.shape[:2])), lambda: image)

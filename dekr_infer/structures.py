@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -99,6 +100,28 @@ class People:
 
     def __len__(self) -> int:
         return len(self.poses)
+
+    def draw(
+        self, image: np.ndarray | str | Path, *, min_score: float = 0.1, min_joint_score: float = 0.05
+    ) -> np.ndarray:
+        """Draw the people over a copy of their image.
+
+        Args:
+            image: (h, w, 3) uint8 BGR, or a file.
+            min_score: people that score less are left out.
+            min_joint_score: joints that do not score more are left out.
+        Returns:
+            (h, w, 3) uint8 BGR, as `cv2.imwrite` takes it.
+        Raises:
+            DekrError: the file cannot be read.
+        """
+        from dekr_infer.data.images import read_image
+        from dekr_infer.visualization.overlay import draw_poses
+
+        pixels = read_image(Path(image)) if isinstance(image, str | Path) else image
+        kept = self.scores >= min_score
+        drawn = draw_poses(pixels[:, :, ::-1], self.poses[kept], self.scores[kept], joint_threshold=min_joint_score)
+        return np.ascontiguousarray(drawn[:, :, ::-1])
 
     def to_coco(self, image_id: int, category_id: int) -> list[dict[str, Any]]:
         """Return the entries of COCO's result file, one a person.

@@ -51,23 +51,11 @@ else
     rescore=scripts/demo/weights/rescore_demo.pth
     step "draw people" "$python" scripts/demo/people.py --output "$root" --pictures 60 --seed 2017
 fi
-pairs=(DATASET.ROOT "$root" TEST.MODEL_FILE "$weights" RESCORE.MODEL_FILE "$rescore")
-graph=$work/dekr_bs1.onnx
-
-step "preprocess" "$python" DEKR_preprocess.py --output "$work/prep_data" --output_flip "$work/prep_data_flip" \
-    "${limit[@]}" "${config[@]}" "${pairs[@]}"
-if [[ ! -f $graph || $weights -nt $graph ]]; then
-    step "export" "$python" DEKR_pth2onnx.py --output "$graph" "${config[@]}" "${pairs[@]}"
-fi
-for pass in "" _flip; do
-    step "infer${pass/_/ }" "$python" scripts/onnx_infer.py --model "$graph" --input "$work/prep_data$pass" \
-        --output "$work" --output_dirname "out$pass"
-done
-step "postprocess" "$python" DEKR_postprocess.py --dump_dir "$work/out" --dump_dir_flip "$work/out_flip" \
-    --output "$work/results" ${limit[0]:+--allow_missing} "${config[@]}" "${pairs[@]}"
+PYTHON=$python step "pipeline" bash scripts/run_pipeline.sh --work "$work" --data "$root" --weights "$weights" \
+    --rescore "$rescore" "${limit[@]}" "${config[@]}"
 step "draw results" "$python" scripts/draw_results.py --results "$work/results/keypoints_val2017_results.json" \
-    --output "$work/overlays" "${config[@]}" "${pairs[@]}"
+    --output "$work/overlays" "${config[@]}" DATASET.ROOT "$root"
 
 printf '\n%6d s  in all\n' "$SECONDS"
 printf '%s\n' "${times[@]}"
-printf '\nfigures: %s\npictures: %s\n' "$work/results/metrics.json" "$work/overlays/sheet.png"
+printf '\nmetrics: %s\nimages: %s\n' "$work/results/metrics.json" "$work/overlays/sheet.png"

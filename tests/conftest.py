@@ -15,17 +15,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 FAST = (  # the beginnings of what `pytest -m fast` runs below tests/
-    *(
-        "config/",
-        "data/",
-        "evaluation/test_coco_metrics.py",
-        "model/test_deform.py",
-        "model/test_model.py",
-        "onnx_graph/",
-        "pose/",
-        "storage/",
-    ),
-    *("test_docs.py", "test_geometry.py", "visualization/"),
+    "config/",
+    "data/",
+    "evaluation/test_coco_metrics.py",
+    "model/test_deform.py",
+    "model/test_model.py",
+    "onnx_graph/",
+    "pose/",
+    "storage/",
+    "test_docs.py",
+    "test_geometry.py",
+    "visualization/",
 )
 
 
@@ -35,9 +35,9 @@ def _is_fast(path: Path) -> bool:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Spare `pytest -m fast` the imports of all other test modules."""
-    return (
-        config.option.markexpr == "fast" and collection_path.suffix == ".py" and not _is_fast(collection_path)
-    ) or None
+    if config.option.markexpr != "fast" or collection_path.suffix != ".py" or _is_fast(collection_path):
+        return None  # as pytest decides
+    return True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

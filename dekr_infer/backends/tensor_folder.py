@@ -30,7 +30,7 @@ from dekr_infer.storage.run_record import Entry, FileMark, Head, RunRecord, reco
 
 KIND = "tensors"  # of the record
 ORIGINAL, FLIPPED = "original", "flipped"
-OTHERS = "replace them with --overwrite and without --limit, or name another folder"
+OTHERS = "replace them with --overwrite and without --limit, delete this folder, or name another one"
 
 
 @dataclass

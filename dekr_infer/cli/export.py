@@ -13,6 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from torch import nn
+from yacs.config import CfgNode
 
 from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, cores, run, worker_count
 from dekr_infer.errors import ConfigError
@@ -42,6 +43,54 @@ def main(argv: Arguments = None, input_sizes: InputSizes = PUBLISHED_SIZES) -> i
     add_config(parser)
     args = parser.parse_args(argv)
 
+    def work() -> None:
+        if args.upstream is None:
+            config, network = config_of(args), None
+        else:
+            use_checkout(args.upstream)
+            config = upstream_config(args.upstream, args.cfg, args.pairs)
+            network = upstream_network(config)
+        export(
+            config,
+            args.output,
+            network,
+            dialect=args.dialect,
+            deform=args.deform,
+            check=not args.skip_check,
+            input_sizes=input_sizes,
+            threads=args.threads,
+        )
+
+    return run(work)
+
+
+def export(
+    config: CfgNode,
+    output: Path,
+    network: nn.Module | None = None,
+    *,
+    dialect: str = ASCEND,
+    deform: str = SEPARATE,
+    check: bool = True,
+    input_sizes: InputSizes = PUBLISHED_SIZES,
+    threads: int | None = None,
+) -> None:
+    """Export the checkpoint that a configuration names, and print what was proven; see `export_onnx`.
+
+    Args:
+        config: names the checkpoint by TEST.MODEL_FILE.
+        output: the ONNX file.
+        network: by default the network of the configuration.
+        dialect: one of `DIALECTS`.
+        deform: one of `VARIANTS`.
+        check: compare the written file with torch at every input size.
+        input_sizes: of the graph.
+        threads: of torch and of the comparison.
+    Raises:
+        ConfigError: no checkpoint is named.
+        DekrError: see `export_onnx`.
+    """
+
     def show(difference: Difference) -> None:
         if difference.input_size == input_sizes[0]:
             allowed = f"heatmap {HEAT_TOLERANCE:g}, offset {OFFSET_TOLERANCE:g} cells"
@@ -53,30 +102,21 @@ def main(argv: Arguments = None, input_sizes: InputSizes = PUBLISHED_SIZES) -> i
             flush=True,
         )
 
-    def work() -> None:
-        if args.upstream is None:
-            config = config_of(args)
-            network: nn.Module = build_network(config)
-        else:
-            use_checkout(args.upstream)
-            config = upstream_config(args.upstream, args.cfg, args.pairs)
-            network = upstream_network(config)
-        if not config.TEST.MODEL_FILE:
-            raise ConfigError("no checkpoint is named; add TEST.MODEL_FILE models/pose_dekr_hrnetw32_coco.pth")
-        report = export_onnx(
-            network,
-            Path(config.TEST.MODEL_FILE),
-            args.output,
-            dialect=args.dialect,
-            deform=args.deform,
-            check=not args.skip_check,
-            input_sizes=input_sizes,
-            threads=args.threads,
-            on_difference=show,
-        )
-        print(
-            f"{report.output}: dialect {report.dialect}, {report.nodes} nodes, {report.deformable} deformable, "
-            f"{report.size:,} bytes, in {report.seconds:.1f} s"
-        )
-
-    return run(work)
+    network = network or build_network(config)
+    if not config.TEST.MODEL_FILE:
+        raise ConfigError("no checkpoint is named; add TEST.MODEL_FILE models/pose_dekr_hrnetw32_coco.pth")
+    report = export_onnx(
+        network,
+        Path(config.TEST.MODEL_FILE),
+        output,
+        dialect=dialect,
+        deform=deform,
+        check=check,
+        input_sizes=input_sizes,
+        threads=threads,
+        on_difference=show,
+    )
+    print(
+        f"{report.output}: dialect {report.dialect}, {report.nodes} nodes, {report.deformable} deformable, "
+        f"{report.size:,} bytes, in {report.seconds:.1f} s"
+    )

@@ -23,6 +23,8 @@ from typing import Any, TextIO
 from yacs.config import CfgNode
 
 import dekr_infer
+from dekr_infer.ascend.ais_bench import run_passes
+from dekr_infer.ascend.atc import convert
 from dekr_infer.ascend.soc_version import chip_name
 from dekr_infer.backends.folder_runner import Options, summary_path
 from dekr_infer.cli.app import Arguments, Parser, add_config, cores, non_negative_int, positive_int, run
@@ -34,7 +36,6 @@ from dekr_infer.config.settings import influences
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.data.sources import ImageFiles, image_source
 from dekr_infer.errors import DekrError
-from dekr_infer.launch import main_of
 from dekr_infer.storage.atomic import folder_lock, sha256
 from dekr_infer.storage.run_record import Head, RunRecord, mark_folder, record_path
 
@@ -106,7 +107,7 @@ class Chain:
         started = time.monotonic()
         self._preprocess()
         graph = self.args.onnx or self._export()
-        model = self._convert(graph) if self.chip else graph
+        model = self._convert(graph, self.chip) if self.chip else graph
         for which in ("", "_flip"):
             self._infer(model, which)
         self._postprocess()
@@ -115,24 +116,16 @@ class Chain:
             print(f"{'-':>8}  {name}" if seconds is None else f"{seconds:6.0f} s  {name}")
         print(f"metrics: {self.work / 'results' / 'metrics.json'}\nlog: {self.work / NAME}.log", flush=True)
 
-    def _step(self, name: str, inputs: Mapping[str, Any], command: Callable[[], int], makes: Sequence[Path]) -> None:
-        """Do a step unless it is done.
-
-        Args:
-            name: of the step.
-            inputs: what decides the result.
-            makes: the files and folders it writes.
-            command: prints its own errors; returns its exit code.
-        """
+    def _step(self, name: str, inputs: Mapping[str, Any], command: Callable[[], None], makes: Sequence[Path]) -> None:
+        """Do a step unless it is done; raise `StepFailedError` if it fails, after its error line."""
 
         def work() -> None:
             started = time.monotonic()
-            code = command()
+            code = run(command)
             if code:
                 log = self.work / f"{NAME}.log"
-                print(
-                    f"stopped at the step '{name}'; run the same command again to resume; log: {log}", file=sys.stderr
-                )
+                line = f"stopped at the step '{name}'; run the same command again to resume; log: {log}"
+                print(line, file=sys.stderr)
                 raise StepFailedError(code)
             self.seconds[name] = time.monotonic() - started
 
@@ -148,53 +141,52 @@ class Chain:
         files.check_present(chosen)
         images = {name: files.fingerprint(name) for name in chosen}
         inputs = {"annotations": sha256(data.annotation), "images": images, "input_size": config.DATASET.INPUT_SIZE}
-        folders = (self._folder("prep_data"), self._folder("prep_data_flip"))
+        folders = (self.work / "prep_data", self.work / "prep_data_flip")
         self._step(
             "preprocess",
             inputs,
-            lambda: run(lambda: preprocess(config, folders, limit=limit, workers=cores(), replace_changed=True)),
+            lambda: preprocess(config, folders, limit=limit, workers=cores(), replace_changed=True),
             folders,
         )
 
     def _export(self) -> Path:
-        graph = self.work / "dekr_bs1.onnx"
-        weights = self.config.TEST.MODEL_FILE
+        from dekr_infer.cli.export import export  # brings torch
+
+        config, graph = self.config, self.work / "dekr_bs1.onnx"
         inputs = {
-            "weights": sha256(Path(weights)),
-            "network": self.config.MODEL.dump(),
+            "weights": sha256(Path(config.TEST.MODEL_FILE)),
+            "network": config.MODEL.dump(),
             "version": dekr_infer.__version__,
         }
-        words = ["--output", graph, *(["--cfg", self.args.cfg] if self.args.cfg else []), *self.args.pairs]
-        words += ["TEST.MODEL_FILE", weights]
-        self._step("export", inputs, lambda: main_of("export")([str(word) for word in words]), [graph])
+        self._step("export", inputs, lambda: export(config, graph, threads=cores()), [graph])
         return graph
 
-    def _convert(self, graph: Path) -> Path:
+    def _convert(self, graph: Path, chip: str) -> Path:
         model = self.work / "dekr_bs1.om"
-        words = [str(graph), str(model), "--chip", str(self.chip)]
-        inputs = {"graph": sha256(graph), "chip": self.chip}
-        self._step("convert", inputs, lambda: main_of("atc")(words), [model])
+
+        def command() -> None:
+            convert(graph, model, chip=chip)
+
+        self._step("convert", {"graph": sha256(graph), "chip": chip}, command, [model])
         return model
 
     def _infer(self, model: Path, which: str) -> None:
-        tensors, outputs = self._folder(f"prep_data{which}"), self._folder(f"out{which}")
-        inputs = {"model": sha256(model), "tensors": mark_folder(tensors).xxh3}
-        words = [model, "--input", tensors, "--output", self.work, "--output_dirname", outputs.name]
-        words += ["--device", self.args.device or 0]
+        tensors, outputs = self.work / f"prep_data{which}", self.work / f"out{which}"
+        device, options = self.args.device or 0, Options(replace_others=True)
         arguments = {"model": str(model), "input": str(tensors), "output": str(outputs), "outfmt": "NPY"}
-        options = Options(replace_others=True)
-        self._step(
-            f"infer{which}",
-            inputs,
-            (lambda: main_of("ais_bench")([str(word) for word in words]))
-            if self.chip
-            else lambda: run(lambda: infer(model, [([tensors], outputs)], options, cores(), arguments)),
-            [outputs, summary_path(outputs)],
-        )
+
+        def command() -> None:
+            if self.chip:
+                run_passes(model, source=tensors, output=self.work, dirname=outputs.name, device=device)
+            else:
+                infer(model, [([tensors], outputs)], options, cores(), arguments)
+
+        inputs = {"model": sha256(model), "tensors": mark_folder(tensors).xxh3}
+        self._step(f"infer{which}", inputs, command, [outputs, summary_path(outputs)])
 
     def _postprocess(self) -> None:
         config, results = self.config, self.work / "results"
-        folders = self._folder("out"), self._folder("out_flip")
+        folders = self.work / "out", self.work / "out_flip"
         data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST)
         inputs = {
             "annotations": sha256(data.annotation),
@@ -207,12 +199,9 @@ class Chain:
         self._step(
             "postprocess",
             inputs,
-            lambda: run(lambda: postprocess(config, *folders, results, allow_missing=missing)),
+            lambda: postprocess(config, *folders, results, allow_missing=missing),
             makes,
         )
-
-    def _folder(self, name: str) -> Path:
-        return self.work / name
 
 
 class _Tee(io.TextIOBase):

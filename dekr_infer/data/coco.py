@@ -15,12 +15,12 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
+from dekr_infer.data.images import LARGEST_SIDE
 from dekr_infer.errors import DekrError, excerpt
 from dekr_infer.geometry import Size
 from dekr_infer.skeleton import COCO_17, Skeleton
 from dekr_infer.storage.atomic import read_regular
 
-LARGEST_SIDE = 32_766  # pixels; OpenCV warps nothing larger
 LARGEST_NUMBER = 1e12  # pixels, or square pixels; beyond any image
 SMALLEST_AREA = 0.05  # of the box of a person's joints; COCO's people have 0.16 and more
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"

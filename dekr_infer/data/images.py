@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
+from dekr_infer.storage.atomic import read_regular
 
+LARGEST_SIDE = 32_766  # pixels; OpenCV warps nothing larger
 JPEG_START = b"\xff\xd8"
 JPEG_SCAN = 0xDA  # the marker after which compressed pixels follow
 JPEG_END = b"\xff\xd9"
@@ -39,6 +42,30 @@ def decode_image(data: bytes, name: str, expected: Size | None = None) -> np.nda
     if image is None:
         raise DekrError(f"{name}: not an image, or damaged, or neither JPEG nor PNG; download this file again")
     _check_size(Size(*image.shape[:2]), expected, name)
+    return image
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Read an image of any format that OpenCV decodes: (h, w, 3) uint8 BGR, turned as its EXIF entry says.
+
+    Raises:
+        DekrError: the file is missing, no image, or damaged.
+    """
+    try:
+        data = read_regular(path)
+    except OSError as error:
+        raise DekrError(f"{path}: cannot be read ({error.strerror}); check its name and your rights") from None
+    size = encoded_size(data)
+    if size is not None and max(size) > LARGEST_SIDE:
+        raise DekrError(f"{path}: is {size} pixels, at most {LARGEST_SIDE} a side are supported here; make it smaller")
+    image = None
+    if data and not is_cut_short(data):
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        except cv2.error:
+            image = None
+    if image is None:
+        raise DekrError(f"{path}: not an image that OpenCV decodes, or damaged; save it again as JPEG or PNG")
     return image
 
 

@@ -64,32 +64,30 @@ def fold_batch_norms(network: nn.Module, image: Tensor) -> None:
         image: any input of the network.
     """
     names = {module: name for name, module in network.named_modules()}
-    written: list[tuple[Tensor, Any]] = []
-    read: list[tuple[Tensor, nn.BatchNorm2d]] = []
+    convolutions: list[tuple[Any, Any]] = []  # each call of one, as an operation in torch's graph of gradients
+    norms: list[tuple[Any, nn.BatchNorm2d]] = []  # the operation whose result each call of one reads
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(module, nn.BatchNorm2d):
-            read.append((inputs[0], module))
-        else:
-            written.append((output, module))
+            norms.append((inputs[0].grad_fn, module))
+        elif isinstance(module, nn.Conv2d) or names[module].endswith("adapt_conv"):
+            convolutions.append((output.grad_fn, module))
 
-    kinds = (nn.Conv2d, nn.BatchNorm2d)
-    watched = [module for module, name in names.items() if isinstance(module, kinds) or name.endswith("adapt_conv")]
-    hooks = [module.register_forward_hook(note) for module in watched]
+    hooks = [module.register_forward_hook(note) for module in names]
     network.requires_grad_(True)
     with torch.enable_grad():
         outputs = network(image)
     for hook in hooks:
         hook.remove()
     readers = _readers([outputs] if isinstance(outputs, Tensor) else outputs)
-    uses = Counter(module for _, module in (*written, *read))
-    for values, norm in read:
-        conv = next((module for output, module in written if output is values), None)
-        if conv is None or readers[values.grad_fn] > 1 or uses[conv] > 1 or uses[norm] > 1 or norm.running_var is None:
-            continue
-        _fold_into(conv, norm)
-        parent, _, child = names[norm].rpartition(".")
-        setattr(network.get_submodule(parent), child, nn.Identity())
+    uses = Counter(module for _, module in (*convolutions, *norms))
+    by_operation = dict(convolutions)
+    for operation, norm in norms:
+        conv = by_operation.get(operation)
+        if conv is not None and readers[operation] == uses[conv] == uses[norm] == 1 and norm.running_var is not None:
+            _fold_into(conv, norm)
+            parent, _, child = names[norm].rpartition(".")
+            setattr(network.get_submodule(parent), child, nn.Identity())
 
 
 def _readers(outputs: Iterable[Tensor]) -> Counter[Any]:

@@ -103,12 +103,7 @@ def _trace(network: nn.Module, image: Tensor) -> ModelProto:
 
 
 def _name_after_keys(graph: ir.Graph, keys: dict[str, str]) -> None:
-    """Name initialisers after the checkpoint's keys, and convolutions after their weights.
-
-    Args:
-        graph: as torch traced it.
-        keys: the checkpoint key of each of the traced module's parameters.
-    """
+    """Name initialisers after the checkpoint keys of the traced parameters, and convolutions after their weights."""
     count = 0
     for value in list(graph.initializers.values()):
         name = keys.get(value.name or "", "")
@@ -117,6 +112,5 @@ def _name_after_keys(graph: ir.Graph, keys: dict[str, str]) -> None:
         value.name = name
     for node in graph:
         weight = node.inputs[1] if len(node.inputs) > 1 else None
-        if weight is not None and weight.is_initializer() and weight.name:
-            stem, dot, kind = weight.name.rpartition(".")
-            node.name = stem if dot and kind == "weight" else node.name
+        if weight is not None and (weight.name or "").endswith(".weight"):
+            node.name = (weight.name or "").removesuffix(".weight")

@@ -155,7 +155,7 @@ def _enlargement(resize: Any, attributes: dict[str, str]) -> int:
         return 0
     scales = _array(resize.inputs[2]).tolist()
     fits = len(scales) == 4 and scales[:2] == [1, 1] and scales[2] == scales[3] == int(scales[2]) > 1
-    same = all(resize.attributes.get_string(key) == wanted for key, wanted in attributes.items())
+    same = all(resize.attributes.get_string(key) == expected for key, expected in attributes.items())
     return int(scales[2]) if fits and same else 0
 
 

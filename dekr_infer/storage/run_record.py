@@ -250,7 +250,7 @@ def mark_file(path: Path) -> FileMark:
 
 
 def mark_folder(folder: Path) -> FileMark:
-    """Return the mark of a folder with a record: the number of its files, and a hash over their names and contents.
+    """Return the mark of a folder with a record: the number of its files, and a hash over head, names and contents.
 
     Raises:
         DekrError: there is no record, or a file is not as its record has it.
@@ -259,7 +259,7 @@ def mark_folder(folder: Path) -> FileMark:
     if contents is None:
         raise DekrError(f"{folder}: has no record {record_path(folder)}; run the command that fills it again")
     marks = {name: mark for entry in contents.entries.values() for name, mark in entry.outputs.items()}
-    digest = xxhash.xxh3_128(msgspec.json.encode(contents.head.settings))
+    digest = xxhash.xxh3_128(msgspec.json.encode(contents.head))
     for name, mark in sorted(marks.items()):
         if mark.renewed(folder / name) is None:
             raise DekrError(f"{folder / name}: is not as it was written; run the command that wrote it again")

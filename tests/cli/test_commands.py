@@ -228,7 +228,7 @@ def test_tensors_of_other_pictures_are_not_kept(coco):
     before = {path: path.read_bytes() for path in coco.parent.rglob("prep*/*.npy")}
     record, images = record_of(coco), images_of(coco)
     other_pictures(coco, "000000000007.jpg")
-    assert_refused(preprocess(coco), 1, f"prep: 1 of its {OTHERS} 000000000007.npy", "--overwrite", "another folder")
+    assert_refused(preprocess(coco), 1, f"prep: 1 of its {OTHERS} 000000000007.npy", "--overwrite", "name another one")
     assert_refused(preprocess(coco, "--limit", 1), 1, OTHERS)
     assert_refused(preprocess(coco, "--limit", 1, "--overwrite"), 1, OTHERS, "without --limit")
     assert before == {path: path.read_bytes() for path in coco.parent.rglob("prep*/*.npy")}

@@ -13,6 +13,7 @@ from dekr_infer.data.coco import load_data_set
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size, cells
 from dekr_infer.storage import npy as tensors
+from dekr_infer.storage.atomic import folder_lock
 from tests.support.ascend_host import FAKES, Host, refused
 
 
@@ -105,10 +106,11 @@ def test_without_an_npu_its_tools_are_not_asked_for(tmp_path):
 def test_the_disk_space_is_what_the_files_take(tmp_path):
     """One picture of each orientation, written as the chain writes them."""
     written = 0
-    with tensors.exclusive(tmp_path / "made"):
+    with folder_lock(tmp_path / "made"):
         for input_size in (Size(512, 768), Size(1024, 512)):
             for channels, size in ((3, input_size), (18, cells(input_size)), (34, cells(input_size))):
-                written += 2 * tensors.write(tmp_path / "made", "x.npy", np.zeros((1, channels, *size), np.float32))
+                array = np.zeros((1, channels, *size), np.float32)
+                written += 2 * tensors.write(tmp_path / "made", "x.npy", array).size
     assert needed_bytes([Size(400, 600), Size(640, 340)]) == written
 
 

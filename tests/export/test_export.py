@@ -172,9 +172,9 @@ def test_the_file_means_what_torch_computes_when_read_by_the_operators_documenta
     image = np.random.default_rng(0).normal(size=(1, 3, 32, 64)).astype(np.float32)
     found: Any = ReferenceEvaluator(model, new_ops=[DeformableConv2D]).run(None, {"image": image})
     with torch.inference_mode():
-        wanted = tiny.network(torch.from_numpy(image))
-    np.testing.assert_allclose(found[0], wanted[0].numpy(), rtol=0, atol=1e-4)
-    np.testing.assert_allclose(found[1], wanted[1].numpy(), rtol=0, atol=5e-3)
+        expected = tiny.network(torch.from_numpy(image))
+    np.testing.assert_allclose(found[0], expected[0].numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found[1], expected[1].numpy(), rtol=0, atol=5e-3)
 
 
 def test_all_five_input_sizes_agree_with_torch(tiny):
@@ -356,7 +356,7 @@ def test_a_batch_norm_whose_convolution_is_read_elsewhere_is_refused():
 
 
 def entries(name: str, joints: int) -> list[str]:
-    """Return the checkpoint keys that the name of an initialiser stands for, by the rules in `trace`'s first lines."""
+    """Return the checkpoint keys that the name of an initialiser means, by the rules in `trace`'s first lines."""
     keys: list[list[str]] = [[]]
     for part in name.split("."):
         alternatives = part.split("_and_")

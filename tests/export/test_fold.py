@@ -80,9 +80,9 @@ def test_the_folded_offsets_are_the_blocks_own():
     made = block()
     x = torch.randn(2, 3, 4, 5)
     planar = folded_block(made).offsets(x)
-    wanted = made.kernel_offset(x)
-    torch.testing.assert_close(planar[:, :9], wanted[:, 1::2], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(planar[:, 9:18], wanted[:, 0::2], rtol=1e-5, atol=1e-5)
+    expected = made.kernel_offset(x)
+    torch.testing.assert_close(planar[:, :9], expected[:, 1::2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(planar[:, 9:18], expected[:, 0::2], rtol=1e-5, atol=1e-5)
     assert (planar[:, 18:] == 1).all()
 
 
@@ -93,9 +93,9 @@ def test_a_folded_block_computes_what_the_block_computes(channels, dilation):
     folded = folded_block(made)
     assert folded.dilation == dilation
     x = torch.randn(2, channels, 6, 7, dtype=torch.float64)
-    wanted, found = made.double()(x), folded.double()(x)
-    scale = wanted.abs().max().item()
-    torch.testing.assert_close(found, wanted, rtol=0, atol=3e-6 * scale)  # what storing weights in float32 leaves
+    expected, found = made.double()(x), folded.double()(x)
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(found, expected, rtol=0, atol=3e-6 * scale)  # what storing weights in float32 leaves
 
 
 def test_folding_is_done_in_float64():

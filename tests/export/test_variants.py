@@ -134,11 +134,11 @@ def images() -> list[np.ndarray]:
 def assert_same(model: ModelProto, network: Any) -> None:
     for image in images():
         with torch.inference_mode():
-            wanted = network.double()(torch.from_numpy(image).double())
+            expected = network.double()(torch.from_numpy(image).double())
         network.float()
-        for a, b in zip(run(model, image), wanted, strict=True):
+        for a, b in zip(run(model, image), expected, strict=True):
             np.testing.assert_allclose(a, b.numpy(), rtol=0, atol=2e-5 * b.abs().max().item())
-        assert wanted[1].std() > 0.1
+        assert expected[1].std() > 0.1
 
 
 # --- what they compute
@@ -190,8 +190,8 @@ def test_each_joint_reads_its_own_channels(variant):
         last.weight = nn.Parameter(torch.tensor([[0.0, 0, 1], [0, 1000, 0]]).view(2, 3, 1, 1))
         nn.init.zeros_(last.bias)
     _, offset = run(build_graph(coded, variant), images()[0])
-    wanted = [value for joint in range(JOINTS) for value in (10 * joint + 2, 1000 * (10 * joint + 1))]
-    np.testing.assert_allclose(offset[0, :, 3, 3], wanted, rtol=1e-6)
+    expected = [value for joint in range(JOINTS) for value in (10 * joint + 2, 1000 * (10 * joint + 1))]
+    np.testing.assert_allclose(offset[0, :, 3, 3], expected, rtol=1e-6)
 
 
 class DeformableConv2D(OpRun):
@@ -220,8 +220,8 @@ def test_the_file_read_by_the_operators_documentation(network, graphs, variant):
     image = images()[1][:, :, :16, :20]
     found: Any = ReferenceEvaluator(graphs[variant], new_ops=[DeformableConv2D]).run(None, {"image": image})
     with torch.inference_mode():
-        wanted = network(torch.from_numpy(image))[1].numpy()
-    np.testing.assert_allclose(found[1], wanted, rtol=0, atol=2e-5 * np.abs(wanted).max())
+        expected = network(torch.from_numpy(image))[1].numpy()
+    np.testing.assert_allclose(found[1], expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
 
 def test_joined_blocks_compute_in_torch_what_the_blocks_compute(network):
@@ -230,8 +230,8 @@ def test_joined_blocks_compute_in_torch_what_the_blocks_compute(network):
     blocks = [fold_adaptive_block(stack[0]) for stack in folded.offset_feature_layers]
     x = torch.randn(2, JOINTS * WIDTH, 4, 7, generator=torch.Generator().manual_seed(1))
     stacks = zip(network.offset_feature_layers, x.split(WIDTH, 1), strict=True)
-    wanted = torch.cat([stack[0](part) for stack, part in stacks], 1)
-    torch.testing.assert_close(join_blocks(blocks)(x), wanted, rtol=1e-4, atol=1e-3)
+    expected = torch.cat([stack[0](part) for stack, part in stacks], 1)
+    torch.testing.assert_close(join_blocks(blocks)(x), expected, rtol=1e-4, atol=1e-3)
 
 
 # --- what is in the graph
@@ -334,9 +334,9 @@ def test_dialects_convert_there_and_back(graphs, variant):
     assert (dialect_of(model), dialect_of(standard)) == (ASCEND, ONNX)
     check_standard(standard)
     back = to_dialect(standard, ASCEND)
-    wanted, found = initializers(model), initializers(back)
-    assert list(found) == list(wanted)
-    for name, values in wanted.items():
+    expected, found = initializers(model), initializers(back)
+    assert list(found) == list(expected)
+    for name, values in expected.items():
         np.testing.assert_array_equal(found[name], values)
     for a, b in zip(back.graph.node, model.graph.node, strict=True):
         assert (a.op_type, a.input, a.output, attributes(a)) == (b.op_type, b.input, b.output, attributes(b))
@@ -461,7 +461,7 @@ def test_parts_rejoined_otherwise_stay(order, sizes):
 
 
 @pytest.fixture(scope="module")
-def wanted(tiny) -> dict[Size, tuple[np.ndarray, list[np.ndarray]]]:
+def expected(tiny) -> dict[Size, tuple[np.ndarray, list[np.ndarray]]]:
     """An image of every input size, and torch's outputs for it."""
     rng, found = np.random.default_rng(SEED), {}
     for input_size in PUBLISHED_SIZES:
@@ -472,13 +472,13 @@ def wanted(tiny) -> dict[Size, tuple[np.ndarray, list[np.ndarray]]]:
 
 
 @pytest.mark.parametrize(("variant", "count"), [(SEPARATE, 34), (PADDED, 34), (GROUPED, 2), (GATHER, 0)])
-def test_all_five_input_sizes_agree_with_torch(tiny, wanted, tmp_path, variant, count):
+def test_all_five_input_sizes_agree_with_torch(tiny, expected, tmp_path, variant, count):
     model = build_graph(tiny.network, variant)
     assert len(nodes_of(model, "DeformableConv2D")) == count
     helper.set_model_props(model, {"input_sizes": str(PUBLISHED_SIZES)})
     onnx.save(model, tmp_path / "net.onnx")
     graph = OnnxRuntime(tmp_path / "net.onnx", 1)
-    for input_size, (image, outputs) in wanted.items():
+    for input_size, (image, outputs) in expected.items():
         difference = difference_of(input_size, outputs, graph.run(image)[:2])
         assert difference.heat <= 2e-5 and difference.offset <= 5e-3, difference
 

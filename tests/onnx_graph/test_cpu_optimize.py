@@ -45,8 +45,8 @@ def resizes(model: ModelProto, mode: bytes) -> list[NodeProto]:
     return [node for node in nodes_of(model, "Resize") if attributes(node)["mode"] == mode]
 
 
-def assert_same(found: list[np.ndarray], wanted: list[np.ndarray]) -> None:
-    for a, b in zip(found, wanted, strict=True):
+def assert_same(found: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5 * max(1.0, float(np.abs(b).max())))
 
 
@@ -187,8 +187,8 @@ def test_a_loaded_graph_is_rewritten_except_with_as_written(tiny, standard, monk
     monkeypatch.setattr("dekr_infer.backends.onnxruntime.optimize_for_cpu", optimize)
     written = OnnxRuntime(tiny.graph, 1, as_written=True).run(IMAGE)[:2]
     assert calls == []
-    for found, wanted in zip(written, outputs(standard, image=IMAGE), strict=True):
-        np.testing.assert_array_equal(found, wanted)
+    for found, expected in zip(written, outputs(standard, image=IMAGE), strict=True):
+        np.testing.assert_array_equal(found, expected)
     OnnxRuntime(tiny.graph, 1)
     assert len(calls) == 1
 

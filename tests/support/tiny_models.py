@@ -1,4 +1,4 @@
-"""A network of DEKR's full structure and tiny widths, and a graph whose outputs can be told by eye."""
+"""A network of DEKR's full structure and tiny widths, and a graph whose outputs are readable by eye."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def linked_model() -> ModelProto:
 
 
 def toy_outputs(image: np.ndarray, scale: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """What `toy_model` makes of a whole-numbered picture: heat c is c + 1 times its red, offset c minus its green."""
+    """Return `toy_model`'s outputs for whole numbers: heat c is c + 1 times the red, offset c minus the green."""
     heat = scale * np.arange(1, 19, dtype=np.float32)[:, None, None] * image[:, 0, None, ::4, ::4]
     offset = -scale * np.arange(1, 35, dtype=np.float32)[:, None, None] * image[:, 1, None, 1::4, 2::4]
     return heat, offset
