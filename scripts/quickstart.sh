@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Set everything up and run the whole chain: pictures -> tensors -> ONNX -> both passes on the CPU -> COCO figures.
+# usage: bash scripts/quickstart.sh [--limit N]
 #
-#   bash scripts/quickstart.sh [--limit N]
-#
-# With COCO in data/coco and the official weights in models/ it runs on those; --limit takes only the first N pictures.
-# Otherwise it draws a small set of people itself and runs the demo network on it. All it makes is in quickstart/; what
-# is there already is not made again, so a stopped run goes on where it was.
+# Set everything up and run the whole chain: images -> tensors -> ONNX -> both passes on the CPU -> COCO metrics. With COCO
+# in data/coco and the official weights in models/ it runs on those; --limit takes only the first N images. Otherwise it
+# draws a small set of people and runs the demo network on it. Everything it makes is in quickstart/. Finished steps are
+# not repeated, so an interrupted run resumes.
 set -euo pipefail
 # shellcheck source=common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_if_asked "$@"
 cd "$root"
 
 limit=()
 if [[ ${1:-} == --limit ]]; then
-    [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail 2 "--limit wants a number of pictures"
+    [[ ${2:-} =~ ^[1-9][0-9]*$ ]] || fail 2 "--limit expects a number of images"
     limit=(--limit "$2")
     shift 2
 fi
@@ -43,7 +43,7 @@ if [[ ${#missing[@]} -eq 0 ]]; then
     config=(--cfg dekr_w32_coco)
     root=data/coco
 else
-    printf '\nnot there: %s\nso this runs on drawn people, with the demo network\n' "${missing[*]}"
+    printf '\nmissing: %s\nso this runs on drawn people, with the demo network\n' "${missing[*]}"
     work=quickstart/demo
     config=(--cfg demo)
     root=$work/data

@@ -128,6 +128,8 @@ def run_passes(
     """Run both passes, or the folder asked for, and print the speed of each input size.
 
     Args:
+        model: the .om file.
+        device: the NPU's number.
         source: a folder of tensors; by default prep_data and prep_data_flip.
         output: where the output folders are, or are created.
         dirname: with `source`: the output folder's name, by default `out`.
@@ -162,6 +164,7 @@ def run_pass(frontend: Frontend, job: Job, extra: Sequence[str] = ()) -> Summary
     2025 and 2026 ask for that, and a tool that outlived a killed run may still write into its own.
 
     Args:
+        frontend: the installed ais_bench.
         job: has passed `Job.check`.
         extra: further words for ais_bench.
     Raises:
@@ -223,6 +226,7 @@ def _summary_in(value: Any, path: Path) -> Summary:
     """Return what is read of a summary.
 
     Args:
+        path: of ais_bench's summary.
         value: as it is in the JSON file `path`.
     Raises:
         DekrError: it has no throughput, or times or file names of the wrong types.

@@ -64,6 +64,7 @@ class Frontend:
         """Refuse what ais_bench would refuse or misread; take away others' right to write where it insists on that.
 
         Args:
+            model: the .om file.
             source: the folder of tensors, of which ais_bench looks at every entry.
             output: the folder in which ais_bench creates its own.
         Raises:

@@ -81,6 +81,9 @@ def convert(
     """Check an ONNX file, convert it, check the result; only a finished model gets its name.
 
     Args:
+        model: the ONNX file.
+        chip: the chip's name; by default this host's.
+        device: the chip that ais_bench opens by this number, where chips differ.
         output: the model's name, with or without its suffix; by default the ONNX file's name.
         chip, device: see `chip_name`.
         precision_mode: one of `PRECISIONS`; by default atc's own, force_fp16.

@@ -89,6 +89,7 @@ def remedy(lines: Iterable[str], known: Mapping[str, str]) -> str:
     """Return the first of the known patterns that is in a tool's lines, and its remedy; empty if there is none.
 
     Args:
+        lines: what the tool printed.
         known: remedies by regular expression; its order decides.
     """
     text = "\n".join(lines)

@@ -133,8 +133,11 @@ class Tuning:
         """Do all steps of a variant; a failure is its outcome.
 
         Args:
+            variant: one of `VARIANTS`.
+            record: of the finished steps.
             made_by: what the export depends on.
-            heat, offset: the largest differences allowed, as shares of the largest value.
+            heat: the largest difference of the heatmap allowed, as a share of its largest value.
+            offset: the same of the offset.
         """
         graph, model = self.graph(variant), self.model(variant)
         try:
@@ -181,10 +184,21 @@ def tune(
     """Try every variant in turn, print the ranking, and write it to `tune.json` in the work folder.
 
     Args:
+        config: names the checkpoint.
+        variants: of `VARIANTS`.
+        work: folder for everything that is made.
+        words: the configuration as typed, for the command that is printed.
         root: weight the input sizes as in this data set; by default as in a sample of COCO.
-        chip, device: see `chip_name`; the model runs on this device, by default on 0.
-        heat_tolerance, offset_tolerance: differences from the CPU, as shares of the largest value.
-        words, loop, precision_mode, cache, extra, threads: see `Tuning`.
+        chip: see `chip_name`.
+        device: the model runs on this device, by default on 0.
+        loop: timed passes per input size.
+        heat_tolerance: largest difference of the heatmap from the CPU, as a share of its largest value.
+        offset_tolerance: the same of the offset.
+        precision_mode: see `convert`.
+        cache: see `convert`.
+        extra: further words for atc.
+        threads: of ONNX Runtime.
+        input_sizes: those that are timed.
     Raises:
         DekrError: something that all variants need is missing, or no variant could be ranked.
         ConfigError: the configuration names no checkpoint.

@@ -20,7 +20,7 @@ def main(argv: Arguments = None) -> int:
     """Run the command; return its exit code."""
     parser = Parser(__doc__)
     parser.add_argument("file", nargs="?", type=Path, metavar="MODEL.onnx")
-    parser.add_argument("--model", "-m", type=Path, help="the same")
+    parser.add_argument("--model", "-m", type=Path, help="the file, as an option")
     parser.add_argument("--input_shape", metavar="NAME:D,D,D,D", help="as atc's")
     parser.add_argument("--dynamic_dims", metavar="D,D;D,D", help="as atc's; empty for a static model")
     args = parser.parse_args(argv)

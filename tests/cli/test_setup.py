@@ -243,7 +243,9 @@ def test_a_module_of_our_own_that_is_missing_is_a_bug_and_stays_one(monkeypatch)
 # -- help --------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("script", [*WRAPPERS, "run_pipeline.sh", "setup_upstream.sh", "setup_venv.sh", "test.sh"])
+@pytest.mark.parametrize(
+    "script", [*WRAPPERS, "quickstart.sh", "run_pipeline.sh", "setup_upstream.sh", "setup_venv.sh", "test.sh"]
+)
 def test_a_shell_script_has_help_with_its_own_name(script, tmp_path):
     done = run(["bash", ROOT / "scripts" / script, "--help"], tmp_path, PYTHON=sys.executable)
     assert done.returncode == 0 and done.stderr == "", done.stderr

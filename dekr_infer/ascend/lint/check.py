@@ -85,6 +85,7 @@ def preflight(model: ModelProto, input_shape: str | None = None, dynamic_dims: s
     """Return all findings, each once, in the order of the checks and then of the nodes.
 
     Args:
+        model: the graph.
         input_shape: atc's --input_shape; by default the file's own inputs.
         dynamic_dims: atc's --dynamic_dims; by default the input sizes in the file's metadata.
     """
