@@ -31,7 +31,6 @@ STEMS = (
     "c",
 )  # in ais_bench's order; the input sizes are those of SMALL_INPUT_SIZES in turn, then again
 FOLDERS = {"prep_data": "out", "prep_data_flip": "out_flip"}
-pytest_plugins = ["tests.support.tiny_fixtures"]
 
 
 def write_tensors(folder: Path) -> None:
@@ -44,9 +43,8 @@ def write_tensors(folder: Path) -> None:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    """A host with a converted toy model and two folders of four tensors, in a folder without odd characters."""
-    host = Host(tmp_path)
+def host(host: Host, tmp_path: Path) -> Host:
+    """The host, with a converted toy model and two folders of four tensors, in a folder without odd characters."""
     host.folder = tmp_path / "plain"
     host.folder.mkdir()
     host.env["PYTHONPATH"] = str(FAKES)

@@ -20,15 +20,6 @@ from tests.support.ascend_host import FAKES, Host, refused
 from tests.support.tiny_models import toy_model
 
 PUBLISHED_SIZES = "512,768;512,512;768,512;512,1024;1024,512"
-pytest_plugins = ["tests.support.tiny_fixtures"]
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    host = Host(tmp_path, "npu-smi")
-    host.install_toolkit()
-    onnx.save(toy_model(), host.folder / "net.onnx")
-    return host
 
 
 def options(model: Path) -> list[str]:

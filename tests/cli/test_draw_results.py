@@ -14,16 +14,9 @@ import pytest
 from dekr_infer.cli import draw_results
 from dekr_infer.data.coco import annotation_path
 from dekr_infer.geometry import Size
-from tests.support.helpers import (
-    Ran,
-    assert_refused,
-    colourful,
-    encode,
-    person,
-    run_command,
-    write_annotation,
-    write_pictures,
-)
+from tests.support.coco_files import person, write_annotation, write_pictures
+from tests.support.commands import Ran, assert_refused, run_command
+from tests.support.images import colourful, encode
 
 SIZES = {"sheet.png": Size(60, 80), "b.png": Size(50, 70), "c.png": Size(40, 40)}
 KEYPOINTS = [float(value) for joint in range(17) for value in (3 * joint, 2 * joint + 5, 0.9)]

@@ -19,7 +19,6 @@ from tests.support.tiny_models import ONE_THREAD
 PICTURES, SEED = 2, "2017"
 MODEL = "dekr_bs1.om"
 WEIGHTS, RESCORE = (ROOT / "scripts/demo/weights" / name for name in ("pose_dekr_demo.pth", "rescore_demo.pth"))
-pytest_plugins = ["tests.support.tiny_fixtures"]
 
 
 @pytest.fixture(scope="module")
