@@ -236,6 +236,9 @@ def test_other_front_ends(host, monkeypatch, tmp_path, dialect):
     monkeypatch.chdir(tmp_path)  # whose path has no space
     ran = run_command(main, "--work", tmp_path / "w", "--loop", 2, "--variants", GATHER, "TEST.MODEL_FILE", "net.pth")
     assert ran.code == 0, ran
+    (entry,) = json.loads((tmp_path / "w" / "tune.json").read_text())["variants"]
+    assert (entry["variant"], entry["rank"], entry["problem"]) == (GATHER, 1, None)
+    assert list(entry["milliseconds"]) == NAMES and min(entry["milliseconds"].values()) > 0
 
 
 def test_second_run_at_the_same_time_is_refused(host):

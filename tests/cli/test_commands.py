@@ -376,8 +376,12 @@ def test_postprocessing_prints_the_table_and_the_counts_and_writes_both_files(du
 
 
 def test_postprocessing_needs_no_pictures(dumps):
+    assert postprocess(dumps).code == 0
+    results, metrics = written(dumps)
     shutil.rmtree(dumps / "images")
     assert postprocess(dumps).code == 0
+    results_without, metrics_without = written(dumps)
+    assert results_without == results != [] and metrics_without["figures"] == metrics["figures"]
 
 
 def test_rescoring_multiplies_scores_by_the_nets_answer(dumps):
