@@ -20,11 +20,6 @@ NAMES = {
 }
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path, "npu-smi")
-
-
 @pytest.mark.parametrize(("layout", "name"), NAMES.items())
 def test_name_of_every_layout(host, layout, name):
     done = host.run("chip_name.sh", NPU_SMI_LAYOUT=layout)

@@ -14,8 +14,6 @@ from dekr_infer.cli import check_atc
 from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
 from tests.support.ascend_host import ROOT
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
-
 
 def graph(*nodes, opset=11, size=("h", "w"), channels=4, **weights):
     """x (1, channels, h, w) through these nodes; input sizes 8x12 and 16x8."""

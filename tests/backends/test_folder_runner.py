@@ -29,6 +29,7 @@ from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
 from dekr_infer.storage.atomic import UNFINISHED
 from dekr_infer.storage.run_record import Entry, Head, RunRecord, mark_file, read_record, record_path
+from tests.support.folders import contents
 from tests.support.tiny_models import SMALL_INPUT_SIZES, toy_model, toy_outputs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,10 +78,6 @@ def infer(*flags: str) -> int:
         ["--model", "net.onnx", "--input", "prep_data", "--output", "./", "--output_dirname", "out", "--threads", "1"]
         + list(flags)
     )
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def failure(capsys: pytest.CaptureFixture[str]) -> str:

@@ -15,8 +15,9 @@ from dekr_infer.data.images import decode_image
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES
 from dekr_infer.storage.atomic import folder_lock
-from tests.support.helpers import colourful, encode, write_annotation, write_pictures
-from tests.support.reference_tensors import ONE_OF_EACH, reference_tensors, turned
+from tests.support.coco_files import write_annotation, write_pictures
+from tests.support.images import colourful, encode, turned
+from tests.support.reference_tensors import ONE_OF_EACH, reference_tensors
 
 SIZES = {f"{number:012d}.jpg": size for number, size in zip((30, 7, 911, 4, 55), ONE_OF_EACH, strict=True)}
 MADE = ["prep", "prep_flip", "prep_flip_record.jsonl", "prep_record.jsonl"]

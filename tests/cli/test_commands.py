@@ -20,16 +20,9 @@ from dekr_infer.errors import DekrError
 from dekr_infer.evaluation.coco_metrics import METRICS
 from dekr_infer.geometry import PUBLISHED_SIZES, Size, cells
 from dekr_infer.storage.run_record import Contents, read_record
-from tests.support.helpers import (
-    assert_refused,
-    colourful,
-    encode,
-    person,
-    run_command,
-    write_annotation,
-    write_dump,
-    write_pictures,
-)
+from tests.support.coco_files import person, write_annotation, write_dump, write_pictures
+from tests.support.commands import assert_refused, run_command
+from tests.support.images import colourful, encode
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURED = {
@@ -383,8 +376,12 @@ def test_postprocessing_prints_the_table_and_the_counts_and_writes_both_files(du
 
 
 def test_postprocessing_needs_no_pictures(dumps):
+    assert postprocess(dumps).code == 0
+    results, metrics = written(dumps)
     shutil.rmtree(dumps / "images")
     assert postprocess(dumps).code == 0
+    results_without, metrics_without = written(dumps)
+    assert results_without == results != [] and metrics_without["figures"] == metrics["figures"]
 
 
 def test_rescoring_multiplies_scores_by_the_nets_answer(dumps):

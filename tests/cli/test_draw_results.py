@@ -14,16 +14,10 @@ import pytest
 from dekr_infer.cli import draw_results
 from dekr_infer.data.coco import annotation_path
 from dekr_infer.geometry import Size
-from tests.support.helpers import (
-    Ran,
-    assert_refused,
-    colourful,
-    encode,
-    person,
-    run_command,
-    write_annotation,
-    write_pictures,
-)
+from tests.support.coco_files import person, write_annotation, write_pictures
+from tests.support.commands import Ran, assert_refused, run_command
+from tests.support.folders import names_in
+from tests.support.images import colourful, encode
 
 SIZES = {"sheet.png": Size(60, 80), "b.png": Size(50, 70), "c.png": Size(40, 40)}
 KEYPOINTS = [float(value) for joint in range(17) for value in (3 * joint, 2 * joint + 5, 0.9)]
@@ -78,6 +72,9 @@ def test_results_with_nobody_show_the_first_pictures_annotated_or_not(place):
     path = annotation_path(place / "coco", "val2017")
     path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key == "images"}))
     assert draw(place, "--pictures", 1).code == 0
+    assert names_in(place / "drawn") == ["_sheet.png", "sheet.png"]
+    drawn = cv2.imread(str(place / "drawn" / "sheet.png"))
+    np.testing.assert_array_equal(drawn, colourful(SIZES["sheet.png"]))
 
 
 def test_results_of_another_data_set_are_refused(place):

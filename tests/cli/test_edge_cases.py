@@ -17,8 +17,9 @@ from dekr_infer.data.sources import ImageFiles
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, Size, cells
 from dekr_infer.pose.preprocess import mirror, normalise, warp
-from tests.support.helpers import colourful, encode, with_thumbnail, write_annotation, write_dump, write_pictures
-from tests.support.workspace import POSTPROCESS, PREPROCESS, Place, make_inputs, run_through
+from tests.support.coco_files import write_annotation, write_dump, write_pictures
+from tests.support.images import colourful, encode, with_thumbnail
+from tests.support.workspace import INFER, POSTPROCESS, PREPROCESS, Place, undisturbed_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -193,11 +194,7 @@ def test_a_folder_whose_name_is_no_text_is_written_and_named(evaluated):
 
 def test_tensors_made_anew_are_run_anew_though_they_look_older(tmp_path):
     """Tensors of the other pass under the same names, with an older date, are not taken for those that were run."""
-    make_inputs(tmp_path)
-    (tmp_path / "in" / "model.pth").touch()
-    run_through(tmp_path, (PREPROCESS, "infer"))
-    place = Place.__new__(Place)
-    place.folder, place.stage, place.inputs, place.outputs = tmp_path, "infer", tmp_path / "in", tmp_path / "w"
+    place = Place(undisturbed_run(tmp_path, (PREPROCESS, INFER)), INFER)
     before = place.written()
     for name in ("prep_data", "prep_data_flip"):
         (place.inputs / name).rename(place.inputs / f"{name}_")

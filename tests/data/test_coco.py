@@ -2,23 +2,20 @@
 
 import json
 
-import numpy as np
 import pytest
 
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
 from dekr_infer.skeleton import COCO_17
-from tests.support.helpers import person, write_annotation
+from tests.support.coco_files import keypoints, person, write_annotation
+from tests.support.commands import error_of
 
 SIZES = {"000000000030.jpg": Size(4, 5), "000000000007.jpg": Size(6, 4), "b.png": Size(3, 9), "a.jpg": Size(8, 8)}
 
 
 def refused(root) -> str:
-    with pytest.raises(DekrError) as caught:
-        load_data_set(root, "val2017")
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    return error_of(load_data_set, root, "val2017")
 
 
 def test_pictures_come_in_the_order_of_the_annotation_file_people_or_not(tmp_path):
@@ -105,13 +102,6 @@ def test_a_picture_that_lacks_a_field_is_refused(tmp_path, key):
 
 
 # -- people ------------------------------------------------------------------------------------------------------------
-
-
-def keypoints(seed: int) -> np.ndarray:
-    """(17, 3): a person of about 150 pixels, all joints visible."""
-    rng = np.random.default_rng(seed)
-    points = rng.uniform(0, 1, (17, 2)) * (150, 195) + rng.uniform(10, 100, 2)
-    return np.concatenate([points, np.full((17, 1), 2.0)], axis=1)
 
 
 def changed(tmp_path, change):

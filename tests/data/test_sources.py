@@ -10,7 +10,8 @@ from dekr_infer.data.images import is_cut_short
 from dekr_infer.data.sources import LARGEST_FILE, ImageFiles, image_source
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.geometry import Size
-from tests.support.helpers import colourful, encode, with_thumbnail, write_pictures
+from tests.support.coco_files import write_pictures
+from tests.support.images import colourful, encode, with_thumbnail
 
 SIZES = {"000000000030.jpg": Size(4, 5), "000000000007.jpg": Size(6, 4), "b.png": Size(3, 9), "a.jpg": Size(8, 8)}
 

@@ -12,16 +12,9 @@ from dekr_infer.errors import DekrError
 from dekr_infer.evaluation.coco_metrics import METRICS, coco_metrics, metrics_table
 from dekr_infer.geometry import Size
 from dekr_infer.structures import People
-from tests.support.helpers import person, write_annotation
+from tests.support.coco_files import keypoints, person, write_annotation
 
 IDS = (1000, 999, 998)  # of the pictures a, b, c
-
-
-def keypoints(seed: int, size: float = 150.0) -> np.ndarray:
-    """(17, 3): a person of about this many pixels, all joints visible."""
-    rng = np.random.default_rng(seed)
-    points = rng.uniform(0, 1, (17, 2)) * (size, 1.3 * size) + rng.uniform(10, 100, 2)
-    return np.concatenate([points, np.full((17, 1), 2.0)], axis=1)
 
 
 def poses(*figures: np.ndarray) -> np.ndarray:

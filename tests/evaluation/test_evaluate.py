@@ -21,7 +21,7 @@ from dekr_infer.pose.decode import decode
 from dekr_infer.pose.refine import match_to_heatmap
 from dekr_infer.pose.rescore import RescoreNet
 from dekr_infer.structures import Passes
-from tests.support.helpers import write_annotation, write_dump
+from tests.support.coco_files import write_annotation, write_dump
 from tests.support.recipe import DECODE, REFINE, passes_of
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,17 +15,13 @@ from dekr_infer.evaluation import metrics_file as metrics
 from dekr_infer.evaluation.coco_metrics import METRICS
 from dekr_infer.storage.atomic import sha256
 from tests.support import corruption as spoil
-from tests.support.helpers import assert_refused
-from tests.support.workspace import INFER, POSTPROCESS, PREPROCESS, Place, make_inputs, run_through
+from tests.support.commands import assert_refused
+from tests.support.workspace import INFER, POSTPROCESS, PREPROCESS, Place, undisturbed_run
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    make_inputs(folder)
-    (folder / "in" / "model.pth").touch()
-    run_through(folder, (PREPROCESS, INFER, POSTPROCESS))
-    return folder
+    return undisturbed_run(tmp_path_factory.mktemp("undisturbed"), (PREPROCESS, INFER, POSTPROCESS))
 
 
 @pytest.fixture
@@ -36,13 +32,13 @@ def place(tmp_path: Path, source: Path) -> Place:
     return made
 
 
-def written(place: Place) -> dict:
+def metrics_of(place: Place) -> dict:
     return json.loads((place.outputs / "results" / "metrics.json").read_text())
 
 
 def test_hashes_versions_and_settings_of_everything_that_counts_are_kept(place, source):
     assert place.run().code == 0
-    found = written(place)
+    found = metrics_of(place)
     graph = sha256(source / "in" / "net.onnx")
     assert found["sha256"]["graphs"] == [graph, graph]
     assert found["sha256"]["rescore"] == sha256(source / "in" / "rescore.pth")
@@ -62,7 +58,7 @@ def test_nobody_found_in_any_picture_is_a_result_too(place):
     ran = place.run(pairs=("RESCORE.VALID", "False"), real=True)
     assert ran.code == 0 and ran.err == "", ran
     assert "3 images, 0 people, nobody in 3 images" in ran.out
-    figures = written(place)["figures"]
+    figures = metrics_of(place)["figures"]
     assert figures["AP"] == 0 and set(figures.values()) == {0.0, -1.0}, "nobody annotated is large"
     assert (place.outputs / "results" / "keypoints_val2017_results.json").read_bytes() == b"[]\n"
 
@@ -82,7 +78,7 @@ def test_the_metrics_compared_with_may_be_those_that_are_replaced(place):
 
 def test_another_setting_is_named_and_the_figures_decide_the_exit_code(place, tmp_path):
     assert place.run().code == 0
-    old = written(place)
+    old = metrics_of(place)
     (tmp_path / "old.json").write_text(json.dumps(old))
     ran = place.run("--compare", str(tmp_path / "old.json"), pairs=("TEST.NMS_NUM_THRE", "7"))
     assert ran.code == 0 and "  settings: NMS_NUM_THRE: 8 -> 7\n" in ran.out
@@ -90,7 +86,7 @@ def test_another_setting_is_named_and_the_figures_decide_the_exit_code(place, tm
     (tmp_path / "old.json").write_text(json.dumps(old))
     ran = place.run("--compare", str(tmp_path / "old.json"))
     assert_refused(ran, 1, "old.json: AP (M) was", "the lines above show")
-    assert "  metrics: AP (M): " in ran.out and written(place)["figures"]
+    assert "  metrics: AP (M): " in ran.out and metrics_of(place)["figures"]
 
 
 def test_help_tells_the_exit_code(place):

@@ -34,7 +34,6 @@ from tests.support.graphs import attributes, initializers, metadata, nodes_of
 from tests.support.slow_reference import slow_bilinear
 from tests.support.tiny_models import ONE_THREAD, PAIRS, SMALL_INPUT_SIZES
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 FORBIDDEN = {

@@ -37,7 +37,6 @@ from tests.support.graphs import attributes, copy_of, initializers, metadata, no
 from tests.support.slow_reference import slow_bilinear
 from tests.support.tiny_models import ONE_THREAD, PAIRS, SMALL_INPUT_SIZES
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 JOINTS, WIDTH, LEVELS = 5, 3, 2

@@ -10,7 +10,6 @@ from onnx import TensorProto, helper
 from dekr_infer.model.deform import deform_conv2d
 from tests.support.slow_reference import slow_deform
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 N, C, OUT, H, W = 2, 3, 4, 5, 6  # all different, so that no axis can stand for another

@@ -24,7 +24,6 @@ from tests.support.slow_reference import (
 )
 from tests.support.tiny_models import PAIRS
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOP_LEVEL = (

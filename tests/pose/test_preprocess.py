@@ -8,8 +8,8 @@ from dekr_infer.data.images import decode_image
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, Placement, Size
 from dekr_infer.pose.preprocess import mirror, normalisation, normalise, warp
-from tests.support.helpers import colourful, encode
-from tests.support.reference_tensors import ONE_OF_EACH, reference_normalise, reference_tensors, turned, with_segment
+from tests.support.images import colourful, encode, turned, with_segment
+from tests.support.reference_tensors import ONE_OF_EACH, reference_normalise, reference_tensors
 
 # -- values ------------------------------------------------------------------------------------------------------------
 

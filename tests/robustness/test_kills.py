@@ -20,19 +20,10 @@ from dekr_infer.geometry import Size
 from dekr_infer.launch import SIGNAL_CODE
 from dekr_infer.storage.atomic import UNFINISHED
 from tests.support import counts
+from tests.support.commands import assert_refused
+from tests.support.folders import contents
 from tests.support.fork_server import Running, Zygote
-from tests.support.helpers import assert_refused
-from tests.support.workspace import (
-    INFER,
-    POSTPROCESS,
-    PREPROCESS,
-    SETTINGS,
-    WORDS,
-    Place,
-    contents,
-    make_inputs,
-    run_through,
-)
+from tests.support.workspace import INFER, POSTPROCESS, PREPROCESS, SETTINGS, WORDS, Place, undisturbed_run
 
 SIZES = {f"p{number}.jpg": Size(40 + number, 40 + number) for number in range(8)}
 STAGES = (PREPROCESS, INFER, POSTPROCESS)
@@ -44,11 +35,7 @@ INTERRUPTED = SIGNAL_CODE + signal.SIGINT  # exit code
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    make_inputs(folder, SIZES)
-    (folder / "in" / "model.pth").touch()
-    run_through(folder, STAGES)
-    return folder
+    return undisturbed_run(tmp_path_factory.mktemp("undisturbed"), STAGES, SIZES)
 
 
 @pytest.fixture(scope="module")
