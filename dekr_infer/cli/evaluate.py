@@ -187,7 +187,7 @@ class _Run:
         )
         most = len(self.frames) * self.detector.settings.max_people * PEOPLE_BYTES
         print(
-            f"{len(self.frames)} images, {len(self.shards.found)} of them done before, {passes * len(self.frames)} "
+            f"{len(self.frames)} images, {len(self.frames) - len(self.shards.waiting())} of them done before, {passes * len(self.frames)} "
             f"passes ({', '.join(f'{size}: {count}' for size, count in sizes.items())}) -> {self.folder}; at most "
             f"{_bytes(most)} on the disk, the three steps write {_bytes(4 * passes * int(values))}",
             flush=True,
