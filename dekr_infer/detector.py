@@ -7,10 +7,11 @@ the comparison with upstream.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from dekr_infer.pose.refine import RefineSettings, match_to_heatmap
 from dekr_infer.pose.rescore import RescoreNet, load_rescore_net
 from dekr_infer.skeleton import COCO_17, Skeleton
 from dekr_infer.structures import Frame, Passes, People
+
+R = TypeVar("R")
 
 
 class Detector:
@@ -114,23 +117,7 @@ class Detector:
             frames: taken one by one, when there is room for one more.
             workers: threads. With 1 everything runs in the caller's thread.
         """
-        if workers == 1:
-            yield from ((frame, self(frame)) for frame in frames)
-            return
-        rest = iter(frames)
-        with ThreadPoolExecutor(workers) as pool:
-            waiting: deque[tuple[Frame, Future[People]]] = deque()
-            try:
-                for frame in islice(rest, 2 * workers):
-                    waiting.append((frame, pool.submit(self, frame)))
-                while waiting:
-                    frame, people = waiting.popleft()
-                    yield frame, people.result()
-                    for following in islice(rest, 1):
-                        waiting.append((following, pool.submit(self, following)))
-            finally:
-                for _, future in waiting:
-                    future.cancel()
+        return in_order(self, frames, workers)
 
     def frame(self, image: np.ndarray | str | Path, key: str = "image") -> Frame:
         """Return an image as a frame.
@@ -143,3 +130,26 @@ class Detector:
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise DekrError(f"image: is {image.shape} {image.dtype}, expected (h, w, 3) uint8 BGR")
         return Frame(key, self.backend.input_sizes.place(Size(*image.shape[:2])), lambda: image)
+
+
+def in_order(
+    work: Callable[[Frame], R], frames: Iterable[Frame], workers: int = 1
+) -> Generator[tuple[Frame, R], None, None]:
+    """Do some work on many frames in several threads; yield its results in order; see `Detector.stream`."""
+    if workers == 1:
+        yield from ((frame, work(frame)) for frame in frames)
+        return
+    rest = iter(frames)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[tuple[Frame, Future[R]]] = deque()
+        try:
+            for frame in islice(rest, 2 * workers):
+                waiting.append((frame, pool.submit(work, frame)))
+            while waiting:
+                frame, result = waiting.popleft()
+                yield frame, result.result()
+                for following in islice(rest, 1):
+                    waiting.append((following, pool.submit(work, following)))
+        finally:
+            for _, future in waiting:
+                future.cancel()

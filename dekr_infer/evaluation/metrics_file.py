@@ -14,7 +14,7 @@ from dekr_infer.data.coco import DataSet
 from dekr_infer.errors import DekrError, excerpt, one_line
 from dekr_infer.evaluation.coco_metrics import METRICS
 from dekr_infer.evaluation.evaluate import Evaluation
-from dekr_infer.evaluation.provenance import origin_warnings, origins
+from dekr_infer.evaluation.provenance import origin_warnings
 from dekr_infer.storage.atomic import read_json, sha256, write_failure, write_json
 
 LIBRARIES = ("numpy", "scipy", "pycocotools", "torch")
@@ -27,7 +27,7 @@ def metrics_content(
     data: DataSet,
     settings: Mapping[str, Any],
     rescore: Path | None,
-    folders: Sequence[Path],
+    known: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Collect the metrics and everything that they depend on.
 
@@ -36,11 +36,10 @@ def metrics_content(
         data: the ground truth.
         settings: what influences the metrics, by name.
         rescore: the rescoring net's checkpoint.
-        folders: the network's outputs; what is known of their provenance is recorded beside them.
+        known: the provenance of each pass's outputs; see `origins`.
     Raises:
-        DekrError: a file beside the outputs is damaged.
+        DekrError: a file cannot be read.
     """
-    known = origins(folders)
     annotations = sha256(data.annotation)
     evaluated = len(evaluation.evaluated)
     return {

@@ -23,12 +23,13 @@ from tests.support import counts
 from tests.support.commands import assert_refused
 from tests.support.folders import contents
 from tests.support.fork_server import Running, Zygote
-from tests.support.workspace import INFER, POSTPROCESS, PREPROCESS, SETTINGS, WORDS, Place, undisturbed_run
+from tests.support.workspace import EVALUATE, INFER, POSTPROCESS, PREPROCESS, SETTINGS, WORDS, Place, undisturbed_run
 
 SIZES = {f"p{number}.jpg": Size(40 + number, 40 + number) for number in range(8)}
-STAGES = (PREPROCESS, INFER, POSTPROCESS)
-OUTPUTS = {PREPROCESS: ("prep_data",), INFER: ("out",), POSTPROCESS: ("results",)}
+STAGES = (PREPROCESS, INFER, POSTPROCESS, EVALUATE)
+OUTPUTS = {PREPROCESS: ("prep_data",), INFER: ("out",), POSTPROCESS: ("results",), EVALUATE: ("evaluated",)}
 IN_A_ROW = 3  # kills before a normal run
+OF_EVALUATE = 5  # kills by signal; its work is the longest
 LONG = 36  # kills by stage and signal in the long form
 INTERRUPTED = SIGNAL_CODE + signal.SIGINT  # exit code
 
@@ -110,7 +111,8 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["
 @BOTH
 @pytest.mark.parametrize("stage", STAGES)
 def test_after_kills_a_normal_run_leaves_the_same_bytes(stage, number, zygote, source, tmp_path):
-    put_through(zygote, Place(tmp_path, stage, source / "in"), wanted_of(source, stage), number, IN_A_ROW)
+    kills = OF_EVALUATE if stage == EVALUATE else IN_A_ROW
+    put_through(zygote, Place(tmp_path, stage, source / "in"), wanted_of(source, stage), number, kills)
 
 
 @pytest.mark.long
@@ -125,13 +127,13 @@ def meet(zygote: Zygote, place: Place) -> Running:
     """A run that holds its folders and stands still; one that ended before it was met is started again."""
     for _ in range(20):
         running = start(zygote, place)
-        while not list(place.outputs.glob(f".*{UNFINISHED}")) and Path(f"/proc/{running.pid}").exists():
+        while not list(place.outputs.rglob(f".*{UNFINISHED}")) and Path(f"/proc/{running.pid}").exists():
             time.sleep(0.001)
         with suppress(ProcessLookupError, FileNotFoundError):
             os.kill(running.pid, signal.SIGSTOP)
             while ") T " not in Path(f"/proc/{running.pid}/stat").read_text():  # it stops a moment later
                 time.sleep(0.001)
-            if list(place.outputs.glob(f".*{UNFINISHED}")):
+            if list(place.outputs.rglob(f".*{UNFINISHED}")):
                 return running
             os.kill(running.pid, signal.SIGCONT)
         running.end()

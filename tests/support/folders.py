@@ -41,6 +41,9 @@ def without_times(path: Path) -> bytes:
     """A file's bytes, but for the times that some hold."""
     if path.name.endswith(TIMED):
         return b"times"
+    if path.name.startswith("shard-") and path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+        return json.dumps([{key: row[key] for key in row if key != "milliseconds"} for row in rows]).encode()
     if path.name == "metrics.json":
         metrics = json.loads(path.read_bytes())
         return json.dumps({key: value for key, value in metrics.items() if key != "seconds"}).encode()

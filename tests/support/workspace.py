@@ -16,6 +16,7 @@ import onnx
 import pytest
 import torch
 
+from dekr_infer.cli import evaluate as evaluate_command
 from dekr_infer.cli import onnx_infer
 from dekr_infer.cli import postprocess as postprocess_command
 from dekr_infer.cli import preprocess as preprocess_command
@@ -29,30 +30,34 @@ from tests.support.tiny_models import PAIRS, toy_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"a.jpg": Size(60, 60), "b.jpg": Size(52, 52), "c.jpg": Size(40, 40)}  # squares have the smallest input size
-PREPROCESS, EXPORT, INFER, POSTPROCESS = "preprocess", "export", "infer", "postprocess"
+PREPROCESS, EXPORT, INFER, POSTPROCESS, EVALUATE = "preprocess", "export", "infer", "postprocess", "evaluate"
 SCRIPTS = {
     PREPROCESS: "DEKR_preprocess.py",
     EXPORT: "DEKR_pth2onnx.py",
     INFER: "scripts/onnx_infer.py",
     POSTPROCESS: "DEKR_postprocess.py",
+    EVALUATE: "scripts/evaluate.py",
 }
 WORDS = {
     PREPROCESS: (*("--output", "../w/prep_data", "--output_flip", "../w/prep_data_flip"), "--workers", "1"),
     EXPORT: ("--output", "../w/net.onnx", "--skip_check", "--threads", "1"),
     INFER: ("--model", "net.onnx", "--output", "../w", "--threads", "1"),
     POSTPROCESS: ("--dump_dir", "out", "--dump_dir_flip", "out_flip", "--output", "../w/results"),
+    EVALUATE: (*("--model", "net.onnx", "--output", "../w/evaluated", "--run", "run"), *("--shard_images", "3")),
 }
 SETTINGS = {
     PREPROCESS: ("DATASET.ROOT", "coco"),
     EXPORT: (*PAIRS, "TEST.MODEL_FILE", "model.pth"),
     INFER: (),
     POSTPROCESS: ("DATASET.ROOT", "coco", "RESCORE.MODEL_FILE", "rescore.pth"),
+    EVALUATE: ("DATASET.ROOT", "coco", "RESCORE.MODEL_FILE", "rescore.pth"),
 }
 NEEDS = {
     PREPROCESS: ("coco",),
     EXPORT: ("model.pth", "rescore.pth"),
     INFER: ("net.onnx", "prep_data", "prep_data_flip"),
     POSTPROCESS: ("coco", "out", "out_flip", "rescore.pth", "model.pth"),
+    EVALUATE: ("coco", "net.onnx", "rescore.pth"),
 }
 
 
@@ -62,7 +67,8 @@ def main_of(stage: str) -> Callable[..., int]:
         from dekr_infer.cli import export as export_command
 
         return export_command.main
-    return {PREPROCESS: preprocess_command.main, INFER: onnx_infer.main, POSTPROCESS: postprocess_command.main}[stage]
+    mains = {PREPROCESS: preprocess_command.main, INFER: onnx_infer.main}
+    return (mains | {POSTPROCESS: postprocess_command.main, EVALUATE: evaluate_command.main})[stage]
 
 
 class Place:
