@@ -18,9 +18,10 @@ import numpy as np
 from dekr_infer.backends.base import Backend
 from dekr_infer.config.load import load_config
 from dekr_infer.config.settings import decode_settings
-from dekr_infer.data.images import read_image
+from dekr_infer.data.images import bgr, read_image
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Placement, Size
+from dekr_infer.model.weights import least_trained
 from dekr_infer.pose.decode import DecodeSettings, decode, transform_poses
 from dekr_infer.pose.refine import RefineSettings, match_to_heatmap
 from dekr_infer.pose.rescore import RescoreNet, load_rescore_net
@@ -28,6 +29,7 @@ from dekr_infer.skeleton import COCO_17, Skeleton
 from dekr_infer.structures import Frame, Passes, People
 
 R = TypeVar("R")
+AnyFrame = TypeVar("AnyFrame", bound=Frame)
 
 
 class Detector:
@@ -67,6 +69,11 @@ class Detector:
         if isinstance(rescore, str | Path):
             rescore = load_rescore_net(rescore, load_config().RESCORE.HIDDEN_LAYER, skeleton)
         self.flip, self.refine, self.rescore, self.skeleton = flip, refine, rescore, skeleton
+
+    @property
+    def weights(self) -> str:
+        """The kind of the weights, `random`, `demo` or `trained`, of the network or the net that is less trained."""
+        return least_trained(getattr(self.backend, "weights", None), self.rescore.kind if self.rescore else None)
 
     def __call__(self, image: np.ndarray | str | Path | Frame) -> People:
         """Find the people of one image.
@@ -110,7 +117,7 @@ class Detector:
             raise DekrError(f"{' or '.join(sources)}: holds values beyond all bounds; run the network on it again")
         return People(poses, scores, decoded if self.rescore is not None else None)
 
-    def stream(self, frames: Iterable[Frame], workers: int = 1) -> Iterator[tuple[Frame, People]]:
+    def stream(self, frames: Iterable[AnyFrame], workers: int = 1) -> Iterator[tuple[AnyFrame, People]]:
         """Find the people of many frames; yield them in order, with at most `2 * workers` frames under way.
 
         Args:
@@ -127,21 +134,20 @@ class Detector:
         """
         if isinstance(image, str | Path):
             key, image = str(image), read_image(Path(image))
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise DekrError(f"image: is {image.shape} {image.dtype}, expected (h, w, 3) uint8 BGR")
-        return Frame(key, self.backend.input_sizes.place(Size(*image.shape[:2])), lambda: image)
+        pixels = bgr(image)
+        return Frame(key, self.backend.input_sizes.place(Size(*pixels.shape[:2])), lambda: pixels)
 
 
 def in_order(
-    work: Callable[[Frame], R], frames: Iterable[Frame], workers: int = 1
-) -> Generator[tuple[Frame, R], None, None]:
+    work: Callable[[AnyFrame], R], frames: Iterable[AnyFrame], workers: int = 1
+) -> Generator[tuple[AnyFrame, R], None, None]:
     """Do some work on many frames in several threads; yield its results in order; see `Detector.stream`."""
     if workers == 1:
         yield from ((frame, work(frame)) for frame in frames)
         return
     rest = iter(frames)
     with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[Frame, Future[R]]] = deque()
+        waiting: deque[tuple[AnyFrame, Future[R]]] = deque()
         try:
             for frame in islice(rest, 2 * workers):
                 waiting.append((frame, pool.submit(work, frame)))

@@ -29,6 +29,7 @@ COMMANDS = {
     "postprocess": ("cli.postprocess", "network outputs to people and COCO metrics"),
     "evaluate": ("cli.evaluate", "COCO images to COCO metrics in one process, without tensors on the disk"),
     "pipeline": ("cli.pipeline", "all steps in a row; does only what has changed since the last run"),
+    "predict": ("cli.predict", "the people in images and videos of one's own: drawings and JSON"),
     "draw_results": ("cli.draw_results", "the people of a COCO result file over their images"),
     "check_upstream": ("cli.check_upstream", "upstream's code and ours side by side, stage by stage"),
     "random_checkpoint": ("cli.random_checkpoint", "checkpoints with random weights, to rehearse every command"),

@@ -120,12 +120,12 @@ class People:
         Returns:
             (h, w, 3) uint8 BGR, as `cv2.imwrite` takes it.
         Raises:
-            DekrError: the file cannot be read.
+            DekrError: the file cannot be read, or the array is no image.
         """
-        from dekr_infer.data.images import read_image
+        from dekr_infer.data.images import bgr, read_image
         from dekr_infer.visualization.overlay import draw_poses
 
-        pixels = read_image(Path(image)) if isinstance(image, str | Path) else image
+        pixels = read_image(Path(image)) if isinstance(image, str | Path) else bgr(image)
         kept = self.scores >= min_score
         drawn = draw_poses(pixels[:, :, ::-1], self.poses[kept], self.scores[kept], joint_threshold=min_joint_score)
         return np.ascontiguousarray(drawn[:, :, ::-1])

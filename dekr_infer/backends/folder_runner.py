@@ -129,7 +129,7 @@ def run_folder(
         DekrError: a tensor is damaged or of no input size of the graph, or the folder holds other outputs.
     """
     check_input_sizes(network, files)
-    about = {"checkpoint": network.checkpoint_sha256, "versions": _versions()}
+    about = {"checkpoint": network.checkpoint_sha256, "weights": network.weights, "versions": _versions()}
     head = outputs_head(files, network.sha256, options.outfmt, options.loop, about)
     own = {name for file in files for name in output_files(output_stem(file), options.suffix)}
     with folder_lock(folder):

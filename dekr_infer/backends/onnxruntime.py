@@ -43,9 +43,9 @@ class OnnxRuntime:
         as_written: run the file's own nodes; otherwise the same sums, rearranged for a CPU (`cpu_optimize`).
         provider: the execution provider, by ONNX Runtime's name.
 
-    `input_sizes` and `checkpoint_sha256` are those that the file's metadata name; `sha256` is that of the file. One
-    object serves several threads: `infer` runs at most `passes_at_once` passes together, as many as the cores can hold
-    with `threads` each, while other threads decode images and poses.
+    `input_sizes`, `checkpoint_sha256` and `weights` (`random`, `demo` or `trained`) are those that the file's metadata
+    name; `sha256` is that of the file. One object serves several threads: `infer` runs at most `passes_at_once` passes
+    together, as many as the cores can hold with `threads` each, while other threads decode images and poses.
 
     Raises:
         DekrError: the file is missing, damaged or not one of ours, or ONNX Runtime refuses it.
@@ -62,6 +62,7 @@ class OnnxRuntime:
             raise DekrError(f"{path}: its metadata names no input sizes; export it with DEKR_pth2onnx.py")
         self.input_sizes = input_sizes
         self.checkpoint_sha256 = self.metadata.get("checkpoint_sha256")
+        self.weights = self.metadata.get("weights")
         if provider not in onnxruntime.get_available_providers():
             available = ", ".join(onnxruntime.get_available_providers())
             raise DekrError(f"ONNX Runtime {onnxruntime.__version__}: has no {provider}; it has {available}")

@@ -17,6 +17,7 @@ from yacs.config import CfgNode
 from dekr_infer.config.load import load_config
 from dekr_infer.errors import DekrError, one_line
 from dekr_infer.launch import INTERRUPTED, SIGNAL_CODE
+from dekr_infer.model.weights import NOTES
 
 MOST_PARALLEL = 1024  # threads; more than any machine has, fewer than one breaks down under
 
@@ -62,6 +63,12 @@ def print_warnings(warnings: Mapping[str, str]) -> None:
     """Print warnings by name on stderr, one line each."""
     for warning in warnings.values():
         print(f"warning: {one_line(warning)}", file=sys.stderr)
+
+
+def print_note(weights: str | None) -> None:
+    """Print a line that tells random or demo weights from trained ones."""
+    if weights in NOTES:
+        print(NOTES[weights], flush=True)
 
 
 def config_of(args: argparse.Namespace) -> CfgNode:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dekr_infer.errors import DekrError
 from dekr_infer.launch import DISTRIBUTIONS, python_error
+from dekr_infer.model.weights import NOTES, weights_kind
 
 if TYPE_CHECKING:
     from dekr_infer.geometry import Size
@@ -225,12 +226,27 @@ def models(folder: Path) -> Iterator[Check]:
     for name in ("pose_dekr_hrnetw32_coco.pth", "final_rescore_coco_kpt.pth"):
         path = folder / name
         if path.is_file():
-            yield Check(True, "weights", f"{path}: {_hash(path)}")
+            yield Check(True, "weights", f"{path}: {_hash(path)}{_kind(path)}")
         else:
             yield Check(False, "weights", f"{path}: not found", "download it, see README.md, or name --models")
     for name in ("dekr_bs1.onnx", "dekr_bs1.om"):
         path = folder / name
-        yield Check(None, "model", f"{path}: {_hash(path) if path.is_file() else 'not made yet'}")
+        yield Check(None, "model", f"{path}: {_hash(path) + _kind(path) if path.is_file() else 'not made yet'}")
+
+
+def _kind(path: Path) -> str:
+    """Return the note on random or demo weights, for a line."""
+    try:
+        if path.suffix == ".pth":
+            kind = weights_kind(path)
+        else:
+            import onnx
+
+            model = onnx.load(path, load_external_data=False)
+            kind = {entry.key: entry.value for entry in model.metadata_props}.get("weights", "")
+    except Exception:  # no package onnx, not an ONNX file, not to be read
+        return ""
+    return f"; {NOTES[kind]}" if kind in NOTES else ""
 
 
 def _hash(path: Path) -> str:

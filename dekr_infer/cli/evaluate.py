@@ -252,6 +252,7 @@ class _Run:
         origin: dict[str, Any] = {
             "graph": self.network.sha256,
             "checkpoint": self.network.checkpoint_sha256,
+            "weights": self.network.weights,
             "versions": self.versions,
             "tensors": None,
             "record": {"opencv": [cv2.__version__], "moved_pixels": moves_pixels()},

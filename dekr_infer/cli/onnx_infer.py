@@ -25,7 +25,17 @@ from dekr_infer.backends.folder_runner import (
     summary_path,
 )
 from dekr_infer.backends.onnxruntime import OnnxRuntime
-from dekr_infer.cli.app import Arguments, Parser, cores, non_negative_int, positive_int, run, worker_count, yes_no
+from dekr_infer.cli.app import (
+    Arguments,
+    Parser,
+    cores,
+    non_negative_int,
+    positive_int,
+    print_note,
+    run,
+    worker_count,
+    yes_no,
+)
 from dekr_infer.cli.progress import progress
 from dekr_infer.errors import ConfigError, DekrError
 
@@ -79,6 +89,7 @@ def infer(model: Path, jobs: Sequence[Job], options: Options, threads: int, argu
     """
     inputs = [list_tensors(places) for places, _ in jobs]
     network = OnnxRuntime(model, threads)
+    print_note(network.weights)
     for files, (_, folder) in zip(inputs, jobs, strict=True):
         with tempfile.TemporaryDirectory() as scratch, progress(str(folder or "timing"), len(files)) as advance:
             target = folder or Path(scratch) / "out"

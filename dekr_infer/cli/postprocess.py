@@ -22,7 +22,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dekr_infer.backends.output_folder import OutputFolder
-from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, config_of, print_warnings, run
+from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, config_of, print_note, print_warnings, run
 from dekr_infer.cli.progress import progress
 from dekr_infer.config.settings import decode_settings, influences, refine_settings, rescore_net
 from dekr_infer.data.coco import DataSet, load_data_set
@@ -140,6 +140,7 @@ def write_evaluation(
         f"flip {'on' if config.TEST.FLIP_TEST else 'off'}, rescoring {'on' if config.RESCORE.VALID else 'off'}; "
         f"{results} and metrics.json in {metrics['seconds']['all']:.1f} s"
     )
+    print_note(metrics["weights"])
     print_warnings(metrics["warnings"])
     return metrics
 

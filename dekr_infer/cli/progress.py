@@ -25,8 +25,8 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function to be called with the number of images just finished."""
+def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Yield a function to be called with the number of images just finished; `total` may be unknown."""
     if sys.stderr.isatty():
         with tqdm(total=total, desc=label, unit="image") as bar:
             yield lambda count: bar.update(count) and None
@@ -39,6 +39,10 @@ def progress(label: str, total: int) -> Iterator[Callable[[int], None]]:
         now = time.monotonic()
         if now - shown >= LINE_EVERY:
             shown = now
-            print(f"{label}: {done} of {total} images, {now - started:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{label}: {done}{f' of {total}' if total is not None else ''} images, {now - started:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
 
     yield advance

@@ -1,7 +1,8 @@
 """Write seeded random checkpoints in the official layout, so that every command can be rehearsed without the weights.
 
 The network finds nothing, but it behaves: activations stay of order one, the deformable taps move by a cell or two,
-offsets are of the size of people, and the centre map has peaks. --cfg dekr_w48_coco makes one for W48.
+offsets are of the size of people, and the centre map has peaks. --cfg dekr_w48_coco makes one for W48. The files are
+marked as random, and so is a graph exported from them: every command that shows people or metrics says so.
 
   python3 scripts/random_checkpoint.py --output models/random_w32.pth --output_rescore models/random_rescore.pth
 """
@@ -15,6 +16,7 @@ from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, non_neg
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.model.checkpoint import save
 from dekr_infer.model.random_weights import random_network, random_rescore
+from dekr_infer.model.weights import mark_random
 
 
 def main(argv: Arguments = None) -> int:
@@ -37,8 +39,10 @@ def main(argv: Arguments = None) -> int:
             if path.exists() and not args.overwrite:
                 raise DekrError(f"{path}: exists; name another file or add --overwrite")
         network = random_network(config, args.seed)
-        save(network.state_dict(), args.output)
-        save(random_rescore(config.RESCORE.HIDDEN_LAYER), args.output_rescore)
-        print(f"{len(network.state_dict())} keys -> {args.output}; rescoring net -> {args.output_rescore}")
+        states = {args.output: network.state_dict(), args.output_rescore: random_rescore(config.RESCORE.HIDDEN_LAYER)}
+        for path, state in states.items():
+            mark_random(state)
+            save(state, path)
+        print(f"{len(states[args.output])} keys -> {args.output}; rescoring net -> {args.output_rescore}")
 
     return run(work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -55,9 +56,7 @@ def read_image(path: Path) -> np.ndarray:
         data = read_regular(path)
     except OSError as error:
         raise DekrError(f"{path}: cannot be read ({error.strerror}); check its name and your rights") from None
-    size = encoded_size(data)
-    if size is not None and max(size) > LARGEST_SIDE:
-        raise DekrError(f"{path}: is {size} pixels, at most {LARGEST_SIDE} a side are supported here; make it smaller")
+    _check_side(encoded_size(data), str(path))
     image = None
     if data and not is_cut_short(data):
         try:
@@ -66,7 +65,26 @@ def read_image(path: Path) -> np.ndarray:
             image = None
     if image is None:
         raise DekrError(f"{path}: not an image that OpenCV decodes, or damaged; save it again as JPEG or PNG")
+    return bgr(image, str(path))
+
+
+def bgr(image: Any, name: str = "image") -> np.ndarray:
+    """Return an array that is an image, (h, w, 3) uint8 BGR, as it is.
+
+    Raises:
+        DekrError: it is something else, such as `None`, which `cv2.imread` returns for a file that it cannot read.
+    """
+    if not isinstance(image, np.ndarray):
+        raise DekrError(f"{name}: is {type(image).__name__}, expected a path or an array (h, w, 3) uint8 BGR")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise DekrError(f"{name}: is {image.shape} {image.dtype}, expected (h, w, 3) uint8 BGR")
+    _check_side(Size(*image.shape[:2]), name)
     return image
+
+
+def _check_side(size: Size | None, name: str) -> None:
+    if size is not None and max(size) > LARGEST_SIDE:
+        raise DekrError(f"{name}: is {size} pixels, at most {LARGEST_SIDE} a side are supported here; make it smaller")
 
 
 def _check_size(found: Size, expected: Size | None, name: str) -> None:

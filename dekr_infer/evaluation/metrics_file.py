@@ -15,6 +15,7 @@ from dekr_infer.errors import DekrError, excerpt, one_line
 from dekr_infer.evaluation.coco_metrics import METRICS
 from dekr_infer.evaluation.evaluate import Evaluation
 from dekr_infer.evaluation.provenance import origin_warnings
+from dekr_infer.model.weights import least_trained, weights_kind
 from dekr_infer.storage.atomic import read_json, sha256, write_failure, write_json
 
 LIBRARIES = ("numpy", "scipy", "pycocotools", "torch")
@@ -51,6 +52,9 @@ def metrics_content(
             "people": len(evaluation.results),
             "empty_pictures": evaluation.empty,
         },
+        "weights": least_trained(
+            *(origin["weights"] for origin in known), weights_kind(rescore) if rescore is not None else None
+        ),
         "settings": dict(settings),
         "sha256": {
             "annotations": annotations,

@@ -107,8 +107,8 @@ def origins(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Return what is known of each output folder.
 
     Returns:
-        graph, checkpoint: SHA-256; versions: by library; tensors: their folder; record: `pass`, `annotations`,
-        `opencv` and `moved_pixels` of the tensors. Unknown things are `None` or empty.
+        graph, checkpoint: SHA-256; weights: their kind; versions: by library; tensors: their folder; record: `pass`,
+        `annotations`, `opencv` and `moved_pixels` of the tensors. Unknown things are `None` or empty.
     """
     known = []
     for folder in folders:
@@ -124,6 +124,7 @@ def origins(folders: Sequence[Path]) -> list[dict[str, Any]]:
             {
                 "graph": _text(settings.get("model_sha256", about.get("model_sha256"))),
                 "checkpoint": _text(about.get("checkpoint")),
+                "weights": _text(about.get("weights")),
                 "versions": _dict(about.get("versions")),
                 "tensors": first,
                 "record": {"opencv": [], "moved_pixels": False, **_dict(tensors.get(first or ""))},

@@ -18,6 +18,7 @@ from dekr_infer.export.trace import build_graph
 from dekr_infer.export.variants import SEPARATE
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes
 from dekr_infer.model.checkpoint import load_network
+from dekr_infer.model.weights import weights_kind
 from dekr_infer.onnx_graph.dialects import ASCEND, ONNX, check_standard, to_dialect
 from dekr_infer.pose.preprocess import MEAN, STD
 from dekr_infer.skeleton import COCO_17, Skeleton
@@ -88,6 +89,7 @@ def export_onnx(
         "mean": ",".join(map(str, MEAN)),
         "std": ",".join(map(str, STD)),
         "checkpoint_sha256": sha256(checkpoint),
+        "weights": weights_kind(checkpoint),
         "dialect": ASCEND,
         "versions": f"dekr_infer {dekr_infer.__version__}, torch {torch.__version__}, onnx {onnx.__version__}",
     }

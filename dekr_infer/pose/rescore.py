@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from dekr_infer.errors import DekrError
+from dekr_infer.model.weights import TRAINED, weights_kind
 from dekr_infer.skeleton import COCO_17, Skeleton
 
 LARGEST_WEIGHT = 1e6  # trained ones are below 100; three layers of these stay finite in float32
@@ -42,11 +43,12 @@ def feature_count(skeleton: Skeleton = COCO_17) -> int:
 
 @dataclass(frozen=True)
 class RescoreNet:
-    """Three linear layers with ReLU between them: weights (out, in) and biases (out,), float32."""
+    """Three linear layers with ReLU between them: weights (out, in) and biases (out,), float32; `kind` is theirs."""
 
     weights: tuple[np.ndarray, ...]
     biases: tuple[np.ndarray, ...]
     skeleton: Skeleton = COCO_17
+    kind: str = TRAINED
 
     def __call__(self, poses: np.ndarray) -> np.ndarray:
         """Return factors (people,) float32 for the scores of poses (people, J, 3) in image pixels; NaN becomes 0."""
@@ -82,9 +84,8 @@ def load_rescore_net(path: str | Path, hidden: int, skeleton: Skeleton = COCO_17
     if any(np.abs(value).max() > LARGEST_WEIGHT for value in state.values()):
         raise DekrError(f"{path}: holds weights beyond all bounds; download or train it again")
     names = layer_shapes(hidden, skeleton)
-    return RescoreNet(
-        tuple(state[f"{name}.weight"] for name in names), tuple(state[f"{name}.bias"] for name in names), skeleton
-    )
+    weights, biases = (tuple(state[f"{name}.{part}"] for name in names) for part in ("weight", "bias"))
+    return RescoreNet(weights, biases, skeleton, weights_kind(Path(path)))
 
 
 def layer_shapes(hidden: int, skeleton: Skeleton = COCO_17) -> dict[str, tuple[int, int]]:

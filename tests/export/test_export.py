@@ -142,6 +142,7 @@ def test_provenance_is_in_the_metadata(tiny, model):
         "mean": "0.485,0.456,0.406",
         "std": "0.229,0.224,0.225",
         "checkpoint_sha256": hashlib.sha256(tiny.checkpoint.read_bytes()).hexdigest(),
+        "weights": "random",
         "dialect": "ascend",
     }
     assert f"torch {torch.__version__}" in versions and f"onnx {onnx.__version__}" in versions
