@@ -62,7 +62,7 @@ WITH_NOISE = {  # with flip and without; they hold for what scripts/demo/people.
 
 
 @pytest.mark.parametrize("flip", [True, False], ids=["flip", "no flip"])
-def test_with_seeded_noise_the_ten_figures_are_these(drawn, flip, tmp_path):
+def test_with_seeded_noise_the_ten_metrics_are_these(drawn, flip, tmp_path):
     figures, _ = evaluate(drawn, tmp_path, Encoding(distort=noisy), flip)
     assert tuple(figures.values()) == pytest.approx(WITH_NOISE[flip], abs=1e-9)
 

@@ -312,7 +312,7 @@ def test_stray_tensor_is_named_where_ais_bench_stopped(host, dialect):
     assert names(host.folder) == BEFORE
 
 
-def test_stray_tensor_is_named_before_the_run_if_the_onnx_file_is_beside_the_model(host):
+def test_stray_tensor_is_named_before_the_run_if_the_onnx_file_is_there(host):
     onnx.save(toy_model(), host.folder / "net.onnx")
     np.save(host.folder / "prep_data" / "b.npy", np.zeros((1, 3, 32, 32), np.float32))
     done = host.run("ais_bench.sh", "net.om")

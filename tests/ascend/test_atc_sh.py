@@ -129,7 +129,7 @@ MEDDLING = (
 
 
 @pytest.mark.parametrize("line", [MEDDLING, "set -u -e -f", "trap 'exit 9' EXIT"])
-def test_toolkit_can_meddle_with_nothing_but_the_environment(host, line):
+def test_toolkit_can_change_nothing_but_the_environment(host, line):
     script = host.home / "Ascend/ascend-toolkit/set_env.sh"
     script.write_text(f"{script.read_text().replace('$UNSET_VARIABLE', '')}{line}\n")
     done = host.run("atc.sh", "net.onnx")

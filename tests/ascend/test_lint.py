@@ -61,7 +61,7 @@ def test_our_export_passes_and_its_narrow_channels_are_warned_of(tiny):
     assert "and 33 more" in line
 
 
-def test_what_the_file_says_about_its_input(tiny):
+def test_the_declared_input_of_the_file(tiny):
     assert default_input_shape(tiny.model()) == "image:1,3,-1,-1"
     assert default_input_sizes(tiny.model()) == "512,768;512,512;768,512;512,1024;1024,512"
 

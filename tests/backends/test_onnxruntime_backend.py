@@ -130,7 +130,7 @@ def test_outputs_of_another_shape_are_refused(file, weight, says):
     assert str(file) in str(caught.value)
 
 
-def test_a_picture_of_another_rank_is_one_clear_error(file):
+def test_an_image_of_another_rank_is_one_clear_error(file):
     network = OnnxRuntime(saved(toy_model(), file), 1)
     with pytest.raises(DekrError, match="cannot be run"):
         network.run(whole_picture(SMALL_INPUT_SIZES[0])[0])

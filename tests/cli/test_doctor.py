@@ -146,7 +146,7 @@ def test_a_damaged_annotation(tmp_path, text):
     assert lines(done.stdout)["annotation"].startswith("BAD ")
 
 
-def test_pictures_in_a_folder(tmp_path):
+def test_images_in_a_folder(tmp_path):
     host = Host(tmp_path)
     fill(host)
     (host.folder / "data/coco/images/val2017.zip").rename(host.folder / "data/coco/images/val2017")

@@ -47,7 +47,7 @@ def draw(place: Path, *flags: object) -> Ran:
     return run_command(draw_results.main, *words)
 
 
-def test_a_picture_called_sheet_and_the_sheet_both_stand(place):
+def test_an_image_called_sheet_does_not_replace_the_contact_sheet(place):
     ran = draw(place)
     assert ran.code == 0 and ran.err == ""
     assert {path.name for path in (place / "drawn").iterdir()} == {"sheet.png", "b.png", "_sheet.png"}
@@ -56,7 +56,7 @@ def test_a_picture_called_sheet_and_the_sheet_both_stand(place):
     assert (cv2.imread(str(place / "drawn" / "b.png")) != colourful(SIZES["b.png"])).any(), "somebody is drawn"
 
 
-def test_a_picture_of_another_size_than_annotated_is_refused(place):
+def test_an_image_of_another_size_than_annotated_is_refused(place):
     write_pictures(place / "coco", {name: encode(colourful(Size(61, 80))) for name in SIZES})
     assert_refused(draw(place), 1, "sheet.png", "is 61x80 pixels, the annotation says 60x80")
 
@@ -67,7 +67,7 @@ def test_otherwise_the_sheet_has_its_usual_name(place):
     assert {path.name for path in (place / "drawn").iterdir()} == {"b.png", "sheet.png"}
 
 
-def test_results_with_nobody_show_the_first_pictures_annotated_or_not(place):
+def test_results_with_nobody_show_the_first_images_annotated_or_not(place):
     write_results(place, [])
     path = annotation_path(place / "coco", "val2017")
     path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key == "images"}))

@@ -104,7 +104,7 @@ def test_tool_that_outlives_a_killed_wrapper_spoils_no_later_run(host, monkeypat
     assert not list(host.folder.glob("out.ais_bench*"))
 
 
-def test_a_run_under_nohup_does_not_hear_that_the_terminal_is_gone(host):
+def test_a_run_under_nohup_survives_the_end_of_its_terminal(host):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         process = host.start("atc.sh", "net.onnx", ATC_TROUBLE="child")

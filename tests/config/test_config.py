@@ -155,7 +155,7 @@ def test_an_odd_count_names_the_word_without_partner():
 
 @pytest.mark.parametrize("pairs", [("TEST.NMS_THRE", "0.1", "--limit", "3"), ("TEST.NMS_THRE", "--limit"),
                                    ("TEST.NMS_THRE", "0.1", "-h", "3")])  # fmt: skip
-def test_a_flag_after_the_first_pair_is_told_from_a_key(pairs):
+def test_a_flag_after_the_first_pair_is_not_taken_for_a_key(pairs):
     assert "flags come before the first KEY VALUE pair" in complaint(*pairs)
 
 

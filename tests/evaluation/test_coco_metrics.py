@@ -58,7 +58,7 @@ def test_the_truth_itself_scores_1(data):
     assert figures == pytest.approx(dict.fromkeys(METRICS, 1.0))
 
 
-def test_figures_are_pycocotools_own_from_the_files(data, tmp_path, capsys):
+def test_metrics_are_pycocotools_own_from_the_files(data, tmp_path, capsys):
     found = perfect()
     found[0]["keypoints"] = (poses(keypoints(1))[0] + np.float32([6, 4, 0])).ravel().tolist()
     found[2]["keypoints"] = (poses(keypoints(3, 60))[0] + np.float32([30, 30, 0])).ravel().tolist()
@@ -77,13 +77,13 @@ def test_finding_nobody_is_a_valid_result_with_ap_0(data):
     assert figures["AP"] == figures["AR"] == figures["AP (L)"] == 0
 
 
-def test_only_the_named_pictures_count(data):
+def test_only_the_named_images_count(data):
     only_second = coco_metrics(data, perfect()[2:], [999])
     assert only_second["AP"] == pytest.approx(1) and only_second["AP (L)"] == -1  # no large person is annotated there
     assert coco_metrics(data, perfect()[2:], IDS)["AP"] < 0.5
 
 
-def test_twenty_detections_a_picture_count(data):
+def test_twenty_detections_an_image_count(data):
     wrong = People(poses(*[keypoints(50 + n) + 1000 for n in range(20)]), np.full(20, 0.95)).to_coco(1000, 1)
     assert coco_metrics(data, perfect() + wrong, IDS)["AR (L)"] == 0
     assert coco_metrics(data, perfect() + wrong[:18], IDS)["AR (L)"] == 1

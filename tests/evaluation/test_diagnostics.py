@@ -67,7 +67,7 @@ def bend_results(monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray, 
 
 
 @DRAWN_AND_REAL
-def test_all_guards_are_silent_on_a_right_run(which, root, dumps, tmp_path):
+def test_a_correct_run_gives_no_warning(which, root, dumps, tmp_path):
     ran, metrics = evaluate(root, dumps[which], tmp_path / "results")
     assert ran.err == "" and metrics["warnings"] == {}
     counted = metrics["diagnostics"]
@@ -88,7 +88,7 @@ def test_all_guards_are_silent_on_a_right_run(which, root, dumps, tmp_path):
     ids=["scores turned round", "scores all alike", "labels exchanged", "twice the scale"],
 )
 @DRAWN_AND_REAL
-def test_a_bent_result_makes_its_guard_speak(which, root, dumps, tmp_path, monkeypatch, guard, change):
+def test_each_corrupted_result_gives_its_warning(which, root, dumps, tmp_path, monkeypatch, guard, change):
     if guard == "ranking" and which == "real":
         pytest.skip("without noise nobody is found who is not there")
     bend_results(monkeypatch, change)
@@ -130,7 +130,7 @@ def test_offsets_of_the_other_pass_are_noticed(which, root, dumps, tmp_path):
     assert set(metrics["warnings"]) == {"nobody_found"} and "are found: check" in ran.err, metrics["diagnostics"]
 
 
-def test_missing_pictures_are_a_warning_too(drawn, dumps, tmp_path):
+def test_missing_images_are_a_warning(drawn, dumps, tmp_path):
     plain = tmp_path / "out"
     plain.mkdir()
     for path in sorted(dumps["drawn"][0].iterdir())[2:]:
@@ -186,11 +186,11 @@ def test_as_many_people_as_annotated_and_none_of_them_right_is_noticed():
         assert warnings_of(Counts(**NOBODY | counted), nothing, 5, 5) == {}
 
 
-def test_coverage_speaks_from_one_picture_on():
+def test_one_missing_image_gives_the_coverage_warning():
     assert set(warnings_of(Counts(**FINE), FIGURES, 4, 5)) == {"coverage"}
 
 
-def test_at_most_so_many_pictures_are_looked_at_and_they_are_spread():
+def test_at_most_so_many_images_are_looked_at_and_they_are_spread():
     numbers = list(range(5000))
     chosen = spread(numbers, 500)
     assert len(chosen) == 500 and chosen[0] == 0 and chosen[-1] == 4990
@@ -220,7 +220,7 @@ def test_a_rescoring_net_that_costs_ap_is_noticed(drawn, dumps, tmp_path):
     assert ran.code == 0 and "rescoring lowers AP from" in ran.err and "RESCORE.VALID False" in ran.err
 
 
-def test_the_annotation_is_doubted_before_the_network(drawn, dumps, tmp_path):
+def test_a_bad_annotation_is_named_as_the_cause_before_the_network(drawn, dumps, tmp_path):
     root = tmp_path / "coco"
     shutil.copytree(drawn, root)
     path = annotation_path(root, "val2017")

@@ -85,6 +85,6 @@ def test_a_fault_is_one_line_loses_nothing_and_is_mended_by_a_second_run(place: 
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_no_row_stands_twice(stage: str):
+def test_no_row_occurs_twice(stage: str):
     names = [fault.name for fault in STAGES[stage]]
     assert len(set(names)) == len(names)

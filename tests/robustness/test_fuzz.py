@@ -356,5 +356,5 @@ def test_no_input_escapes_as_another_error(name, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", TARGETS)
-def test_thousands_do_not_either(name, tmp_path):
+def test_no_input_of_thousands_escapes_as_another_error(name, tmp_path):
     put_through(name, LONG, tmp_path)

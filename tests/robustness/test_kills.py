@@ -118,7 +118,7 @@ def test_after_kills_a_normal_run_leaves_the_same_bytes(stage, number, zygote, s
 @pytest.mark.long
 @BOTH
 @pytest.mark.parametrize("stage", STAGES)
-def test_after_many_kills_too(stage, number, zygote, source, tmp_path):
+def test_after_many_kills_a_normal_run_leaves_the_same_bytes(stage, number, zygote, source, tmp_path):
     kills = LONG // 3 if stage == PREPROCESS else LONG  # its workers take time to start
     put_through(zygote, Place(tmp_path, stage, source / "in"), wanted_of(source, stage), number, kills)
 
@@ -142,7 +142,7 @@ def meet(zygote: Zygote, place: Place) -> Running:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_second_run_into_the_same_folder_says_so_and_stops(stage, zygote, source, tmp_path):
+def test_a_second_run_into_the_same_folder_is_refused(stage, zygote, source, tmp_path):
     place = Place(tmp_path, stage, source / "in")
     first = meet(zygote, place)
     try:

@@ -113,7 +113,7 @@ def test_the_hash_is_of_the_whole_file(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["out", ".", "../out", ""])
-def test_what_stands_beside_a_folder_begins_with_its_name(tmp_path, monkeypatch, folder):
+def test_files_next_to_a_folder_begin_with_its_name(tmp_path, monkeypatch, folder):
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out" if folder != "out" else tmp_path)
     assert sibling_path(Path(folder), "_summary.json").resolve() == tmp_path / "out_summary.json"
@@ -143,7 +143,7 @@ def test_the_scratch_folders_of_killed_runs_are_removed_and_nothing_else(tmp_pat
     assert names_in(tmp_path) == sorted([*others, "out.12345678"])
 
 
-def test_a_scratch_folder_that_another_run_removes_at_once_is_made_anew(tmp_path, monkeypatch):
+def test_a_scratch_folder_that_another_run_removes_is_created_again(tmp_path, monkeypatch):
     lock, taken = files._locked, []
 
     def taken_first(path):

@@ -53,7 +53,7 @@ def test_whatever_its_layout_an_array_is_stored_as_float32_in_c_order(tmp_path, 
     assert (tmp_path / "t" / "a.bin").read_bytes() == loaded.tobytes()
 
 
-def test_a_name_as_long_as_the_disk_takes_is_written_and_a_longer_one_is_one_error(tmp_path):
+def test_the_longest_possible_name_is_written_and_a_longer_one_refused(tmp_path):
     folder = tmp_path / "t"
     with folder_lock(folder):
         tensors.write(folder, f"{'a' * 251}.npy", values(2))
@@ -114,7 +114,7 @@ def test_a_write_that_the_system_splits_is_finished(tmp_path, monkeypatch, first
     np.testing.assert_array_equal(np.load(tmp_path / "t" / "a.npy"), values(5, 3))
 
 
-def test_a_file_is_written_beside_the_folder_and_appears_when_whole(tmp_path, monkeypatch):
+def test_a_file_is_written_outside_the_folder_and_appears_when_complete(tmp_path, monkeypatch):
     seen = []
     replace = os.replace
 
