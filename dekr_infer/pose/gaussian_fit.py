@@ -28,7 +28,7 @@ def fit_gaussians(windows: np.ndarray, shape: np.ndarray, guess: np.ndarray) -> 
     """
     fitted = guess.astype(np.float64)
     norm, gradient, hessian = _evaluate(fitted, windows, shape)
-    converged = ~gradient.any(1)  # nothing to improve, as in a window of zeros
+    converged: np.ndarray = ~gradient.any(1)  # nothing to improve, as in a window of zeros
     scale = np.zeros_like(fitted)
     reach, damping, evaluations = np.zeros((3, len(fitted)))
     evaluations += 1 + fitted.shape[1]
@@ -96,10 +96,10 @@ def _evaluate(at: np.ndarray, windows: np.ndarray, shape: np.ndarray) -> tuple[n
     np.multiply(steep, x, out=jacobian[:, 2])
     np.multiply(steep, (y**2 + x**2) / sigma[:, :, None], out=jacobian[:, 3])
     residual = (height[:, :, None] * hill - windows).reshape(len(at), pixel.size**2, 1)
-    jacobian = jacobian.reshape(len(at), 4, pixel.size**2)
-    hessian = jacobian @ jacobian.transpose(0, 2, 1)
+    flat = jacobian.reshape(len(at), 4, pixel.size**2)
+    hessian = flat @ flat.transpose(0, 2, 1)
     norm = np.where(np.isfinite(hessian).all((1, 2)), np.linalg.norm(residual[:, :, 0], axis=1), np.inf)
-    return norm, (jacobian @ residual)[:, :, 0], hessian
+    return norm, (flat @ residual)[:, :, 0], hessian
 
 
 def _step(

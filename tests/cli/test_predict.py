@@ -334,9 +334,13 @@ def test_odd_sides_are_made_even_by_repetition(tmp_path):
 
 @needs_av
 def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path):
-    with pytest.raises(ZeroDivisionError), video.write_video(tmp_path / "a.mp4", RATE) as add:
-        add(colourful(Size(60, 90)), 0)
-        raise ZeroDivisionError
+    def stopped() -> None:
+        with video.write_video(tmp_path / "a.mp4", RATE) as add:
+            add(colourful(Size(60, 90)), 0)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stopped()
     (tmp_path / "file").write_text("")
     refused = pytest.raises(DekrError, match=r"file/a\.mp4: cannot be written")
     with refused, video.write_video(tmp_path / "file" / "a.mp4", RATE) as add:
