@@ -23,7 +23,7 @@ from tests.support.tiny_models import toy_model
 from tests.support.workspace import write_rescore_net
 
 ROOT = Path(__file__).resolve().parents[1]
-LINES = re.search(r"```python\n(from dekr_infer import Detector\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+LINES = re.search(r"```python\n(import cv2\nfrom dekr_infer import Detector\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
