@@ -12,18 +12,20 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from tests.support.helpers import colourful, encode
 
 from dekr_infer import Detector, People
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
 from dekr_infer.model.weights import RANDOM, TRAINED
+from tests.support.images import colourful, encode
 from tests.support.reference_tensors import turned
 from tests.support.tiny_models import toy_model
 from tests.support.workspace import write_rescore_net
 
 ROOT = Path(__file__).resolve().parents[1]
-LINES = re.search(r"```python\n(import cv2\nfrom dekr_infer import Detector\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+LINES = re.search(
+    r"```python\n(import cv2\nfrom dekr_infer import Detector\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+)
 
 
 @pytest.fixture(scope="module")
