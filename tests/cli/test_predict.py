@@ -26,8 +26,7 @@ from dekr_infer.model.weights import DEMO, NOTES
 from dekr_infer.visualization import video
 from tests.support.commands import Ran, assert_refused, run_command
 from tests.support.corruption import cut
-from tests.support.images import colourful, encode
-from tests.support.reference_tensors import turned
+from tests.support.images import colourful, encode, turned
 from tests.support.tiny_models import toy_model
 from tests.support.workspace import ROOT, write_rescore_net
 
