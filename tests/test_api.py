@@ -17,16 +17,13 @@ from dekr_infer import Detector, People
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
 from dekr_infer.model.weights import RANDOM, TRAINED
-from tests.support.images import colourful, encode
-from tests.support.images import turned
+from tests.support.images import colourful, encode, turned
 from tests.support.tiny_models import toy_model
 from tests.support.workspace import write_rescore_net
 
 ROOT = Path(__file__).resolve().parents[1]
 FENCED = r"```python\n(import cv2\nfrom dekr_infer import Detector\n.*?)```"
 LINES = re.search(FENCED, (ROOT / "README.md").read_text(), re.DOTALL)
-    r"```python\n(import cv2\nfrom dekr_infer import Detector\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
-)
 
 
 @pytest.fixture(scope="module")
