@@ -7,7 +7,7 @@ the comparison with upstream.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -28,6 +28,7 @@ from dekr_infer.pose.rescore import RescoreNet, load_rescore_net
 from dekr_infer.skeleton import COCO_17, Skeleton
 from dekr_infer.structures import Frame, Passes, People
 
+R = TypeVar("R")
 AnyFrame = TypeVar("AnyFrame", bound=Frame)
 
 
@@ -123,23 +124,7 @@ class Detector:
             frames: taken one by one, when there is room for one more.
             workers: threads. With 1 everything runs in the caller's thread.
         """
-        if workers == 1:
-            yield from ((frame, self(frame)) for frame in frames)
-            return
-        rest = iter(frames)
-        with ThreadPoolExecutor(workers) as pool:
-            waiting: deque[tuple[AnyFrame, Future[People]]] = deque()
-            try:
-                for frame in islice(rest, 2 * workers):
-                    waiting.append((frame, pool.submit(self, frame)))
-                while waiting:
-                    frame, people = waiting.popleft()
-                    yield frame, people.result()
-                    for following in islice(rest, 1):
-                        waiting.append((following, pool.submit(self, following)))
-            finally:
-                for _, future in waiting:
-                    future.cancel()
+        return in_order(self, frames, workers)
 
     def frame(self, image: np.ndarray | str | Path, key: str = "image") -> Frame:
         """Return an image as a frame.
@@ -151,3 +136,26 @@ class Detector:
             key, image = str(image), read_image(Path(image))
         pixels = bgr(image)
         return Frame(key, self.backend.input_sizes.place(Size(*pixels.shape[:2])), lambda: pixels)
+
+
+def in_order(
+    work: Callable[[AnyFrame], R], frames: Iterable[AnyFrame], workers: int = 1
+) -> Generator[tuple[AnyFrame, R], None, None]:
+    """Do some work on many frames in several threads; yield its results in order; see `Detector.stream`."""
+    if workers == 1:
+        yield from ((frame, work(frame)) for frame in frames)
+        return
+    rest = iter(frames)
+    with ThreadPoolExecutor(workers) as pool:
+        waiting: deque[tuple[AnyFrame, Future[R]]] = deque()
+        try:
+            for frame in islice(rest, 2 * workers):
+                waiting.append((frame, pool.submit(work, frame)))
+            while waiting:
+                frame, result = waiting.popleft()
+                yield frame, result.result()
+                for following in islice(rest, 1):
+                    waiting.append((following, pool.submit(work, following)))
+        finally:
+            for _, future in waiting:
+                future.cancel()

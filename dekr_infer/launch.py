@@ -27,6 +27,7 @@ COMMANDS = {
     "export": ("cli.export", "a trained checkpoint to ONNX, proven against torch"),
     "onnx_infer": ("cli.onnx_infer", "an ONNX file over folders of tensors on the CPU, as ais_bench does"),
     "postprocess": ("cli.postprocess", "network outputs to people and COCO metrics"),
+    "evaluate": ("cli.evaluate", "COCO images to COCO metrics in one process, without tensors on the disk"),
     "pipeline": ("cli.pipeline", "all steps in a row; does only what has changed since the last run"),
     "predict": ("cli.predict", "the people in images and videos of one's own: drawings and JSON"),
     "draw_results": ("cli.draw_results", "the people of a COCO result file over their images"),

@@ -41,6 +41,7 @@ class Maps(NamedTuple):
         heatmap: (J + 1, h, w) float32: the joints, then the person centre.
         offset: (2 J, h, w) float32: x then y of each joint; joint = cell - offset.
         sources: the places of heatmap and offset, for error messages: files, or the model.
+        milliseconds: of the forward pass, where it has just been run.
 
     The arrays may be memory-mapped files, so values are checked where they are read.
     """
@@ -48,6 +49,7 @@ class Maps(NamedTuple):
     heatmap: np.ndarray
     offset: np.ndarray
     sources: tuple[str, str] = ("the network's heatmap", "the network's offset")
+    milliseconds: float | None = None
 
     @property
     def cells(self) -> Size:
@@ -100,6 +102,11 @@ class People:
 
     def __len__(self) -> int:
         return len(self.poses)
+
+    @classmethod
+    def nobody(cls, skeleton: Skeleton) -> People:
+        """Return the people of an empty image."""
+        return cls(np.zeros((0, len(skeleton), 3), np.float32), np.zeros(0, np.float32))
 
     def draw(
         self, image: np.ndarray | str | Path, *, min_score: float = 0.1, min_joint_score: float = 0.05

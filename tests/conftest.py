@@ -1,15 +1,20 @@
-"""Ctrl-C as at a terminal, also where the tests run in the background: a shell has it ignored there, by every child.
+"""The fixtures that several folders share, the `fast` marker, and a last line that counts faults, kills and fuzz cases.
 
-At the end, a line counts the faults, kills and fuzz cases that the commands were put through.
+Ctrl-C works as at a terminal also where the tests run in the background, where a shell makes every child ignore it.
 """
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from tests.support import counts
+from tests.support.ascend_host import Host
+from tests.support.coco_files import COCO_MINI
+from tests.support.tiny_models import Tiny, make_tiny, single_thread, toy_model
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -60,3 +65,42 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     counts.DONE.update(getattr(node, "workeroutput", {}).get("counts", {}))
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread."""
+    with single_thread():
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """The tiny network with its checkpoint and its exported graph."""
+    with single_thread():
+        return make_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of ten drawn images in all five input sizes: 22 people, nobody in one image."""
+    from scripts.demo import people
+
+    root = tmp_path_factory.mktemp("drawn")
+    people.write_data_set(root, "val2017", 10, seed=3)
+    return root
+
+
+@pytest.fixture
+def root(which: str, drawn: Path) -> Path:
+    """The folder of the drawn or of the real data set; see `DRAWN_AND_REAL`."""
+    return drawn if which == "drawn" else COCO_MINI
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    """A host with an NPU, the CANN toolkit below the home folder, and a toy graph, net.onnx, in its folder."""
+    host = Host(tmp_path, "npu-smi")
+    host.install_toolkit()
+    onnx.save(toy_model(), host.folder / "net.onnx")
+    return host

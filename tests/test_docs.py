@@ -41,7 +41,7 @@ PAGE = re.compile(r"[\w./-]*\w\.md\b")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_snippets_of_a_page_print_what_it_says(page):
+def test_the_snippets_of_a_page_print_its_output(page):
     assert doctest.testfile(str(page), module_relative=False, encoding="utf-8").failed == 0
 
 
@@ -50,7 +50,7 @@ def test_the_conventions_have_snippets():
 
 
 @pytest.mark.parametrize("name", WITH_SNIPPETS)
-def test_the_snippets_of_a_module_print_what_it_says(name):
+def test_the_snippets_of_a_module_print_its_output(name):
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0 and result.failed == 0
 

@@ -10,25 +10,10 @@ from dekr_infer.cli import postprocess as postprocess_command
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.evaluation.coco_metrics import METRICS
 from dekr_infer.pose.encode import Encoding, noisy, write_dumps
-from scripts.demo import people
-from tests.support.helpers import COCO_MINI, run_command
+from tests.support.coco_files import DRAWN_AND_REAL
+from tests.support.commands import run_command
 
 PLAIN = Encoding()
-REAL = pytest.param("real", marks=pytest.mark.skipif(not COCO_MINI.is_dir(), reason="no shared/coco-mini here"))
-BOTH = pytest.mark.parametrize("which", ["drawn", REAL])
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
-    """Ten drawn pictures in all five input sizes, 22 people, nobody in one of them."""
-    root = tmp_path_factory.mktemp("drawn")
-    people.write_data_set(root, "val2017", 10, seed=3)
-    return root
-
-
-@pytest.fixture
-def root(which, drawn) -> Path:
-    return drawn if which == "drawn" else COCO_MINI
 
 
 def evaluate(root: Path, folder: Path, encoding: Encoding, flip: bool = True) -> tuple[dict[str, float], list[dict]]:
@@ -46,7 +31,7 @@ def evaluate(root: Path, folder: Path, encoding: Encoding, flip: bool = True) ->
 
 
 @pytest.mark.parametrize("flip", [True, False], ids=["flip", "no flip"])
-@BOTH
+@DRAWN_AND_REAL
 def test_the_truth_comes_back_with_ap_1(root, flip, tmp_path):
     """With a centre cell of their own, the people of real pictures reach 1.000 too, not only the expected 0.96."""
     figures, _ = evaluate(root, tmp_path, PLAIN, flip)
@@ -54,7 +39,7 @@ def test_the_truth_comes_back_with_ap_1(root, flip, tmp_path):
 
 
 @pytest.mark.parametrize("flip", [True, False], ids=["flip", "no flip"])
-@BOTH
+@DRAWN_AND_REAL
 def test_every_labelled_joint_comes_back_within_a_hundredth_of_a_pixel(root, flip, tmp_path):
     _, results = evaluate(root, tmp_path, PLAIN, flip)
     found = {image: [] for image in {entry["image_id"] for entry in results}}
@@ -77,7 +62,7 @@ WITH_NOISE = {  # with flip and without; they hold for what scripts/demo/people.
 
 
 @pytest.mark.parametrize("flip", [True, False], ids=["flip", "no flip"])
-def test_with_seeded_noise_the_ten_figures_are_these(drawn, flip, tmp_path):
+def test_with_seeded_noise_the_ten_metrics_are_these(drawn, flip, tmp_path):
     figures, _ = evaluate(drawn, tmp_path, Encoding(distort=noisy), flip)
     assert tuple(figures.values()) == pytest.approx(WITH_NOISE[flip], abs=1e-9)
 

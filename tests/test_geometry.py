@@ -28,7 +28,7 @@ def slow_input_size(image: Size) -> Size:
     [(512, 512), (513, 768), (576, 768), (640, 768), (704, 768), (767, 768), (768, 768)]
     + [(769, 1024), (832, 1024), (896, 1024), (960, 1024), (1024, 1024), (1025, 1024), (5000, 1024)],
 )
-def test_the_input_size_is_the_smallest_that_holds_the_long_side_rounded_up_to_64(long, long_input):
+def test_the_smallest_input_size_that_holds_the_long_side_is_taken(long, long_input):
     assert PUBLISHED_SIZES.place(Size(512, long)).input == Size(512, long_input)
     assert PUBLISHED_SIZES.place(Size(long, 512)).input == Size(long_input, 512)
 
@@ -45,7 +45,7 @@ def test_a_square_is_the_square_input_size_whatever_its_size():
         assert PUBLISHED_SIZES.place(Size(side, side)).input == Size(512, 512), side
 
 
-def test_input_size_agree_with_the_branchy_twin_and_turn_with_the_picture():
+def test_input_sizes_equal_the_slow_reference_and_turn_with_the_image():
     rng = np.random.default_rng(0)
     for h, w in rng.integers(1, 1500, (20_000, 2)).tolist():
         assert PUBLISHED_SIZES.place(Size(h, w)).input == slow_input_size(Size(h, w)), (h, w)
@@ -105,7 +105,7 @@ def test_the_warp_agrees_to_the_last_bit_on_many_sizes():
 
 
 @pytest.mark.parametrize("image", SIZES, ids=str)
-def test_the_affine_has_one_scale_and_lays_the_rounded_centre_on_the_input_size_centre(image):
+def test_the_affine_has_one_scale_and_maps_centre_to_centre(image):
     input_size = PUBLISHED_SIZES.place(image).input
     matrix = Placement(image, input_size).to_input
     scale = 512 / min(image)
@@ -115,7 +115,7 @@ def test_the_affine_has_one_scale_and_lays_the_rounded_centre_on_the_input_size_
     np.testing.assert_allclose(matrix, slow_affine(image, input_size), atol=2e-4)
 
 
-def test_an_odd_side_shifts_the_picture_by_half_a_pixel():
+def test_an_odd_side_shifts_the_image_by_half_a_pixel():
     even, odd = (Placement(Size(512, w), Size(512, 768)).to_input[0, 2] for w in (700, 701))
     assert even == 768 / 2 - 350
     assert odd == 768 / 2 - 351
@@ -134,6 +134,6 @@ def test_the_inverse_carries_input_size_pixels_back(image):
 @pytest.mark.parametrize(
     "function", [lambda s: PUBLISHED_SIZES.place(s).input, lambda s: Placement(s, PUBLISHED_SIZES[0]).to_input]
 )
-def test_a_picture_without_area_is_refused(size, function):
+def test_an_image_without_area_is_refused(size, function):
     with pytest.raises(ValueError, match="no area"):
         function(size)

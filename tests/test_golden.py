@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dekr_infer.data.coco import load_data_set
+from dekr_infer.evaluation.coco_metrics import METRICS, coco_metrics
 from dekr_infer.geometry import PUBLISHED_SIZES, Placement, Size
 from dekr_infer.pose import preprocess
 from dekr_infer.pose.decode import decode, transform_poses
 from dekr_infer.pose.refine import match_to_heatmap
 from dekr_infer.pose.rescore import RescoreNet, layer_shapes
-from dekr_infer.structures import Passes
-from tests.golden import cases
+from dekr_infer.structures import Passes, People
+from tests.golden import cases, ground_truth
+from tests.support.coco_files import write_annotation
 from tests.support.recipe import DECODE, REFINE, passes_of
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
@@ -69,14 +73,12 @@ def test_the_same_people_are_kept_in_the_same_order(name, flip):
     np.testing.assert_allclose(scores, DECODING[f"{name}/{flip}/scores"], rtol=0, atol=1e-6)
 
 
-@CASES
-def test_final_poses_and_rescored_scores_are_upstreams(name, flip):
-    if f"{name}/{flip}/final" not in DECODING:
-        pytest.skip("nobody is found in this case")
-    poses, scores = decode(passes(name, flip), DECODE)
+@pytest.mark.parametrize("key", [key.removesuffix("/final") for key in DECODING if key.endswith("/final")])
+def test_final_poses_and_rescored_scores_are_upstreams(key):
+    poses, scores = decode(passes(*key.split("/")), DECODE)
     final = transform_poses(poses, Placement(cases.IMAGE, INPUT_SIZE).to_image)
-    np.testing.assert_allclose(final, DECODING[f"{name}/{flip}/final"], rtol=0, atol=1e-3)
-    np.testing.assert_allclose(rescore_net()(final) * scores, DECODING[f"{name}/{flip}/rescored"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(final, DECODING[f"{key}/final"], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(rescore_net()(final) * scores, DECODING[f"{key}/rescored"], rtol=0, atol=1e-5)
 
 
 def rescore_net() -> RescoreNet:
@@ -99,3 +101,18 @@ def test_a_pose_without_size_stays_where_upstream_fails():
     assert len(poses) == 3
     extents = np.ptp(poses[:, :, :2], axis=1).max(1)
     assert sorted(extents < 1.5) == [False, True, True]
+
+
+def test_the_ten_metrics_of_the_golden_images_are_the_recorded_ones(tmp_path):
+    """Recorded from upstream's decodings by `python3 tests/golden/record_metrics.py`."""
+    image_ids = list(range(1000, 1000 - len(ground_truth.KEYS), -1))
+    write_annotation(tmp_path, ground_truth.IMAGES, ground_truth.people(DECODING, image_ids))
+    data, rescore, results = load_data_set(tmp_path, "val2017"), rescore_net(), []
+    for image_id, key in zip(image_ids, ground_truth.KEYS, strict=True):
+        poses, scores = decode(passes(*key.split("/")), DECODE)
+        final = transform_poses(poses, Placement(cases.IMAGE, INPUT_SIZE).to_image)
+        results += People(final, rescore(final) * scores).to_coco(image_id, 1)
+    recorded = json.loads((GOLDEN / "metrics.json").read_text())
+    assert all(0 < value < 1 for value in recorded)
+    found = coco_metrics(data, results, image_ids)
+    assert found == pytest.approx(dict(zip(METRICS, recorded, strict=True)), rel=0, abs=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -43,7 +44,8 @@ class OnnxRuntime:
         provider: the execution provider, by ONNX Runtime's name.
 
     `input_sizes`, `checkpoint_sha256` and `weights` (`random`, `demo` or `trained`) are those that the file's metadata
-    name; `sha256` is that of the file. One object serves several threads.
+    name; `sha256` is that of the file. One object serves several threads: `infer` runs at most `passes_at_once` passes
+    together, as many as the cores can hold with `threads` each, while other threads decode images and poses.
 
     Raises:
         DekrError: the file is missing, damaged or not one of ours, or ONNX Runtime refuses it.
@@ -65,7 +67,10 @@ class OnnxRuntime:
             available = ", ".join(onnxruntime.get_available_providers())
             raise DekrError(f"ONNX Runtime {onnxruntime.__version__}: has no {provider}; it has {available}")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or cores
+        self.passes_at_once = max(1, cores // (threads or cores))
+        self._turns = threading.BoundedSemaphore(self.passes_at_once)
         options.log_severity_level = 4
         standard = _standard(model, path, as_written or provider != CPU_PROVIDER)
         try:
@@ -104,8 +109,11 @@ class OnnxRuntime:
         warped = warp(frame.read(), frame.placement.input)
         maps = []
         for pixels in (warped, mirror(warped))[: 1 + flip]:
-            heatmap, offset, _ = self.run(normalise(pixels))
-            maps.append(Maps(heatmap[0], offset[0], (f"{frame.name}: heatmap", f"{frame.name}: offset")))
+            tensor = normalise(pixels)
+            with self._turns:
+                heatmap, offset, milliseconds = self.run(tensor)
+            sources = (f"{frame.name}: heatmap", f"{frame.name}: offset")
+            maps.append(Maps(heatmap[0], offset[0], sources, milliseconds))
         return Passes(*maps)
 
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -23,12 +25,12 @@ from dekr_infer.backends.output_folder import OutputFolder
 from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, config_of, print_note, print_warnings, run
 from dekr_infer.cli.progress import progress
 from dekr_infer.config.settings import decode_settings, influences, refine_settings, rescore_net
-from dekr_infer.data.coco import load_data_set
+from dekr_infer.data.coco import DataSet, load_data_set
 from dekr_infer.data.sources import ImageFiles, frames_of, image_source
 from dekr_infer.detector import Detector
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.evaluation.coco_metrics import metrics_table
-from dekr_infer.evaluation.evaluate import evaluate
+from dekr_infer.evaluation.evaluate import Evaluation, evaluate
 from dekr_infer.evaluation.metrics_file import (
     difference_lines,
     metrics_content,
@@ -36,7 +38,7 @@ from dekr_infer.evaluation.metrics_file import (
     require_same_metrics,
     write_both,
 )
-from dekr_infer.evaluation.provenance import require_one_run
+from dekr_infer.evaluation.provenance import origins, require_one_run
 from dekr_infer.storage.atomic import folder_lock
 
 
@@ -97,26 +99,50 @@ def postprocess(
     with folder_lock(output, create=False):
         with progress("postprocess", len(frames)) as advance:
             evaluation = evaluate(detector, data, frames, advance)
-        rescore = Path(config.RESCORE.MODEL_FILE) if config.RESCORE.VALID else None
-        metrics = metrics_content(evaluation, data, influences(config), rescore, folders)
-        metrics["seconds"] = {"decoding": evaluation.seconds, "all": time.monotonic() - started}
-        results = output / f"keypoints_{split}_results.json"
-        write_both(results, evaluation.results, output / "metrics.json", metrics)
-    left_out = len(data.images) - len(frames)
+        metrics = write_evaluation(config, data, evaluation, origins(folders), output, started)
+    if earlier is not None and compare is not None:
+        print("\n".join(difference_lines(earlier, metrics, compare)))
+        require_same_metrics(earlier, metrics, compare)
+
+
+def write_evaluation(
+    config: CfgNode,
+    data: DataSet,
+    evaluation: Evaluation,
+    known: Sequence[Mapping[str, Any]],
+    output: Path,
+    started: float,
+) -> dict[str, Any]:
+    """Write both JSON files below `output`, print the metrics and warnings, and return the content of metrics.json.
+
+    Args:
+        config: of the run.
+        data: the ground truth.
+        evaluation: the results.
+        known: the provenance of each pass; see `origins`.
+        output: the folder; it is locked by the caller.
+        started: the monotonic time at which the command began.
+    Raises:
+        DekrError: a file cannot be written.
+    """
+    rescore = Path(config.RESCORE.MODEL_FILE) if config.RESCORE.VALID else None
+    metrics = metrics_content(evaluation, data, influences(config), rescore, known)
+    metrics["seconds"] = {"decoding": evaluation.seconds, "all": time.monotonic() - started}
+    results = output / f"keypoints_{config.DATASET.TEST}_results.json"
+    write_both(results, evaluation.results, output / "metrics.json", metrics)
+    left_out = len(data.images) - len(evaluation.evaluated)
     print(metrics_table(evaluation.metrics))
     print(
-        f"{len(frames)} images, {len(evaluation.results)} people, nobody in {evaluation.empty} images"
+        f"{len(evaluation.evaluated)} images, {len(evaluation.results)} people, nobody in {evaluation.empty} images"
         + (f"; NOT THE WHOLE DATA SET: {left_out} images were missing and left out" if left_out else "")
     )
     print(
-        f"flip {'on' if flip else 'off'}, rescoring {'on' if config.RESCORE.VALID else 'off'}; "
+        f"flip {'on' if config.TEST.FLIP_TEST else 'off'}, rescoring {'on' if config.RESCORE.VALID else 'off'}; "
         f"{results} and metrics.json in {metrics['seconds']['all']:.1f} s"
     )
     print_note(metrics["weights"])
     print_warnings(metrics["warnings"])
-    if earlier is not None and compare is not None:
-        print("\n".join(difference_lines(earlier, metrics, compare)))
-        require_same_metrics(earlier, metrics, compare)
+    return metrics
 
 
 def _images(config: CfgNode) -> ImageFiles | None:

@@ -12,6 +12,18 @@ from tqdm import tqdm
 LINE_EVERY = 30.0  # seconds between plain lines
 
 
+def duration(seconds: float) -> str:
+    """Return a time for a line: `45 s`, `12 min` or `2 h 19 min`.
+
+    >>> duration(8340)
+    '2 h 19 min'
+    """
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 @contextmanager
 def progress(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
     """Yield a function to be called with the number of images just finished; `total` may be unknown."""

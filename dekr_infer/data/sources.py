@@ -53,13 +53,16 @@ class ImageFiles:
         self.source, self.split = source, split
         self._zip = _open_zip(source) if source.suffix == ".zip" else None
 
+    def missing(self, file_names: Sequence[str]) -> list[str]:
+        """Return the names of the images that are not there."""
+        if self._zip is None:
+            return [name for name in file_names if not (self.source / name).is_file()]
+        members = set(self._zip.namelist())
+        return [name for name in file_names if f"{self.split}/{name}" not in members]
+
     def check_present(self, file_names: Sequence[str]) -> None:
         """Raise a `DekrError` that names the first missing image, where images are missing."""
-        if self._zip is None:
-            missing = [name for name in file_names if not (self.source / name).is_file()]
-        else:
-            members = set(self._zip.namelist())
-            missing = [name for name in file_names if f"{self.split}/{name}" not in members]
+        missing = self.missing(file_names)
         if missing:
             raise DekrError(
                 f"{self.source}: {len(missing)} of {len(file_names)} images are missing, the first is {missing[0]}; "

@@ -14,11 +14,11 @@ from dekr_infer.data.coco import DataSet
 from dekr_infer.errors import DekrError, excerpt, one_line
 from dekr_infer.evaluation.coco_metrics import METRICS
 from dekr_infer.evaluation.evaluate import Evaluation
-from dekr_infer.evaluation.provenance import origin_warnings, origins
+from dekr_infer.evaluation.provenance import origin_warnings
 from dekr_infer.model.weights import least_trained, weights_kind
 from dekr_infer.storage.atomic import read_json, sha256, write_failure, write_json
 
-LIBRARIES = ("numpy", "scipy", "pycocotools", "torch")
+LIBRARIES = ("numpy", "pycocotools", "torch")
 PARTS = {"sha256": "inputs", "settings": "settings", "versions": "versions", "counts": "counts", "warnings": "warnings"}
 SAME = 1e-6  # metrics closer than this count as equal (repeated runs are bit-identical)
 
@@ -28,7 +28,7 @@ def metrics_content(
     data: DataSet,
     settings: Mapping[str, Any],
     rescore: Path | None,
-    folders: Sequence[Path],
+    known: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Collect the metrics and everything that they depend on.
 
@@ -37,11 +37,10 @@ def metrics_content(
         data: the ground truth.
         settings: what influences the metrics, by name.
         rescore: the rescoring net's checkpoint.
-        folders: the network's outputs; what is known of their provenance is recorded beside them.
+        known: the provenance of each pass's outputs; see `origins`.
     Raises:
-        DekrError: a file beside the outputs is damaged.
+        DekrError: a file cannot be read.
     """
-    known = origins(folders)
     annotations = sha256(data.annotation)
     evaluated = len(evaluation.evaluated)
     return {

@@ -184,7 +184,10 @@ def fold_adaptive_block(block: nn.Module) -> FoldedAdaptBlock:
     if (form["stride"] != 1).any() or (form["groups"] != 1).any() or getattr(block, "downsample", None) is not None:
         raise DekrError("an adaptive block with a stride, groups or a down-sampling cannot be exported")
     if isinstance(parts.bn, nn.BatchNorm2d):
-        raise DekrError("the batch norm of an adaptive block does not read its deformable convolution alone")
+        raise DekrError(
+            "the batch norm of an adaptive block does not read its deformable convolution alone, or the network never "
+            "runs the block"
+        )
     matrix, translation = parts.transform_matrix_conv, parts.translation_conv
     by_matrix, matrix_bias = _double(matrix.weight), _double(matrix.bias)
     by_translation, translation_bias = _double(translation.weight), _double(translation.bias)

@@ -1,22 +1,21 @@
 """TEST.MATCH_HMP: move joints to the heatmap's peaks and refine them by a Gaussian fit, as the reference does.
 
-Only this module needs full-size maps and scipy. Where a window is cut by the border and not square, the reference's fit
-uses a grid of the wrong shape. The setting is defined by what the reference computes, so `refine` does the same.
+The reference works on maps up-sampled by the stride: corner on corner, linear, the last row and column repeated. Here
+only the pixels that matter are interpolated, from maps in cells. Numpy only.
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import numpy as np
 
 from dekr_infer.geometry import STRIDE
+from dekr_infer.pose.gaussian_fit import fit_gaussians
 from dekr_infer.skeleton import COCO_17, Skeleton
 from dekr_infer.structures import Passes
 
 PEAK_REACH = 2  # pixels: a peak is the maximum of 5 x 5
-FIT_EVALUATIONS = 300
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,8 @@ def match_to_heatmap(
     poses: np.ndarray, passes: Passes, settings: RefineSettings, skeleton: Skeleton = COCO_17
 ) -> np.ndarray:
     """Return poses (people, J, 3) in input pixels with their joints moved; the scores are kept."""
-    heat = full_size(merged_joints(passes, skeleton))
-    moved = absorb(poses, heat, settings)
-    for joint in range(len(skeleton)):
-        refine(moved[:, joint], heat[joint], settings)
-    return moved
+    heat = merged_joints(passes, skeleton)
+    return refine(absorb(poses, heat, settings), heat, settings)
 
 
 def merged_joints(passes: Passes, skeleton: Skeleton = COCO_17) -> np.ndarray:
@@ -57,75 +53,114 @@ def merged_joints(passes: Passes, skeleton: Skeleton = COCO_17) -> np.ndarray:
     return (heat + np.asarray(passes.flipped.heatmap)[list(skeleton.partners), :, ::-1]) / 2
 
 
-def full_size(maps: np.ndarray) -> np.ndarray:
-    """Return maps (J, h, w) up-sampled by the stride: corner on corner, last row and column repeated; float32."""
-    for axis in (1, 2):
-        count = maps.shape[axis]
-        pixel = np.minimum(np.arange(STRIDE * count), STRIDE * (count - 1))
-        shape = [1, 1, 1]
-        shape[axis] = -1
-        share = ((pixel % STRIDE) / np.float32(STRIDE)).astype(np.float32).reshape(shape)
-        before = maps.take(pixel // STRIDE, axis)
-        after = maps.take(np.minimum(pixel // STRIDE + 1, count - 1), axis)
-        maps = (1 - share) * before + share * after
-    return maps
-
-
 def absorb(poses: np.ndarray, heat: np.ndarray, settings: RefineSettings) -> np.ndarray:
-    """Return poses whose joints moved to the nearest of the joint's highest peaks, where one is near enough."""
+    """Return poses whose joints moved to the nearest of the joint's highest peaks, where one is near enough.
+
+    Args:
+        poses: (people, J, 3) in input pixels.
+        heat: (J, h, w) in cells.
+        settings: the number of peaks, and the distance.
+    """
     moved = poses.copy()
-    for joint, values in enumerate(heat):
-        peaks = _peaks(values, settings.max_people)
-        distance = np.sqrt(((poses[:, joint, None, :2] - peaks) ** 2).sum(2))
-        nearest = distance.argmin(1)
-        close = distance[np.arange(len(poses)), nearest] < settings.absorb_distance
-        moved[close, joint, :2] = peaks[nearest[close]]
+    peaks = highest_peaks(heat, settings.max_people)
+    distance = np.sqrt(((poses[:, :, None, :2] - peaks) ** 2).sum(3))
+    person, joint = np.nonzero(distance.min(2) < settings.absorb_distance)
+    moved[person, joint, :2] = peaks[joint, distance.argmin(2)[person, joint]]
     return moved
 
 
-def _peaks(values: np.ndarray, count: int) -> np.ndarray:
-    """Return the highest local maxima of (h, w) as (count, 2) float32: x, y in pixels; of equal ones the upper."""
-    from scipy.ndimage import maximum_filter
+def highest_peaks(heat: np.ndarray, count: int) -> np.ndarray:
+    """Return the highest peaks of each up-sampled map (J, h, w): pixels that are the maximum of 5 x 5.
 
-    highest = maximum_filter(values, 2 * PEAK_REACH + 1, mode="constant", cval=-np.inf)
-    only_peaks = np.where(values == highest, values, 0).ravel()
-    last = np.partition(only_peaks, -count)[-count]
-    higher = np.flatnonzero(only_peaks > last)
-    best = np.concatenate((higher, np.flatnonzero(only_peaks == last)[: count - len(higher)]))
-    y, x = np.divmod(best, values.shape[1])
-    return np.stack((x, y), axis=1).astype(np.float32)
+    Only a cell, or a repetition of the last one, can be a peak, because the map is linear in between. The maximum
+    around it is in the middle, or at an edge or corner of the 5 x 5: two pixels further. Where fewer peaks are
+    positive, the remaining entries are the first pixels that are no peaks: the reference sets these to 0, and finds
+    them next.
 
-
-def _gaussian(at: np.ndarray, height: float, y0: float, x0: float, sigma: float) -> np.ndarray:
-    y, x = at
-    return np.asarray(height * np.exp(-((x - x0) ** 2 + (y - y0) ** 2) / (2 * sigma**2)))
-
-
-def refine(joints: np.ndarray, heat: np.ndarray, settings: RefineSettings) -> None:
-    """Refine one joint of all people, (people, 3) in input pixels, in place, on its full-size map (h, w).
-
-    A joint whose fit does not converge is kept. People whose joints fall on the same pixel get the same result.
+    Returns:
+        (J, count, 2) float32: x, y in input pixels, the highest first; of equal ones the upper, then the left.
     """
-    from scipy.optimize import OptimizeWarning, curve_fit
+    h, w = heat.shape[1:]
+    padded = np.pad(heat, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    upright = np.maximum(np.maximum(padded[:, :-2], padded[:, 2:]), padded[:, 1:-1])
+    level = np.maximum(padded[:, 1:-1, :-2], padded[:, 1:-1, 2:])
+    # enough: no neighbour is higher; necessary: none is in the row or column, but the last cells' repetitions ignore it
+    certain = heat >= np.maximum(np.maximum(upright[:, :, :-2], upright[:, :, 2:]), upright[:, :, 1:-1])
+    possible = heat >= np.maximum(upright[:, :, 1:-1], level)
+    possible[:, -1], possible[:, :, -1] = heat[:, -1] >= level[:, -1], heat[:, :, -1] >= upright[:, :, -2]
+    possible[:, -1, -1] = True
+    heights = [np.sort(values[peaks]) for values, peaks in zip(heat, certain, strict=True)]
+    last = np.array([own[-count] if len(own) >= count and own[-count] > 0 else -np.inf for own in heights])
+    joint, row, column = np.nonzero(possible & (heat >= last[:, None, None]) & (heat != 0))
 
-    h, w = heat.shape
-    known: dict[tuple[int, int], tuple[float, float]] = {}
-    for person in joints:
-        if not person[2] > settings.threshold:
-            continue
-        pixel = int(person[1] + 0.5), int(person[0] + 0.5)
-        if pixel not in known:
-            row, column = min(max(0, pixel[0]), h - 1), min(max(0, pixel[1]), w - 1)
-            top, left = max(0, row - settings.reach), max(0, column - settings.reach)
-            window = heat[top : row + settings.reach + 1, left : column + settings.reach + 1]
-            # (column count, row count): equal to the window's shape only where that is square
-            grid = np.indices(window.shape[::-1], dtype=np.float64)
-            guess = (heat[row, column], row - top, column - left, settings.sigma)
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", OptimizeWarning)
-                    fit, _ = curve_fit(_gaussian, grid.reshape(2, -1), window.ravel(), p0=guess, maxfev=FIT_EVALUATIONS)
-            except (RuntimeError, TypeError, ValueError):
-                continue
-            known[pixel] = (top + fit[1], left + fit[2])
-        person[1], person[0] = known[pixel]
+    down, right = np.indices((STRIDE, STRIDE)).reshape(2, -1)  # to a cell's repetitions
+    repeated = ((down == 0) | (row[:, None] == h - 1)) & ((right == 0) | (column[:, None] == w - 1))
+    cell, repetition = np.nonzero(repeated)
+    joint, y, x = joint[cell], STRIDE * row[cell] + down[repetition], STRIDE * column[cell] + right[repetition]
+    reach = np.array([-PEAK_REACH, 0, PEAK_REACH])
+    around = _at(heat, joint, y[:, None, None] + reach[:, None], x[:, None, None] + reach)
+    height = around[:, 1, 1]
+    is_peak = height == around.max((1, 2))
+    joint, height, pixel = joint[is_peak], height[is_peak], (STRIDE * w * y + x)[is_peak]
+
+    found = np.empty((len(heat), count), np.int64)
+    for own, best in enumerate(found):
+        order = np.lexsort((pixel[joint == own], -height[joint == own]))
+        peaks = pixel[joint == own][order]
+        positive = peaks[: min(count, np.count_nonzero(height[joint == own] > 0))]
+        best[: len(positive)] = positive
+        if len(positive) < count:
+            best[len(positive) :] = np.setdiff1d(np.arange(count + len(peaks)), peaks)[: count - len(positive)]
+    return np.stack((found % (STRIDE * w), found // (STRIDE * w)), axis=2).astype(np.float32)
+
+
+def _neighbours(pixels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the cells before and after pixels of a side of `count` cells, and the latter's share (0 to 0.75)."""
+    pixels = np.clip(pixels, 0, STRIDE * (count - 1))
+    before = pixels // STRIDE
+    return before, np.minimum(before + 1, count - 1), (pixels % STRIDE / STRIDE).astype(np.float32)
+
+
+def refine(poses: np.ndarray, heat: np.ndarray, settings: RefineSettings) -> np.ndarray:
+    """Return poses whose joints moved to the centre of a Gaussian fitted around them; where the fit fails they stay.
+
+    Where a window is cut by the border and not square, the reference reads its values as if it stood upright. The
+    setting is defined by what the reference computes, so this function does the same.
+
+    Args:
+        poses: (people, J, 3) in input pixels.
+        heat: (J, h, w) in cells.
+        settings: the score above which a joint is fitted, the window, and the first sigma.
+    """
+    h, w = (STRIDE * side for side in heat.shape[1:])
+    person, joint = np.nonzero(poses[:, :, 2] > settings.threshold)
+    pixel = (poses[person, joint, 1::-1] + 0.5).astype(int)  # y, x; towards zero
+    # people on the same pixel share a fit
+    fits, fit_of = np.unique(np.column_stack((joint, pixel)), axis=0, return_inverse=True)
+    middle = np.clip(fits[:, 1:], 0, (h - 1, w - 1))
+    first = np.maximum(middle - settings.reach, 0)
+    shape = np.minimum(middle + settings.reach + 1, (h, w)) - first
+    # entry k of a window of r rows and c columns is at row k // c of the map, and at row k // r of the fit
+    along, across = np.indices((2 * settings.reach + 1,) * 2)
+    k = along * shape[:, :1, None] + across
+    inside = (along < shape[:, 1:, None]) & (across < shape[:, :1, None])
+    row, column = np.divmod(np.where(inside, k, 0), shape[:, 1:, None])
+    windows = np.where(inside, _at(heat, fits[:, 0], first[:, :1, None] + row, first[:, 1:, None] + column), 0)
+    heights = _at(heat, fits[:, 0], middle[:, :1, None], middle[:, 1:, None]).ravel()
+    guess = np.column_stack((heights, middle - first, np.full(len(fits), settings.sigma)))
+    fitted, converged = fit_gaussians(windows, shape[:, ::-1], guess)
+    moved = poses.copy()
+    places = (first + fitted[:, 1:3])[fit_of]
+    good = converged[fit_of]
+    moved[person[good], joint[good], 1::-1] = places[good]
+    return moved
+
+
+def _at(heat: np.ndarray, joint: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return maps (J, h, w) in cells, interpolated at pixels y, x (n, a, b) of the maps `joint` (n,)."""
+    upper, lower, y_share = _neighbours(y, heat.shape[1])
+    left, right, x_share = _neighbours(x, heat.shape[2])
+    joint = joint[:, None, None]
+    before = (1 - y_share) * heat[joint, upper, left] + y_share * heat[joint, lower, left]
+    after = (1 - y_share) * heat[joint, upper, right] + y_share * heat[joint, lower, right]
+    return np.asarray((1 - x_share) * before + x_share * after)

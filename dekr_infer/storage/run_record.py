@@ -50,7 +50,7 @@ class Head(msgspec.Struct):
     """What a folder holds.
 
     Args:
-        kind: `tensors`, `outputs` or `steps`.
+        kind: `tensors`, `outputs`, `steps` or `people`.
         settings: what every entry depends on; entries made with other settings do not count as done.
         about: what is noted of the run and changes no entry, such as versions and paths.
     """
@@ -95,7 +95,8 @@ def read_record(path: Path) -> Contents | None:
     Raises:
         DekrError: the file cannot be read, or a line of it is damaged.
     """
-    remedy = f"delete it together with what it describes, {str(path).removesuffix(SUFFIX)}"
+    described = str(path).removesuffix(SUFFIX)
+    remedy = "delete it" if described == str(path) else f"delete it together with what it describes, {described}"
     try:
         lines = read_regular(path).split(b"\n")
     except FileNotFoundError:

@@ -145,9 +145,9 @@ def _negated(passes: Passes) -> Passes:
 def _unswapped(passes: Passes) -> Passes:
     """Exchange left and right in the flipped pass once more, so that the merge's own exchange undoes it."""
     assert passes.flipped is not None
-    heatmap, offset, sources = passes.flipped
+    heatmap, offset = passes.flipped.heatmap, passes.flipped.offset
     by_joint = offset.reshape(len(COCO_17), 2, *offset.shape[1:])[list(COCO_17.partners)]
-    swapped = Maps(heatmap[[*COCO_17.partners, CENTRE]], by_joint.reshape(offset.shape), sources)
+    swapped = Maps(heatmap[[*COCO_17.partners, CENTRE]], by_joint.reshape(offset.shape), passes.flipped.sources)
     return Passes(passes.original, swapped)
 
 

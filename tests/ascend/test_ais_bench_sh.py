@@ -31,7 +31,6 @@ STEMS = (
     "c",
 )  # in ais_bench's order; the input sizes are those of SMALL_INPUT_SIZES in turn, then again
 FOLDERS = {"prep_data": "out", "prep_data_flip": "out_flip"}
-pytest_plugins = ["tests.support.tiny_fixtures"]
 
 
 def write_tensors(folder: Path) -> None:
@@ -44,9 +43,8 @@ def write_tensors(folder: Path) -> None:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    """A host with a converted toy model and two folders of four tensors, in a folder without odd characters."""
-    host = Host(tmp_path)
+def host(host: Host, tmp_path: Path) -> Host:
+    """The host, with a converted toy model and two folders of four tensors, in a folder without odd characters."""
     host.folder = tmp_path / "plain"
     host.folder.mkdir()
     host.env["PYTHONPATH"] = str(FAKES)
@@ -140,6 +138,7 @@ def test_results_of_the_same_images_and_their_records_are_replaced(host):
     np.save(host.folder / "out" / "a2_0.npy", np.zeros(1))
     (host.folder / "out_record.jsonl").write_text("{}")
     assert host.run("ais_bench.sh", "net.om").returncode == 0
+    assert names(host.folder) == AFTER | {"net.onnx"} and names(host.folder / "out") == RESULTS
     assert names(host.folder) == AFTER
     assert np.load(host.folder / "out" / "a2_0.npy").shape == (1, 18, 16, 24)
 
@@ -161,6 +160,7 @@ def finished(folder: Path) -> dict[str, bytes]:
 )
 def test_failed_run_keeps_the_results_of_an_earlier_run(host, words, trouble, part):
     assert host.run("ais_bench.sh", "net.om").returncode == 0
+    assert names(host.folder) == AFTER | {"net.onnx"} and names(host.folder / "out") == RESULTS
     before = finished(host.folder)
     assert len(before) == 2 * len(RESULTS) + 4
     done = host.run("ais_bench.sh", "net.om", *words, AIS_BENCH_TROUBLE=trouble)
@@ -312,7 +312,7 @@ def test_stray_tensor_is_named_where_ais_bench_stopped(host, dialect):
     assert names(host.folder) == BEFORE
 
 
-def test_stray_tensor_is_named_before_the_run_if_the_onnx_file_is_beside_the_model(host):
+def test_stray_tensor_is_named_before_the_run_if_the_onnx_file_is_there(host):
     onnx.save(toy_model(), host.folder / "net.onnx")
     np.save(host.folder / "prep_data" / "b.npy", np.zeros((1, 3, 32, 32), np.float32))
     done = host.run("ais_bench.sh", "net.om")
@@ -327,6 +327,7 @@ def test_onnx_file_that_is_not_the_models_is_no_obstacle(host, content):
     if content == "no ONNX file":
         (host.folder / "net.onnx").write_text(content)
     assert host.run("ais_bench.sh", "net.om").returncode == 0
+    assert names(host.folder) == AFTER | {"net.onnx"} and names(host.folder / "out") == RESULTS
 
 
 GENUINE = os.environ.get("AIS_BENCH_FRONT_ENDS")
@@ -385,6 +386,7 @@ def test_from_another_folder_and_further_words(host):
 def test_ctrl_c_keeps_finished_results_and_leaves_nothing_half_done(host, earlier):
     if earlier:
         assert host.run("ais_bench.sh", "net.om").returncode == 0
+    assert names(host.folder) == AFTER | {"net.onnx"} and names(host.folder / "out") == RESULTS
     before, left = finished(host.folder), names(host.folder)
     process = host.start("ais_bench.sh", "net.om", AIS_BENCH_TROUBLE="slow")
     done = host.stop(process, "warm up", signal.SIGINT)

@@ -16,19 +16,10 @@ from onnx import helper, numpy_helper
 
 from dekr_infer.ascend.atc import REMEDIES
 from dekr_infer.ascend.subprocess_runner import remedy
-from tests.support.ascend_host import FAKES, Host, refused
+from tests.support.ascend_host import FAKES, Done, Host, refused
 from tests.support.tiny_models import toy_model
 
 PUBLISHED_SIZES = "512,768;512,512;768,512;512,1024;1024,512"
-pytest_plugins = ["tests.support.tiny_fixtures"]
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    host = Host(tmp_path, "npu-smi")
-    host.install_toolkit()
-    onnx.save(toy_model(), host.folder / "net.onnx")
-    return host
 
 
 def options(model: Path) -> list[str]:
@@ -39,6 +30,15 @@ def options(model: Path) -> list[str]:
 
 def left(host: Host) -> set[str]:
     return {entry.name for entry in host.folder.iterdir()}
+
+
+def assert_converted(host: Host, done: Done) -> None:
+    """Assert that net.onnx, as it is, became net.om for the host's chip, and that nothing else was left."""
+    assert done.returncode == 0, done
+    assert left(host) == {"net.onnx", "net.om"}
+    assert "--soc_version=Ascend310P3" in options(host.folder / "net.om")
+    with zipfile.ZipFile(host.folder / "net.om") as stand_in:
+        assert stand_in.read("model.onnx") == (host.folder / "net.onnx").read_bytes()
 
 
 def test_weights_in_a_file_of_their_own_go_with_the_model(host):
@@ -105,7 +105,7 @@ def test_both_known_places_of_the_toolkit(tmp_path, place):
     host = Host(tmp_path, "npu-smi")
     host.install_toolkit(place)
     onnx.save(toy_model(), host.folder / "net.onnx")
-    assert host.run("atc.sh", "net.onnx").returncode == 0
+    assert_converted(host, host.run("atc.sh", "net.onnx"))
 
 
 @pytest.mark.parametrize("below", ["", "latest"])
@@ -113,13 +113,14 @@ def test_toolkit_named_by_the_environment(tmp_path, below):
     host = Host(tmp_path, "npu-smi")
     toolkit = host.install_toolkit("else where")
     onnx.save(toy_model(), host.folder / "net.onnx")
-    assert host.run("atc.sh", "net.onnx", ASCEND_TOOLKIT_HOME=str(toolkit / below)).returncode == 0
+    assert_converted(host, host.run("atc.sh", "net.onnx", ASCEND_TOOLKIT_HOME=str(toolkit / below)))
 
 
 def test_loaded_toolkit_is_not_loaded_again(host):
     host.install("atc")
     done = host.run("atc.sh", "net.onnx", ASCEND_OPP_PATH="/somewhere")
-    assert done.returncode == 0 and "loaded" not in done.stderr
+    assert_converted(host, done)
+    assert "loaded" not in done.stderr
 
 
 MEDDLING = (
@@ -128,11 +129,11 @@ MEDDLING = (
 
 
 @pytest.mark.parametrize("line", [MEDDLING, "set -u -e -f", "trap 'exit 9' EXIT"])
-def test_toolkit_can_meddle_with_nothing_but_the_environment(host, line):
+def test_toolkit_can_change_nothing_but_the_environment(host, line):
     script = host.home / "Ascend/ascend-toolkit/set_env.sh"
     script.write_text(f"{script.read_text().replace('$UNSET_VARIABLE', '')}{line}\n")
     done = host.run("atc.sh", "net.onnx")
-    assert done.returncode == 0 and left(host) == {"net.onnx", "net.om"}, done
+    assert_converted(host, done)
 
 
 @pytest.mark.parametrize("script", ["exit 3", "return 1", "if (", "exit 0", ""])
@@ -146,14 +147,14 @@ def test_toolkit_that_does_not_load_is_named(host, script):
 
 
 def test_exported_cdpath_changes_nothing(host):
-    words = ["bash", "scripts/atc.sh", host.folder / "net.onnx", host.folder / "other"]
+    words = ["bash", "scripts/atc.sh", host.folder / "net.onnx", host.folder / "net"]
     env = host.env | {"CDPATH": str(FAKES.parents[1])}
     done = subprocess.run(words, cwd=FAKES.parents[1], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done
+    assert_converted(host, done)
 
 
 def test_variable_that_bash_cannot_name_is_no_obstacle(host):
-    assert host.run("atc.sh", "net.onnx", **{"a.b": "1", "c": "two\nlines"}).returncode == 0
+    assert_converted(host, host.run("atc.sh", "net.onnx", **{"a.b": "1", "c": "two\nlines"}))
 
 
 def test_no_toolkit(tmp_path):
@@ -197,8 +198,7 @@ def test_failure_leaves_the_model_before_as_it_was(host, trouble, parts):
 
 
 def test_longer_name_of_newer_versions(host):
-    assert host.run("atc.sh", "net.onnx", ATC_TROUBLE="suffix").returncode == 0
-    assert left(host) == {"net.onnx", "net.om"}
+    assert_converted(host, host.run("atc.sh", "net.onnx", ATC_TROUBLE="suffix"))
 
 
 def test_chip_that_the_toolkit_does_not_know(host):
@@ -207,7 +207,7 @@ def test_chip_that_the_toolkit_does_not_know(host):
 
 def test_chip_is_asked_for_once_at_the_host(host):
     refused(host.run("atc.sh", "net.onnx", NPU_SMI_LAYOUT="mixed"), 1, "different chips", "--device")
-    assert host.run("atc.sh", "net.onnx", "--device", 0, NPU_SMI_LAYOUT="mixed").returncode == 0
+    assert_converted(host, host.run("atc.sh", "net.onnx", "--device", 0, NPU_SMI_LAYOUT="mixed"))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_two_conversions_at_the_same_time_leave_each_other_alone(host):
 @pytest.mark.parametrize("name", ["a b", "gone"])
 def test_temporary_folder_that_atc_cannot_use(host, name):
     (host.home / "a b").mkdir()
-    assert host.run("atc.sh", "net.onnx", TMPDIR=str(host.home / name)).returncode == 0
+    assert_converted(host, host.run("atc.sh", "net.onnx", TMPDIR=str(host.home / name)))
 
 
 def test_remedy_of_a_code_is_found_in_a_long_log():

@@ -20,11 +20,6 @@ NAMES = {
 }
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Host:
-    return Host(tmp_path, "npu-smi")
-
-
 @pytest.mark.parametrize(("layout", "name"), NAMES.items())
 def test_name_of_every_layout(host, layout, name):
     done = host.run("chip_name.sh", NPU_SMI_LAYOUT=layout)
@@ -51,7 +46,7 @@ def test_poor_health_is_a_warning(host):
     assert done.stderr == "warning: npu-smi shows NPU 0 with health Warning\n"
 
 
-def test_different_chips_want_a_choice(host):
+def test_different_chips_need_a_choice(host):
     refused(host.run("chip_name.sh", NPU_SMI_LAYOUT="mixed"), 1, "0: 310P3, 1: 310", "--device", "--chip")
     assert host.run("chip_name.sh", "--device", 1, NPU_SMI_LAYOUT="mixed").stdout == "Ascend310\n"
     refused(host.run("chip_name.sh", "--device", 2, NPU_SMI_LAYOUT="mixed"), 1, "no device 2")

@@ -14,8 +14,6 @@ from dekr_infer.cli import check_atc
 from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
 from tests.support.ascend_host import ROOT
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
-
 
 def graph(*nodes, opset=11, size=("h", "w"), channels=4, **weights):
     """x (1, channels, h, w) through these nodes; input sizes 8x12 and 16x8."""
@@ -63,7 +61,7 @@ def test_our_export_passes_and_its_narrow_channels_are_warned_of(tiny):
     assert "and 33 more" in line
 
 
-def test_what_the_file_says_about_its_input(tiny):
+def test_the_declared_input_of_the_file(tiny):
     assert default_input_shape(tiny.model()) == "image:1,3,-1,-1"
     assert default_input_sizes(tiny.model()) == "512,768;512,512;768,512;512,1024;1024,512"
 

@@ -22,10 +22,10 @@ from dekr_infer.export.variants import GATHER, GROUPED, PADDED, SEPARATE, VARIAN
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
 from dekr_infer.storage.atomic import folder_lock
 from tests.support.ascend_host import FAKES, Host
-from tests.support.helpers import assert_refused, run_command, write_annotation
+from tests.support.coco_files import write_annotation
+from tests.support.commands import assert_refused, run_command
 from tests.support.tiny_models import PAIRS, SMALL_INPUT_SIZES, toy_model
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
 TWO = InputSizes(SMALL_INPUT_SIZES.sizes[:2])
 main = partial(tune_npu.main, input_sizes=TWO)
 NAMES = [str(input_size) for input_size in TWO]
@@ -236,6 +236,9 @@ def test_other_front_ends(host, monkeypatch, tmp_path, dialect):
     monkeypatch.chdir(tmp_path)  # whose path has no space
     ran = run_command(main, "--work", tmp_path / "w", "--loop", 2, "--variants", GATHER, "TEST.MODEL_FILE", "net.pth")
     assert ran.code == 0, ran
+    (entry,) = json.loads((tmp_path / "w" / "tune.json").read_text())["variants"]
+    assert (entry["variant"], entry["rank"], entry["problem"]) == (GATHER, 1, None)
+    assert list(entry["milliseconds"]) == NAMES and min(entry["milliseconds"].values()) > 0
 
 
 def test_second_run_at_the_same_time_is_refused(host):

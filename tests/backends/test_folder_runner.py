@@ -29,6 +29,7 @@ from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
 from dekr_infer.storage.atomic import UNFINISHED
 from dekr_infer.storage.run_record import Entry, Head, RunRecord, mark_file, read_record, record_path
+from tests.support.folders import contents
 from tests.support.tiny_models import SMALL_INPUT_SIZES, toy_model, toy_outputs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,10 +80,6 @@ def infer(*flags: str) -> int:
     )
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 def failure(capsys: pytest.CaptureFixture[str]) -> str:
     """The one line on stderr."""
     err = capsys.readouterr().err
@@ -129,7 +126,7 @@ def test_only_npy_files_are_run_and_folders_inside_are_not_entered(place, passes
     assert len(passes) == 4
 
 
-def test_the_network_sees_the_tensors_in_order_and_outputs_are_heatmap_then_offset(place, passes):
+def test_tensors_run_in_order_and_outputs_are_heatmap_then_offset(place, passes):
     assert infer("--warmup_count", "0") == 0
     assert [image.shape[2:] for image in passes] == [tuple(SMALL_INPUT_SIZES[i % 3]) for i in range(4)]
     for seed, (stem, image) in enumerate(zip(STEMS, passes, strict=True)):
@@ -209,7 +206,7 @@ def test_the_record_names_tensors_and_images(place):
     assert known == {"a2.npy": {"image": "9-a2"}}, "the other tensor is not the recorded one"
 
 
-def test_the_summary_stands_beside_the_folder(place):
+def test_the_summary_is_written_next_to_the_folder(place):
     assert summary_path(Path("x/out")) == Path("x/out_summary.json")
     assert infer() == 0
     assert {path.name for path in place.iterdir()} == {
@@ -217,7 +214,7 @@ def test_the_summary_stands_beside_the_folder(place):
     }
 
 
-def test_the_line_printed_tells_count_and_rate(place, capsys, passes):
+def test_the_printed_line_has_count_and_rate(place, capsys, passes):
     assert infer("--warmup_count", "0") == 0
     out = capsys.readouterr().out
     assert re.search(r"4 tensors -> out: .*mean = 25\.0, .*throughput 40\.000 passes/s", out)
@@ -355,7 +352,7 @@ def test_a_second_run_runs_nothing_and_repeats_the_summary(place, passes):
     assert summary(place) == first
 
 
-def test_a_run_stopped_by_an_error_goes_on_where_it_was(place, whole, monkeypatch, passes):
+def test_a_run_stopped_by_an_error_resumes_where_it_was(place, whole, monkeypatch, passes):
     with monkeypatch.context() as patch:
         spied = OnnxRuntime.run
 
@@ -391,7 +388,7 @@ onnx_infer.main("--model net.onnx --input prep_data --output ./ --output_dirname
 
 
 @pytest.mark.parametrize("after", [5, 10])  # between the two outputs of the second tensor; at the summary
-def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(place, whole, passes, after):
+def test_a_killed_run_resumes_and_ends_with_the_same_bytes(place, whole, passes, after):
     program = KILLED.format(root=str(ROOT), after=after)
     ended = subprocess.run([sys.executable, "-c", program], cwd=place, check=False)
     assert ended.returncode == -signal.SIGKILL

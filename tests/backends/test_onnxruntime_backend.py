@@ -15,10 +15,9 @@ from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
 from dekr_infer.onnx_graph.cpu_optimize import add_before_enlarging, convolve_before_enlarging, mix_offsets
 from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
+from tests.support.commands import error_of
 from tests.support.graphs import initializers, set_initializer
 from tests.support.tiny_models import SMALL_INPUT_SIZES, linked_model, toy_model, toy_outputs
-
-pytest_plugins = ["tests.support.tiny_fixtures"]
 
 
 @pytest.fixture
@@ -31,10 +30,8 @@ def whole_picture(input_size: Size, seed: int = 0) -> np.ndarray:
 
 
 def refused(path: Path) -> str:
-    with pytest.raises(DekrError) as caught:
-        OnnxRuntime(path, 1)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: ") and "\n" not in message
+    message = error_of(OnnxRuntime, path, 1)
+    assert message.startswith(f"{path}: ")
     return message
 
 
@@ -133,7 +130,7 @@ def test_outputs_of_another_shape_are_refused(file, weight, says):
     assert str(file) in str(caught.value)
 
 
-def test_a_picture_of_another_rank_is_one_clear_error(file):
+def test_an_image_of_another_rank_is_one_clear_error(file):
     network = OnnxRuntime(saved(toy_model(), file), 1)
     with pytest.raises(DekrError, match="cannot be run"):
         network.run(whole_picture(SMALL_INPUT_SIZES[0])[0])

@@ -15,8 +15,9 @@ from dekr_infer.data.images import decode_image
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES
 from dekr_infer.storage.atomic import folder_lock
-from tests.support.helpers import colourful, encode, write_annotation, write_pictures
-from tests.support.reference_tensors import ONE_OF_EACH, reference_tensors, turned
+from tests.support.coco_files import write_annotation, write_pictures
+from tests.support.images import colourful, encode, turned
+from tests.support.reference_tensors import ONE_OF_EACH, reference_tensors
 
 SIZES = {f"{number:012d}.jpg": size for number, size in zip((30, 7, 911, 4, 55), ONE_OF_EACH, strict=True)}
 MADE = ["prep", "prep_flip", "prep_flip_record.jsonl", "prep_record.jsonl"]
@@ -69,7 +70,7 @@ def stamps_of(folder) -> dict[str, tuple[int, int]]:
     return {name: (stat.st_mtime_ns, stat.st_ino) for name, stat in found.items()}
 
 
-def test_a_run_writes_both_tensors_of_every_picture_and_nothing_else(root, made):
+def test_a_run_writes_both_tensors_of_every_image_and_nothing_else(root, made):
     folder, _ = made
     assert sorted(path.name for path in folder.iterdir()) == [
         "prep",
@@ -84,7 +85,7 @@ def test_a_run_writes_both_tensors_of_every_picture_and_nothing_else(root, made)
             np.testing.assert_array_equal(np.load(folder / name / f"{stem}.npy"), expected, err_msg=f"{name}/{stem}")
 
 
-def test_the_summary_counts_pictures_input_size_and_bytes(made):
+def test_the_summary_counts_images_input_size_and_bytes(made):
     folder, summary = made
     assert (summary.images, summary.done_before) == (5, 0)
     assert summary.input_sizes == Counter(PUBLISHED_SIZES.place(size).input for size in ONE_OF_EACH)
@@ -126,7 +127,7 @@ def test_overwrite_makes_all_of_them_again(root, made, copy):
     assert files_of(copy) == files_of(made[0])
 
 
-def test_limit_takes_the_first_pictures_of_the_annotation(root, tmp_path):
+def test_limit_takes_the_first_images_of_the_annotation(root, tmp_path):
     steps = []
     summary = make(root, tmp_path, limit=2, advance=steps.append)
     assert {path.name for path in (tmp_path / "prep").iterdir()} == {f"{stem}.npy" for stem in STEMS[:2]}
@@ -157,14 +158,14 @@ def broken_set(root, tmp_path, change) -> None:
     change(tmp_path / "coco")
 
 
-def test_missing_pictures_stop_the_run_before_anything_is_written(root, tmp_path):
+def test_missing_images_stop_the_run_before_anything_is_written(root, tmp_path):
     broken_set(root, tmp_path, lambda coco: (coco / "images" / "val2017" / f"{STEMS[3]}.jpg").unlink())
     with pytest.raises(DekrError, match=rf"1 of 5 images are missing, the first is {STEMS[3]}"):
         make(tmp_path / "coco", tmp_path, "val2017")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco"]
 
 
-def test_a_damaged_picture_is_named_and_only_finished_tensors_stay(root, made, tmp_path):
+def test_a_damaged_image_is_named_and_only_finished_tensors_stay(root, made, tmp_path):
     broken_set(root, tmp_path, lambda coco: os.truncate(coco / "images" / "val2017" / f"{STEMS[3]}.jpg", 900))
     with pytest.raises(DekrError, match=rf"{STEMS[3]}\.jpg: not an image, or damaged"):
         make(tmp_path / "coco", tmp_path, "val2017")
@@ -179,7 +180,7 @@ def test_a_damaged_picture_is_named_and_only_finished_tensors_stay(root, made, t
     ]
 
 
-def test_a_picture_of_another_size_than_annotated_is_named(root, tmp_path):
+def test_an_image_of_another_size_than_annotated_is_named(root, tmp_path):
     def change(coco):
         path = coco / "annotations" / "person_keypoints_val2017.json"
         content = json.loads(path.read_text())

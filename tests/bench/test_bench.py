@@ -27,9 +27,8 @@ from scripts.bench import forward, reference_impl, regression_check, roofline, t
 from scripts.bench import run as bench
 from scripts.bench.timing import LIMIT, OURS, REFERENCE, UPSTREAM, Row, alternate, table
 from scripts.demo.people import write_data_set
-from tests.support.helpers import assert_refused, run_command
-from tests.support.tiny_fixtures import single_thread
-from tests.support.tiny_models import PAIRS
+from tests.support.commands import assert_refused, run_command
+from tests.support.tiny_models import PAIRS, single_thread
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "scripts/demo/weights"
 SPLIT = "val2017"

@@ -20,16 +20,9 @@ from dekr_infer.errors import DekrError
 from dekr_infer.evaluation.coco_metrics import METRICS
 from dekr_infer.geometry import PUBLISHED_SIZES, Size, cells
 from dekr_infer.storage.run_record import Contents, read_record
-from tests.support.helpers import (
-    assert_refused,
-    colourful,
-    encode,
-    person,
-    run_command,
-    write_annotation,
-    write_dump,
-    write_pictures,
-)
+from tests.support.coco_files import person, write_annotation, write_dump, write_pictures
+from tests.support.commands import assert_refused, run_command
+from tests.support.images import colourful, encode
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURED = {
@@ -75,7 +68,7 @@ def test_a_count_fits_in_31_bits(number):
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
-def test_streams_that_are_closed_change_nothing_but_what_is_said(dumps, closed):
+def test_closed_streams_change_only_what_is_printed(dumps, closed):
     folder = dumps.parent
     flags = ["--dump_dir", folder / "out", "--dump_dir_flip", folder / "out_flip", "--output", folder / "results"]
     words = [ROOT / "DEKR_postprocess.py", *flags, "DATASET.ROOT", dumps, "RESCORE.VALID", "False"]
@@ -96,7 +89,7 @@ def test_what_a_terminal_would_act_on_is_spelt_out(capfd):
     assert capfd.readouterr().err == "error: a\\x1b[2J.npy: cut short\n"
 
 
-def test_an_error_of_unknown_place_is_told_without_a_guess(capfd):
+def test_an_error_of_unknown_place_is_reported_without_a_guess(capfd):
     def fail():
         raise OSError(24, "Too many open files")
 
@@ -113,7 +106,7 @@ def test_a_misspelt_key_names_the_one_meant(name, tmp_path, monkeypatch):
 
 
 @ALL_CONFIGURED
-def test_a_flag_after_the_first_pair_is_told_from_a_key(name, tmp_path, monkeypatch):
+def test_a_flag_after_the_first_pair_is_not_taken_for_a_key(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ran = run_command(MAINS[name], "TEST.FLIP_TEST", "True", CONFIGURED[name][1], "3")
     assert_refused(ran, 2, f"{CONFIGURED[name][1]} comes after TEST.FLIP_TEST: flags come before")
@@ -172,7 +165,7 @@ def preprocess(coco: Path, *words: object, pairs: tuple[object, ...] = ()):
     return run_command(preprocess_command.main, *flags, "DATASET.ROOT", coco, *pairs)
 
 
-def test_preprocessing_ends_with_one_line_of_pictures_input_size_bytes_and_seconds(coco):
+def test_preprocessing_ends_with_one_line_of_counts_bytes_and_seconds(coco):
     ran = preprocess(coco, "--workers", 1)
     assert ran.code == 0 and ran.err == "" and ran.out.count("\n") == 1
     input_sizes = "512x768: 1, 512x512: 0, 768x512: 1, 512x1024: 1, 1024x512: 0"
@@ -184,7 +177,7 @@ def test_preprocessing_ends_with_one_line_of_pictures_input_size_bytes_and_secon
     assert "3 images (3 were there already)" in preprocess(coco).out
 
 
-def test_zip_and_folder_give_the_same_tensors_and_the_format_says_which(coco):
+def test_zip_and_folder_give_the_same_tensors_by_their_format_setting(coco):
     folder = coco / "images" / "val2017"
     assert_refused(preprocess(coco, pairs=("DATASET.DATA_FORMAT", "jpg")), 1, f"{folder}: not there")
     assert preprocess(coco, pairs=("DATASET.DATA_FORMAT", "zip")).code == 0
@@ -223,7 +216,7 @@ def other_pictures(coco: Path, *names: str) -> None:
 OTHERS = "tensors were made of other images or with other settings, the first is"
 
 
-def test_tensors_of_other_pictures_are_not_kept(coco):
+def test_tensors_of_other_images_are_not_kept(coco):
     assert preprocess(coco, "--workers", 1).code == 0
     before = {path: path.read_bytes() for path in coco.parent.rglob("prep*/*.npy")}
     record, images = record_of(coco), images_of(coco)
@@ -238,7 +231,7 @@ def test_tensors_of_other_pictures_are_not_kept(coco):
     assert "(3 were there already)" in preprocess(coco).out
 
 
-def test_another_annotation_file_of_the_same_pictures_goes_on(coco):
+def test_a_run_resumes_with_another_annotation_file_of_the_same_images(coco):
     """A longer one, too, and pictures unpacked from their zip."""
     sizes = dict(list(SIZES.items())[:2])
     write_annotation(coco, sizes)
@@ -382,9 +375,13 @@ def test_postprocessing_prints_the_table_and_the_counts_and_writes_both_files(du
     assert metrics["seconds"]["all"] > 0
 
 
-def test_postprocessing_needs_no_pictures(dumps):
+def test_postprocessing_needs_no_images(dumps):
+    assert postprocess(dumps).code == 0
+    results, metrics = written(dumps)
     shutil.rmtree(dumps / "images")
     assert postprocess(dumps).code == 0
+    results_without, metrics_without = written(dumps)
+    assert results_without == results != [] and metrics_without["figures"] == metrics["figures"]
 
 
 def test_rescoring_multiplies_scores_by_the_nets_answer(dumps):
@@ -423,7 +420,7 @@ def test_a_loop_of_links_is_one_line(dumps):
     assert_refused(postprocess(dumps), 1, "out: 6 of 6 files are missing")
 
 
-def test_missing_outputs_stop_it_or_are_said_in_table_and_metrics(dumps):
+def test_missing_outputs_stop_the_run_or_are_counted_in_its_metrics(dumps):
     (dumps.parent / "out" / "c_1.npy").unlink()
     assert_refused(postprocess(dumps), 1, "out: 1 of 6 files are missing, the first is c_1.npy", "--allow_missing")
     assert not (dumps.parent / "results").exists()
@@ -433,7 +430,7 @@ def test_missing_outputs_stop_it_or_are_said_in_table_and_metrics(dumps):
     assert (counts["pictures"], counts["evaluated"], counts["missing"]) == (3, 2, 1)
 
 
-def test_the_hash_of_the_graph_that_made_the_dumps_is_kept(dumps):
+def test_the_hash_of_the_graph_that_made_the_outputs_is_kept(dumps):
     for name, digest in (("out", "a" * 64), ("out_flip", "b" * 64)):
         (dumps.parent / f"{name}_summary.json").write_text(json.dumps({"model_sha256": digest}))
     assert postprocess(dumps).code == 0

@@ -37,9 +37,9 @@ def fill(host: Host) -> None:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    host = Host(tmp_path, "npu-smi")
-    toolkit = host.install_toolkit()
+def host(host: Host) -> Host:
+    """The host, with everything that the doctor looks for."""
+    toolkit = host.home / "Ascend" / "ascend-toolkit"
     (toolkit / "ascend_toolkit_install.info").write_text("package_name=Ascend-cann-toolkit\nversion=6.0.RC1\n")
     for package in ("ais_bench", "aclruntime"):
         made = host.home / "wheels" / f"{package}-0.0.2.dist-info"
@@ -146,7 +146,7 @@ def test_a_damaged_annotation(tmp_path, text):
     assert lines(done.stdout)["annotation"].startswith("BAD ")
 
 
-def test_pictures_in_a_folder(tmp_path):
+def test_images_in_a_folder(tmp_path):
     host = Host(tmp_path)
     fill(host)
     (host.folder / "data/coco/images/val2017.zip").rename(host.folder / "data/coco/images/val2017")

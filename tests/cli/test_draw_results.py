@@ -14,16 +14,10 @@ import pytest
 from dekr_infer.cli import draw_results
 from dekr_infer.data.coco import annotation_path
 from dekr_infer.geometry import Size
-from tests.support.helpers import (
-    Ran,
-    assert_refused,
-    colourful,
-    encode,
-    person,
-    run_command,
-    write_annotation,
-    write_pictures,
-)
+from tests.support.coco_files import person, write_annotation, write_pictures
+from tests.support.commands import Ran, assert_refused, run_command
+from tests.support.folders import names_in
+from tests.support.images import colourful, encode
 
 SIZES = {"sheet.png": Size(60, 80), "b.png": Size(50, 70), "c.png": Size(40, 40)}
 KEYPOINTS = [float(value) for joint in range(17) for value in (3 * joint, 2 * joint + 5, 0.9)]
@@ -53,7 +47,7 @@ def draw(place: Path, *flags: object) -> Ran:
     return run_command(draw_results.main, *words)
 
 
-def test_a_picture_called_sheet_and_the_sheet_both_stand(place):
+def test_an_image_called_sheet_does_not_replace_the_contact_sheet(place):
     ran = draw(place)
     assert ran.code == 0 and ran.err == ""
     assert {path.name for path in (place / "drawn").iterdir()} == {"sheet.png", "b.png", "_sheet.png"}
@@ -62,7 +56,7 @@ def test_a_picture_called_sheet_and_the_sheet_both_stand(place):
     assert (cv2.imread(str(place / "drawn" / "b.png")) != colourful(SIZES["b.png"])).any(), "somebody is drawn"
 
 
-def test_a_picture_of_another_size_than_annotated_is_refused(place):
+def test_an_image_of_another_size_than_annotated_is_refused(place):
     write_pictures(place / "coco", {name: encode(colourful(Size(61, 80))) for name in SIZES})
     assert_refused(draw(place), 1, "sheet.png", "is 61x80 pixels, the annotation says 60x80")
 
@@ -73,11 +67,14 @@ def test_otherwise_the_sheet_has_its_usual_name(place):
     assert {path.name for path in (place / "drawn").iterdir()} == {"b.png", "sheet.png"}
 
 
-def test_results_with_nobody_show_the_first_pictures_annotated_or_not(place):
+def test_results_with_nobody_show_the_first_images_annotated_or_not(place):
     write_results(place, [])
     path = annotation_path(place / "coco", "val2017")
     path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key == "images"}))
     assert draw(place, "--pictures", 1).code == 0
+    assert names_in(place / "drawn") == ["_sheet.png", "sheet.png"]
+    drawn = cv2.imread(str(place / "drawn" / "sheet.png"))
+    np.testing.assert_array_equal(drawn, colourful(SIZES["sheet.png"]))
 
 
 def test_results_of_another_data_set_are_refused(place):

@@ -17,8 +17,9 @@ from dekr_infer.data.sources import ImageFiles
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, Size, cells
 from dekr_infer.pose.preprocess import mirror, normalise, warp
-from tests.support.helpers import colourful, encode, with_thumbnail, write_annotation, write_dump, write_pictures
-from tests.support.workspace import POSTPROCESS, PREPROCESS, Place, make_inputs, run_through
+from tests.support.coco_files import write_annotation, write_dump, write_pictures
+from tests.support.images import colourful, encode, with_thumbnail
+from tests.support.workspace import INFER, POSTPROCESS, PREPROCESS, Place, undisturbed_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
@@ -94,7 +95,7 @@ PICTURES = {
 }  # fmt: skip
 
 
-def test_strange_pictures_become_tensors_like_any_other(place):
+def test_strange_images_become_tensors_like_any_other(place):
     coco = place.inputs / "coco"
     encoded = {name: make(size) for name, (size, make) in PICTURES.items()}
     write_annotation(coco, {name: size for name, (size, _) in PICTURES.items()})
@@ -120,14 +121,14 @@ def test_four_colours_are_mixed_and_one_is_copied_to_three():
 
 
 @pytest.mark.parametrize("name", [name for name in PICTURES if name.endswith(".jpg")])
-def test_the_header_tells_the_size_of_every_jpeg(name):
+def test_the_size_of_every_jpeg_is_read_from_its_header(name):
     size, make = PICTURES[name]
     data = make(size)
     assert encoded_size(data) == size and not is_cut_short(data)
     assert encoded_size(data[:15]) is None and encoded_size(b"") is None
 
 
-def test_the_header_tells_the_size_of_a_png_and_of_nothing_but_these_two():
+def test_the_header_gives_the_size_of_a_png_and_of_no_third_format():
     size = Size(3, 70)
     png = encode(colourful(size))
     assert encoded_size(png) == size == encoded_size(encode(colourful(size), ".jpg"))
@@ -160,7 +161,7 @@ def evaluated(tmp_path: Path) -> Place:
     return Place(tmp_path, POSTPROCESS, source)
 
 
-def test_of_a_crowd_the_thirty_best_are_kept_and_a_set_without_people_has_no_figures(evaluated):
+def test_the_thirty_best_of_a_crowd_are_kept_and_no_people_is_no_metrics(evaluated):
     ran = evaluated.run(pairs=("RESCORE.VALID", "False", "DATASET.MAX_NUM_PEOPLE", "30"))
     assert ran.code == 0 and ran.err == "" and "2 images, 30 people, nobody in 1 images" in ran.out
     metrics = json.loads((evaluated.outputs / "results" / "metrics.json").read_text())
@@ -170,7 +171,7 @@ def test_of_a_crowd_the_thirty_best_are_kept_and_a_set_without_people_has_no_fig
     assert min(entry["score"] for entry in results) == pytest.approx(0.5 * 0.45)
 
 
-def test_what_cannot_be_printed_is_an_error_too(evaluated):
+def test_output_that_cannot_be_printed_is_an_error(evaluated):
     command = evaluated.command(pairs=("RESCORE.VALID", "False"))
     env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "w") as full:
@@ -191,13 +192,9 @@ def test_a_folder_whose_name_is_no_text_is_written_and_named(evaluated):
     assert sorted(os.listdir(strange)) == [b"keypoints_val2017_results.json", b"metrics.json"]
 
 
-def test_tensors_made_anew_are_run_anew_though_they_look_older(tmp_path):
+def test_replaced_tensors_are_run_again_though_they_look_older(tmp_path):
     """Tensors of the other pass under the same names, with an older date, are not taken for those that were run."""
-    make_inputs(tmp_path)
-    (tmp_path / "in" / "model.pth").touch()
-    run_through(tmp_path, (PREPROCESS, "infer"))
-    place = Place.__new__(Place)
-    place.folder, place.stage, place.inputs, place.outputs = tmp_path, "infer", tmp_path / "in", tmp_path / "w"
+    place = Place(undisturbed_run(tmp_path, (PREPROCESS, INFER)), INFER)
     before = place.written()
     for name in ("prep_data", "prep_data_flip"):
         (place.inputs / name).rename(place.inputs / f"{name}_")

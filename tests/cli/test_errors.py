@@ -16,4 +16,4 @@ def test_an_excerpt_is_the_beginning_and_never_fails():
     deep: list[object] = []
     for _ in range(5000):
         deep = [deep]
-    assert excerpt(deep) == "nested without end"
+    assert excerpt(deep) == "nested too deep to print"

@@ -2,7 +2,6 @@
 
 import signal
 import time
-from pathlib import Path
 
 import numpy as np
 import onnx
@@ -16,20 +15,17 @@ from dekr_infer.cli import tune_npu
 from dekr_infer.cli.app import raise_on_sigterm
 from scripts.demo import people
 from tests.support.ascend_host import FAKES, Done, Host, compile_fake
-from tests.support.helpers import run_command
+from tests.support.commands import run_command
 from tests.support.tiny_models import PAIRS, SMALL_INPUT_SIZES, toy_model, toy_outputs
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
-pytest_plugins = ["tests.support.tiny_fixtures"]
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    host = Host(tmp_path, "npu-smi")
-    host.install_toolkit()
+def host(host: Host) -> Host:
+    """The host, with the fake ais_bench and a folder of its own for temporary files."""
     (host.home / "tmp").mkdir()
     host.env |= {"PYTHONPATH": str(FAKES), "TMPDIR": str(host.home / "tmp")}
-    onnx.save(toy_model(), host.folder / "net.onnx")
     return host
 
 
@@ -108,7 +104,7 @@ def test_tool_that_outlives_a_killed_wrapper_spoils_no_later_run(host, monkeypat
     assert not list(host.folder.glob("out.ais_bench*"))
 
 
-def test_a_run_under_nohup_does_not_hear_that_the_terminal_is_gone(host):
+def test_a_run_under_nohup_survives_the_end_of_its_terminal(host):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         process = host.start("atc.sh", "net.onnx", ATC_TROUBLE="child")

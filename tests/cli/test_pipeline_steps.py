@@ -26,9 +26,12 @@ from dekr_infer.geometry import PUBLISHED_SIZES
 from dekr_infer.storage.atomic import sha256
 from dekr_infer.storage.run_record import record_path
 from tests.support.ascend_host import FAKES, steps
-from tests.support.helpers import Ran, assert_refused, colourful, encode, run_command, write_pictures
+from tests.support.coco_files import write_pictures
+from tests.support.commands import Ran, assert_refused, run_command
+from tests.support.folders import copy_linked
+from tests.support.images import colourful, encode
 from tests.support.tiny_models import toy_model
-from tests.support.workspace import SIZES, copy_linked, make_inputs, write_rescore_net
+from tests.support.workspace import SIZES, make_inputs, write_rescore_net
 
 INFERS = ["infer", "infer_flip"]
 BOTH = [*INFERS, "postprocess"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import contextlib
 import importlib.util
 import json
 import os
@@ -25,9 +24,9 @@ from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
 from dekr_infer.model.weights import DEMO, NOTES
 from dekr_infer.visualization import video
+from tests.support.commands import Ran, assert_refused, run_command
 from tests.support.corruption import cut
-from tests.support.helpers import Ran, assert_refused, colourful, encode, run_command
-from tests.support.reference_tensors import turned
+from tests.support.images import colourful, encode, turned
 from tests.support.tiny_models import toy_model
 from tests.support.workspace import ROOT, write_rescore_net
 
@@ -335,9 +334,13 @@ def test_odd_sides_are_made_even_by_repetition(tmp_path):
 
 @needs_av
 def test_a_video_that_cannot_be_written_leaves_nothing(tmp_path):
-    with contextlib.suppress(ZeroDivisionError), video.write_video(tmp_path / "a.mp4", RATE) as add:
-        add(colourful(Size(60, 90)), 0)
-        raise ZeroDivisionError
+    def stopped() -> None:
+        with video.write_video(tmp_path / "a.mp4", RATE) as add:
+            add(colourful(Size(60, 90)), 0)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stopped()
     (tmp_path / "file").write_text("")
     refused = pytest.raises(DekrError, match=r"file/a\.mp4: cannot be written")
     with refused, video.write_video(tmp_path / "file" / "a.mp4", RATE) as add:

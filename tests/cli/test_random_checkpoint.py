@@ -17,7 +17,6 @@ from dekr_infer.pose.rescore import layer_shapes
 from tests.support import corruption as spoil
 from tests.support.tiny_models import PAIRS
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

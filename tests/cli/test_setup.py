@@ -236,7 +236,7 @@ def test_a_module_of_our_own_that_is_missing_is_a_bug_and_stays_one(monkeypatch)
         raise ModuleNotFoundError(f"No module named '{name}'", name=name)
 
     monkeypatch.setattr(launch.importlib, "import_module", broken)
-    with pytest.raises(ModuleNotFoundError):
+    with pytest.raises(ModuleNotFoundError, match="No module named 'dekr_infer"):
         launch.launch("export", [])
 
 

@@ -103,7 +103,7 @@ def test_pairs_win_over_the_file_and_the_file_over_the_defaults(tmp_path):
 def test_every_call_gives_a_frozen_copy_of_its_own():
     first = load_config(pairs=["TEST.NMS_THRE", "0.9"])
     assert load_config().TEST.NMS_THRE == 0.05
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError, match="immutable"):
         first.TEST.NMS_THRE = 0.1
     first.defrost()
     first.MODEL.SPEC.STAGES.NUM_CHANNELS[0][0] = 7
@@ -155,7 +155,7 @@ def test_an_odd_count_names_the_word_without_partner():
 
 @pytest.mark.parametrize("pairs", [("TEST.NMS_THRE", "0.1", "--limit", "3"), ("TEST.NMS_THRE", "--limit"),
                                    ("TEST.NMS_THRE", "0.1", "-h", "3")])  # fmt: skip
-def test_a_flag_after_the_first_pair_is_told_from_a_key(pairs):
+def test_a_flag_after_the_first_pair_is_not_taken_for_a_key(pairs):
     assert "flags come before the first KEY VALUE pair" in complaint(*pairs)
 
 

@@ -10,12 +10,13 @@ from dekr_infer.data.images import is_cut_short
 from dekr_infer.data.sources import LARGEST_FILE, ImageFiles, image_source
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.geometry import Size
-from tests.support.helpers import colourful, encode, with_thumbnail, write_pictures
+from tests.support.coco_files import write_pictures
+from tests.support.images import colourful, encode, with_thumbnail
 
 SIZES = {"000000000030.jpg": Size(4, 5), "000000000007.jpg": Size(6, 4), "b.png": Size(3, 9), "a.jpg": Size(8, 8)}
 
 
-def test_a_file_larger_than_any_picture_is_not_read(tmp_path):
+def test_a_file_larger_than_any_image_is_not_read(tmp_path):
     folder = write_pictures(tmp_path, {"a.jpg": b"x"}, as_zip=False)
     os.truncate(folder / "a.jpg", LARGEST_FILE + 1)
     with pytest.raises(DekrError, match=r"a\.jpg: announces 268,435,457 bytes, which no image has"):
@@ -36,7 +37,7 @@ def test_zip_and_folder_give_the_same_bytes(tmp_path, pictures):
 
 
 @pytest.mark.parametrize("as_zip", [True, False])
-def test_missing_pictures_are_counted_and_the_first_is_named(tmp_path, pictures, as_zip):
+def test_missing_images_are_counted_and_the_first_is_named(tmp_path, pictures, as_zip):
     source = write_pictures(tmp_path, {"a.jpg": pictures["a.jpg"], "b.png": pictures["b.png"]}, as_zip)
     files = ImageFiles(source, "val2017")
     with pytest.raises(DekrError, match=r"2 of 4 images are missing, the first is 000000000030\.jpg"):

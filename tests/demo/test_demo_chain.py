@@ -16,7 +16,7 @@ from dekr_infer.cli import postprocess as postprocess_command
 from dekr_infer.evaluation.evaluate import Evaluation
 from dekr_infer.storage import npy
 from scripts.demo import ablation as parts
-from tests.support.helpers import run_command
+from tests.support.commands import run_command
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "scripts/demo/weights"
 RECORDED = {  # on the quickstart's images

@@ -262,11 +262,11 @@ def test_a_widened_network_has_equal_outputs_and_gradients_in_new_channels() -> 
 
 def test_only_a_narrower_head_can_be_widened() -> None:
     fresh = random_network(2).state_dict()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="length must be non-negative"):
         widened(random_network(4).state_dict(), fresh)
     with pytest.raises(KeyError, match="stranger"):
         widened(fresh | {"stranger": torch.zeros(1)}, fresh)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match="size"):
         widened(fresh | {"conv1.weight": torch.zeros(8, 3, 3, 3)}, fresh)
 
 

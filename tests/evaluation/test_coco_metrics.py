@@ -12,16 +12,9 @@ from dekr_infer.errors import DekrError
 from dekr_infer.evaluation.coco_metrics import METRICS, coco_metrics, metrics_table
 from dekr_infer.geometry import Size
 from dekr_infer.structures import People
-from tests.support.helpers import person, write_annotation
+from tests.support.coco_files import keypoints, person, write_annotation
 
 IDS = (1000, 999, 998)  # of the pictures a, b, c
-
-
-def keypoints(seed: int, size: float = 150.0) -> np.ndarray:
-    """(17, 3): a person of about this many pixels, all joints visible."""
-    rng = np.random.default_rng(seed)
-    points = rng.uniform(0, 1, (17, 2)) * (size, 1.3 * size) + rng.uniform(10, 100, 2)
-    return np.concatenate([points, np.full((17, 1), 2.0)], axis=1)
 
 
 def poses(*figures: np.ndarray) -> np.ndarray:
@@ -65,7 +58,7 @@ def test_the_truth_itself_scores_1(data):
     assert figures == pytest.approx(dict.fromkeys(METRICS, 1.0))
 
 
-def test_figures_are_pycocotools_own_from_the_files(data, tmp_path, capsys):
+def test_metrics_are_pycocotools_own_from_the_files(data, tmp_path, capsys):
     found = perfect()
     found[0]["keypoints"] = (poses(keypoints(1))[0] + np.float32([6, 4, 0])).ravel().tolist()
     found[2]["keypoints"] = (poses(keypoints(3, 60))[0] + np.float32([30, 30, 0])).ravel().tolist()
@@ -84,13 +77,13 @@ def test_finding_nobody_is_a_valid_result_with_ap_0(data):
     assert figures["AP"] == figures["AR"] == figures["AP (L)"] == 0
 
 
-def test_only_the_named_pictures_count(data):
+def test_only_the_named_images_count(data):
     only_second = coco_metrics(data, perfect()[2:], [999])
     assert only_second["AP"] == pytest.approx(1) and only_second["AP (L)"] == -1  # no large person is annotated there
     assert coco_metrics(data, perfect()[2:], IDS)["AP"] < 0.5
 
 
-def test_twenty_detections_a_picture_count(data):
+def test_twenty_detections_an_image_count(data):
     wrong = People(poses(*[keypoints(50 + n) + 1000 for n in range(20)]), np.full(20, 0.95)).to_coco(1000, 1)
     assert coco_metrics(data, perfect() + wrong, IDS)["AR (L)"] == 0
     assert coco_metrics(data, perfect() + wrong[:18], IDS)["AR (L)"] == 1

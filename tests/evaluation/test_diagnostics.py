@@ -25,22 +25,13 @@ from dekr_infer.pose.encode import Encoding, noisy, write_dumps
 from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage.run_record import read_record
 from dekr_infer.structures import Passes, People
-from scripts.demo import people
-from tests.support.helpers import COCO_MINI, Ran, run_command
+from tests.support.coco_files import COCO_MINI, DRAWN_AND_REAL
+from tests.support.commands import Ran, run_command
 from tests.support.workspace import write_rescore_net
 
 FIGURES = {"AP": 0.7, "AR": 0.75, "AR .5": 0.9}
 FINE = {"annotated": 100, "found": 90, "pairs": 400, "crossed": 20, "predicted": 100, "outside": 50, "compared": 60}
-REAL = pytest.param("real", marks=pytest.mark.skipif(not COCO_MINI.is_dir(), reason="no shared/coco-mini here"))
 ENCODING = {"drawn": Encoding(distort=noisy), "real": Encoding()}
-BOTH = pytest.mark.parametrize("which", ["drawn", REAL])
-
-
-@pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("drawn")
-    people.write_data_set(root, "val2017", 10, seed=3)
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +42,6 @@ def dumps(tmp_path_factory: pytest.TempPathFactory, drawn: Path) -> dict[str, tu
         which: write_dumps(load_data_set(root, "val2017"), tmp_path_factory.mktemp(which), ENCODING[which])
         for which, root in roots.items()
     }
-
-
-@pytest.fixture
-def root(which: str, drawn: Path) -> Path:
-    return drawn if which == "drawn" else COCO_MINI
 
 
 def evaluate(root: Path, folders: Sequence[Path], output: Path, *words: object) -> tuple[Ran, dict[str, Any]]:
@@ -80,8 +66,8 @@ def bend_results(monkeypatch: pytest.MonkeyPatch, change: Callable[[np.ndarray, 
 # --- whole runs
 
 
-@BOTH
-def test_all_guards_are_silent_on_a_right_run(which, root, dumps, tmp_path):
+@DRAWN_AND_REAL
+def test_a_correct_run_gives_no_warning(which, root, dumps, tmp_path):
     ran, metrics = evaluate(root, dumps[which], tmp_path / "results")
     assert ran.err == "" and metrics["warnings"] == {}
     counted = metrics["diagnostics"]
@@ -101,8 +87,8 @@ def test_all_guards_are_silent_on_a_right_run(which, root, dumps, tmp_path):
     ],
     ids=["scores turned round", "scores all alike", "labels exchanged", "twice the scale"],
 )
-@BOTH
-def test_a_bent_result_makes_its_guard_speak(which, root, dumps, tmp_path, monkeypatch, guard, change):
+@DRAWN_AND_REAL
+def test_each_corrupted_result_gives_its_warning(which, root, dumps, tmp_path, monkeypatch, guard, change):
     if guard == "ranking" and which == "real":
         pytest.skip("without noise nobody is found who is not there")
     bend_results(monkeypatch, change)
@@ -111,7 +97,7 @@ def test_a_bent_result_makes_its_guard_speak(which, root, dumps, tmp_path, monke
     assert ran.err == f"warning: {metrics['warnings'][guard]}\n"
 
 
-@BOTH
+@DRAWN_AND_REAL
 def test_exchanged_folders_and_a_folder_that_is_not_flipped_are_noticed(which, root, dumps, tmp_path):
     plain, flipped = dumps[which]
     _, metrics = evaluate(root, (flipped, plain), tmp_path / "a")
@@ -123,7 +109,7 @@ def test_exchanged_folders_and_a_folder_that_is_not_flipped_are_noticed(which, r
     assert set(metrics["warnings"]) == {"same_passes"}
 
 
-@BOTH
+@DRAWN_AND_REAL
 def test_a_flipped_pass_whose_left_is_called_left_is_noticed(which, root, tmp_path):
     bent = replace(ENCODING[which], swap_joints=False)
     _, metrics = evaluate(root, write_dumps(load_data_set(root, "val2017"), tmp_path, bent), tmp_path / "results")
@@ -132,7 +118,7 @@ def test_a_flipped_pass_whose_left_is_called_left_is_noticed(which, root, tmp_pa
     assert set(metrics["warnings"]) <= {"left_right_flipped", "left_right"}
 
 
-@BOTH
+@DRAWN_AND_REAL
 def test_offsets_of_the_other_pass_are_noticed(which, root, dumps, tmp_path):
     folders = [tmp_path / "out", tmp_path / "out_flip"]
     for folder, heats, offsets in zip(folders, dumps[which], dumps[which][::-1], strict=True):
@@ -144,7 +130,7 @@ def test_offsets_of_the_other_pass_are_noticed(which, root, dumps, tmp_path):
     assert set(metrics["warnings"]) == {"nobody_found"} and "are found: check" in ran.err, metrics["diagnostics"]
 
 
-def test_missing_pictures_are_a_warning_too(drawn, dumps, tmp_path):
+def test_missing_images_are_a_warning(drawn, dumps, tmp_path):
     plain = tmp_path / "out"
     plain.mkdir()
     for path in sorted(dumps["drawn"][0].iterdir())[2:]:
@@ -200,11 +186,11 @@ def test_as_many_people_as_annotated_and_none_of_them_right_is_noticed():
         assert warnings_of(Counts(**NOBODY | counted), nothing, 5, 5) == {}
 
 
-def test_coverage_speaks_from_one_picture_on():
+def test_one_missing_image_gives_the_coverage_warning():
     assert set(warnings_of(Counts(**FINE), FIGURES, 4, 5)) == {"coverage"}
 
 
-def test_at_most_so_many_pictures_are_looked_at_and_they_are_spread():
+def test_at_most_so_many_images_are_looked_at_and_they_are_spread():
     numbers = list(range(5000))
     chosen = spread(numbers, 500)
     assert len(chosen) == 500 and chosen[0] == 0 and chosen[-1] == 4990
@@ -234,7 +220,7 @@ def test_a_rescoring_net_that_costs_ap_is_noticed(drawn, dumps, tmp_path):
     assert ran.code == 0 and "rescoring lowers AP from" in ran.err and "RESCORE.VALID False" in ran.err
 
 
-def test_the_annotation_is_doubted_before_the_network(drawn, dumps, tmp_path):
+def test_a_bad_annotation_is_named_as_the_cause_before_the_network(drawn, dumps, tmp_path):
     root = tmp_path / "coco"
     shutil.copytree(drawn, root)
     path = annotation_path(root, "val2017")

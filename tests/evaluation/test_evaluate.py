@@ -21,7 +21,7 @@ from dekr_infer.pose.decode import decode
 from dekr_infer.pose.refine import match_to_heatmap
 from dekr_infer.pose.rescore import RescoreNet
 from dekr_infer.structures import Passes
-from tests.support.helpers import write_annotation, write_dump
+from tests.support.coco_files import write_annotation, write_dump
 from tests.support.recipe import DECODE, REFINE, passes_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -186,7 +186,7 @@ def net() -> RescoreNet:
     )
 
 
-def test_a_rescored_person_has_the_nets_factor_of_the_final_pose_times_the_score(data, folders, net):
+def test_a_rescored_score_is_the_nets_factor_times_the_score(data, folders, net):
     plain = process(data, folders).results
     rescored = process(data, folders, rescore=net).results
     assert len(rescored) == len(plain) > 3
@@ -204,7 +204,7 @@ def test_nobody_in_the_whole_set_is_a_valid_result_rescored_or_not(data, folders
         assert (outcome.results, len(outcome.evaluated), outcome.empty) == ([], 3, 3)
 
 
-def test_results_hold_no_entry_for_a_picture_with_nobody_and_count_it(data, folders):
+def test_results_hold_no_entry_for_an_image_with_nobody_and_count_it(data, folders):
     steps = []
     outcome = process(data, folders, advance=steps.append)
     assert (outcome.evaluated, outcome.empty) == ([1000, 999, 998], 1)
@@ -218,7 +218,7 @@ def test_results_hold_no_entry_for_a_picture_with_nobody_and_count_it(data, fold
 
 @pytest.mark.parametrize("name", ["out", "out_flip"])
 @pytest.mark.parametrize("index", [0, 1])
-def test_a_dump_of_another_shape_is_refused_and_named(data, folders, tmp_path, name, index):
+def test_an_output_of_another_shape_is_refused_and_named(data, folders, tmp_path, name, index):
     path = tmp_path / name / f"c_{index}.npy"
     np.save(path, np.ascontiguousarray(np.load(path).transpose(0, 1, 3, 2)))
     with pytest.raises(DekrError, match=rf"{name}/c_{index}\.npy: has shape .* c\.jpg needs"):
@@ -234,7 +234,7 @@ def test_exchanged_heatmap_and_offset_are_refused(data, folders, tmp_path, name)
         process(data, folders)
 
 
-def test_a_dump_cut_short_is_named(data, folders):
+def test_an_output_cut_short_is_named(data, folders):
     os.truncate(folders[1] / "c_1.npy", 4000)
     with pytest.raises(DekrError, match=r"out_flip/c_1\.npy: cut short"):
         process(data, folders)
@@ -274,7 +274,7 @@ print(json.dumps([code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 102
 """
 
 
-def test_peak_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path):
     """80 and 800 pictures with the largest input size: every 80 of them share one set of files."""
     size = Size(500, 900)
     peaks = []

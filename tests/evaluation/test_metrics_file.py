@@ -15,17 +15,13 @@ from dekr_infer.evaluation import metrics_file as metrics
 from dekr_infer.evaluation.coco_metrics import METRICS
 from dekr_infer.storage.atomic import sha256
 from tests.support import corruption as spoil
-from tests.support.helpers import assert_refused
-from tests.support.workspace import INFER, POSTPROCESS, PREPROCESS, Place, make_inputs, run_through
+from tests.support.commands import assert_refused
+from tests.support.workspace import INFER, POSTPROCESS, PREPROCESS, Place, undisturbed_run
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    make_inputs(folder)
-    (folder / "in" / "model.pth").touch()
-    run_through(folder, (PREPROCESS, INFER, POSTPROCESS))
-    return folder
+    return undisturbed_run(tmp_path_factory.mktemp("undisturbed"), (PREPROCESS, INFER, POSTPROCESS))
 
 
 @pytest.fixture
@@ -36,13 +32,13 @@ def place(tmp_path: Path, source: Path) -> Place:
     return made
 
 
-def written(place: Place) -> dict:
+def metrics_of(place: Place) -> dict:
     return json.loads((place.outputs / "results" / "metrics.json").read_text())
 
 
 def test_hashes_versions_and_settings_of_everything_that_counts_are_kept(place, source):
     assert place.run().code == 0
-    found = written(place)
+    found = metrics_of(place)
     graph = sha256(source / "in" / "net.onnx")
     assert found["sha256"]["graphs"] == [graph, graph]
     assert found["sha256"]["rescore"] == sha256(source / "in" / "rescore.pth")
@@ -51,18 +47,18 @@ def test_hashes_versions_and_settings_of_everything_that_counts_are_kept(place, 
     assert found["sha256"]["results"] == hashlib.sha256(results).hexdigest()
     assert {"dekr_infer", "python", *metrics.LIBRARIES, "onnxruntime", "opencv"} == set(found["versions"])
     assert all(found["versions"]["onnxruntime"])
-    assert all(found["versions"][name] for name in ("numpy", "scipy", "pycocotools", "torch"))
+    assert all(found["versions"][name] for name in ("numpy", "pycocotools", "torch"))
     matching = {"MATCH_HMP", "ADJUST_THRESHOLD", "MAX_ABSORB_DISTANCE", "GUASSIAN_KERNEL", "SIGMA"}
     assert {"POOL_THRESHOLD1", "NMS_THRE", "MAX_NUM_PEOPLE", "HIDDEN_LAYER"} | matching <= set(found["settings"])
 
 
-def test_nobody_found_in_any_picture_is_a_result_too(place):
+def test_finding_nobody_in_any_image_is_a_valid_result(place):
     for path in [*place.inputs.glob("out/*_0.npy"), *place.inputs.glob("out_flip/*_0.npy")]:
         spoil.resave(path, spoil.set_value(0))
     ran = place.run(pairs=("RESCORE.VALID", "False"), real=True)
     assert ran.code == 0 and ran.err == "", ran
     assert "3 images, 0 people, nobody in 3 images" in ran.out
-    figures = written(place)["figures"]
+    figures = metrics_of(place)["figures"]
     assert figures["AP"] == 0 and set(figures.values()) == {0.0, -1.0}, "nobody annotated is large"
     assert (place.outputs / "results" / "keypoints_val2017_results.json").read_bytes() == b"[]\n"
 
@@ -80,9 +76,9 @@ def test_the_metrics_compared_with_may_be_those_that_are_replaced(place):
     assert ran.code == 0 and "nothing differs" in ran.out
 
 
-def test_another_setting_is_named_and_the_figures_decide_the_exit_code(place, tmp_path):
+def test_another_setting_is_named_and_the_metrics_decide_the_exit_code(place, tmp_path):
     assert place.run().code == 0
-    old = written(place)
+    old = metrics_of(place)
     (tmp_path / "old.json").write_text(json.dumps(old))
     ran = place.run("--compare", str(tmp_path / "old.json"), pairs=("TEST.NMS_NUM_THRE", "7"))
     assert ran.code == 0 and "  settings: NMS_NUM_THRE: 8 -> 7\n" in ran.out
@@ -90,10 +86,10 @@ def test_another_setting_is_named_and_the_figures_decide_the_exit_code(place, tm
     (tmp_path / "old.json").write_text(json.dumps(old))
     ran = place.run("--compare", str(tmp_path / "old.json"))
     assert_refused(ran, 1, "old.json: AP (M) was", "the lines above show")
-    assert "  metrics: AP (M): " in ran.out and written(place)["figures"]
+    assert "  metrics: AP (M): " in ran.out and metrics_of(place)["figures"]
 
 
-def test_help_tells_the_exit_code(place):
+def test_help_explains_the_exit_code(place):
     ran = place.run("--help")
     assert "0 when the ten metrics are equal" in ran.out
 
@@ -120,7 +116,7 @@ def test_each_part_has_its_line(part, key, value, line):
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1" + "0" * 400, "1.5", "-2", '"0.5"', "null", "true"])
-def test_what_is_no_figure_is_not_compared_with(tmp_path, value):
+def test_what_is_no_metric_is_not_compared_with(tmp_path, value):
     text = json.dumps(BASE).replace('"AR": 0.5', f'"AR": {value}')
     (tmp_path / "old.json").write_text(text)
     with pytest.raises(DekrError, match=r"old\.json: lacks the ten metrics, numbers from -1 to 1; --compare expects"):
@@ -133,7 +129,7 @@ def test_texts_of_the_old_file_neither_forge_lines_nor_reach_the_terminal():
     assert lines[1:] == ["  settings: a figures: AP: x nothing differs\\x1b[2J\\u202e -> nothing"]
 
 
-def test_lists_nested_without_end_are_compared_too(tmp_path):
+def test_lists_nested_without_end_are_compared(tmp_path):
     for depth in range(900, 1000):
         text = json.dumps(BASE)[:-1] + ', "settings": ' + "[" * depth + "]" * depth + "}"
         (tmp_path / "old.json").write_text(text)
@@ -146,7 +142,7 @@ def test_a_library_that_is_not_installed_has_no_version():
     assert metrics._version("no-such-library") is None
 
 
-def test_a_figure_counts_from_a_millionth_on():
+def test_a_metric_counts_from_a_millionth_on():
     for step, fails in ((5e-7, False), (2e-6, True)):
         new = {"figures": BASE["figures"] | {"AR .5": 0.5 + step}}
         assert (len(metrics.difference_lines(BASE, BASE | new, Path("x"))) == 2) and fails == (
@@ -159,7 +155,7 @@ def test_a_figure_counts_from_a_millionth_on():
             metrics.require_same_metrics(BASE, new, Path("x"))
 
 
-def test_metrics_never_stand_beside_the_results_of_another_run(tmp_path, monkeypatch):
+def test_metrics_and_results_of_two_runs_are_never_mixed(tmp_path, monkeypatch):
     (tmp_path / "metrics.json").write_text("old")
 
     def stopped(path, value, indent=None):

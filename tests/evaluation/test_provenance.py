@@ -87,13 +87,13 @@ def test_a_killed_run_of_another_graph_is_noticed(folders, tmp_path):
     require_one_run(folders, {"a": "a.jpg"})
 
 
-def test_an_output_that_somebody_else_wrote_is_noticed(folders):
+def test_an_output_that_another_program_wrote_is_noticed(folders):
     np.save(folders[0] / "a_1.npy", np.zeros((1, 3, 4, 8), np.float32))
     with pytest.raises(DekrError, match=r"out/a_0\.npy: is of another run"):
         require_one_run(folders, NAMES)
 
 
-def test_outputs_that_are_all_somebody_elses_are_of_unknown_provenance(folders, images):
+def test_outputs_that_are_all_from_elsewhere_are_of_unknown_provenance(folders, images):
     for path in folders[0].iterdir():
         np.save(path, np.zeros((1, 3, 4, 8), np.float32))
     require_one_run(folders, NAMES, images)
@@ -147,7 +147,7 @@ def test_passes_of_different_images_are_noticed_without_images(folders, tmp_path
         require_one_run(folders, NAMES)
 
 
-def test_outputs_without_a_record_raise_no_doubt(folders, images):
+def test_outputs_without_a_record_give_no_warning(folders, images):
     for folder in folders:
         record_path(folder).unlink()
     require_one_run(folders, NAMES, images)
@@ -172,7 +172,7 @@ def test_without_a_record_the_summary_names_the_graph(folders):
     assert origins(folders)[0]["graph"] == "s" and origins(folders)[0]["versions"] == {"onnxruntime": "1"}
 
 
-def test_what_the_records_say_against_the_metrics_is_a_warning(folders, tmp_path, images):
+def test_a_fact_of_the_records_that_affects_the_metrics_is_a_warning(folders, tmp_path, images):
     assert set(warned(folders[::-1])) == {"exchanged"}
     assert set(warned([folders[0], folders[0]])) == {"exchanged", "same_tensors"}
     assert set(warned(folders, "others")) == {"annotations"}
@@ -189,7 +189,7 @@ def test_tensors_with_moved_pixels_are_a_warning(folders, tmp_path, images):
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "", "loop"])
-def test_a_record_that_names_no_possible_folder_raises_no_doubt(folders, tmp_path, name):
+def test_a_record_that_names_no_possible_folder_gives_no_warning(folders, tmp_path, name):
     (tmp_path / "loop").symlink_to("loop")
     path = record_path(folders[0])
     head, *lines = path.read_text().splitlines()

@@ -34,7 +34,6 @@ from tests.support.graphs import attributes, initializers, metadata, nodes_of
 from tests.support.slow_reference import slow_bilinear
 from tests.support.tiny_models import ONE_THREAD, PAIRS, SMALL_INPUT_SIZES
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 FORBIDDEN = {
@@ -169,7 +168,7 @@ class DeformableConv2D(OpRun):
         return (out.astype(np.float32),)
 
 
-def test_the_file_means_what_torch_computes_when_read_by_the_operators_documentation(tiny, model):
+def test_the_file_read_by_the_operators_documentation_equals_torch(tiny, model):
     image = np.random.default_rng(0).normal(size=(1, 3, 32, 64)).astype(np.float32)
     found: Any = ReferenceEvaluator(model, new_ops=[DeformableConv2D]).run(None, {"image": image})
     with torch.inference_mode():

@@ -20,7 +20,6 @@ from dekr_infer.export.symbolics import deformable_conv2d
 from dekr_infer.export.trace import build_graph
 from dekr_infer.model.blocks import AdaptBlock
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TAPS_DY = [-1, -1, -1, 0, 0, 0, 1, 1, 1]

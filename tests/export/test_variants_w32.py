@@ -10,7 +10,6 @@ from dekr_infer.export.variants import GATHER, GROUPED, PADDED, SEPARATE, VARIAN
 from dekr_infer.geometry import PUBLISHED_SIZES
 from tests.support.tiny_models import ONE_THREAD, SMALL_INPUT_SIZES
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 DEFORMABLE = {SEPARATE: 34, PADDED: 34, GROUPED: 2, GATHER: 0}

@@ -10,7 +10,6 @@ from onnx import TensorProto, helper
 from dekr_infer.model.deform import deform_conv2d
 from tests.support.slow_reference import slow_deform
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 N, C, OUT, H, W = 2, 3, 4, 5, 6  # all different, so that no axis can stand for another
@@ -26,7 +25,7 @@ def draw(spread: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torc
 
 @pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize("spread", [0.4, 2.0, 9.0])  # cells; the last carries most taps over the border
-def test_it_equals_its_nested_loop_twin(dilation, spread):
+def test_it_equals_its_slow_reference(dilation, spread):
     x, offset, weight = draw(spread)
     wanted = slow_deform(x.numpy(), offset.numpy(), weight.numpy(), dilation)
     found = deform_conv2d(x, offset, weight, dilation)

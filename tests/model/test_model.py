@@ -24,7 +24,6 @@ from tests.support.slow_reference import (
 )
 from tests.support.tiny_models import PAIRS
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOP_LEVEL = (
@@ -181,7 +180,7 @@ def slow_kernel_offset(block: Any, x: np.ndarray) -> np.ndarray:
     return out
 
 
-def test_kernel_offset_equals_its_nested_loop_twin():
+def test_kernel_offset_equals_its_slow_reference():
     block, x = adapt_block(), torch.randn(2, 3, 4, 5, dtype=torch.float64)
     wanted = np.stack([slow_kernel_offset(block, image) for image in plain(x)])
     found = block.kernel_offset(x)
@@ -292,7 +291,7 @@ def test_a_new_branch_comes_from_the_coarsest_before_it():
     assert seen[-1] is seen[2]
 
 
-def test_the_stem_quarters_the_picture():
+def test_the_stem_quarters_the_image():
     trunk, image = tiny_trunk(), torch.randn(1, 3, 64, 96)
     make_integer(trunk, 11)
     seen: list[torch.Tensor] = []

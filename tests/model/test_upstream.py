@@ -23,10 +23,9 @@ from dekr_infer.config.load import fill
 from dekr_infer.config.schema import DEFAULTS
 from dekr_infer.errors import ConfigError
 from dekr_infer.model.upstream import EXPERIMENT
-from tests.support.helpers import assert_refused, run_command
+from tests.support.commands import assert_refused, run_command
 from tests.support.tiny_models import PAIRS
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
 ROOT = Path(__file__).resolve().parents[2]
 CHECKOUT = ROOT / "DEKR"
 COMMIT = "7a303139e92bdf3eab8d899415ccac37374285a4"

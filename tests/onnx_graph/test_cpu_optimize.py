@@ -21,8 +21,6 @@ from dekr_infer.onnx_graph.cpu_optimize import (
 from dekr_infer.onnx_graph.dialects import ONNX, check_standard, to_dialect
 from tests.support.graphs import attributes, copy_of, initializers, nodes_of, set_initializer
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
-
 RULES = (convolve_before_enlarging, add_before_enlarging, mix_offsets)
 IMAGE = np.random.default_rng(3).standard_normal((1, 3, 64, 96)).astype(np.float32)
 

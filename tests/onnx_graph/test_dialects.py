@@ -10,8 +10,6 @@ from dekr_infer.onnx_graph.dialects import ASCEND, ONNX, check_standard, dialect
 from tests.support.graphs import attributes, copy_of, initializers, metadata, nodes_of, producer, set_initializer
 from tests.support.tiny_models import toy_model
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
-
 
 @pytest.fixture
 def model(tiny) -> ModelProto:

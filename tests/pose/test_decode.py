@@ -144,7 +144,7 @@ def slow_decode(passes: Passes, pool: int = 3) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("seed", range(6))
-def test_people_are_those_of_the_twin_that_computes_everything(seed, flip):
+def test_people_equal_those_of_the_slow_reference(seed, flip):
     h, w = [(H, W), (31, 24), (26, 26)][seed % 3]
     passes = random_passes(seed, h, w, flip)
     poses, scores = decode(passes, DECODE)
@@ -297,7 +297,7 @@ def test_heat_is_read_as_if_the_map_were_upsampled_to_full_size(flip):
     np.testing.assert_allclose(heat_at(passes, joints), slow_heat_at(slow_heat(passes), joints), atol=1e-6)
 
 
-def test_scores_are_the_centres_times_the_heat_and_the_persons_their_mean_unclamped():
+def test_joint_scores_are_centre_times_heat_and_the_persons_their_mean():
     passes = random_passes(6)
     passes.original.heatmap[:17] *= 40
     passes.flipped.heatmap[:17] *= 40
@@ -367,7 +367,7 @@ def test_the_boxs_diagonal_is_the_size_in_both_directions():
         assert kept([line, line + np.float32([0, 5.1])], [2, 1]) == [0, 1]
 
 
-def test_a_group_whose_best_was_dropped_before_is_skipped_and_nothing_in_it_is_marked():
+def test_a_group_whose_best_was_dropped_is_skipped_and_marks_nothing():
     row = [figure(100, x) for x in (0, 4, 8, 12)]  # each is near to its neighbours only
     # 0 takes {0, 1}; the group of 2 is {1, 2, 3}, its best, 1, is gone: skipped; the group of 3 is {2, 3}: 2 stays
     assert kept(row, [5, 4, 3, 2]) == [0, 2]

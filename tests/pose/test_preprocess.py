@@ -8,8 +8,8 @@ from dekr_infer.data.images import decode_image
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, Placement, Size
 from dekr_infer.pose.preprocess import mirror, normalisation, normalise, warp
-from tests.support.helpers import colourful, encode
-from tests.support.reference_tensors import ONE_OF_EACH, reference_normalise, reference_tensors, turned, with_segment
+from tests.support.images import colourful, encode, turned, with_segment
+from tests.support.reference_tensors import ONE_OF_EACH, reference_normalise, reference_tensors
 
 # -- values ------------------------------------------------------------------------------------------------------------
 
@@ -80,7 +80,7 @@ def _frame(size: Size, input_size: Size) -> np.ndarray:
     return (corners @ Placement(size, input_size).to_input.T).astype(np.float32)
 
 
-def test_beyond_the_picture_is_black_before_normalising():
+def test_beyond_the_image_is_black_before_normalising():
     size = Size(256, 270)  # 540 of the input size's 768 columns
     tensor = normalise(warp(np.full((*size, 3), 200, np.uint8), PUBLISHED_SIZES.place(size).input))[0]
     black, grey = normalisation()[:, 0], normalisation()[:, 200]
@@ -89,7 +89,7 @@ def test_beyond_the_picture_is_black_before_normalising():
     assert (tensor[:, 3:-3, 120:-120] == grey[:, None, None]).all()
 
 
-def test_a_picture_longer_than_the_input_size_loses_its_ends_on_both_sides():
+def test_an_image_longer_than_the_input_size_loses_its_ends_on_both_sides():
     size = Size(100, 400)
     image = np.zeros((*size, 3), np.uint8)
     image[:, 90:310] = 255  # 100 to 300 is what fits
@@ -109,7 +109,7 @@ def test_the_flipped_last_six_columns_are_source_columns_2_1_0_2_1_0():
 
 
 @pytest.mark.parametrize("input_size", PUBLISHED_SIZES, ids=str)
-def test_a_cell_of_the_flipped_pass_stands_on_its_partners_pixel(input_size):
+def test_a_cell_of_the_flipped_pass_has_its_partners_pixel(input_size):
     original = normalise(colourful(input_size))[0]
     flipped = normalise(mirror(colourful(input_size)))[0]
     cells = input_size.w // 4
@@ -150,7 +150,7 @@ def test_the_orientation_in_exif_is_ignored():
     np.testing.assert_array_equal(decode_image(turned(jpeg), "x"), decode_image(jpeg, "x"))
 
 
-def test_a_grey_picture_becomes_colour():
+def test_a_grey_image_becomes_colour():
     grey = np.arange(30, dtype=np.uint8).reshape(5, 6)
     np.testing.assert_array_equal(decode_image(encode(grey), "x"), np.repeat(grey[:, :, None], 3, 2))
 
@@ -166,6 +166,6 @@ def test_a_truncated_jpeg_with_a_thumbnails_end_marker_is_refused():
 
 
 @pytest.mark.parametrize("data", [b"", b"no picture", b"\xff\xd8", b"\xff\xd8\xff\xd9"])
-def test_bytes_that_are_no_picture_are_refused(data):
+def test_bytes_that_are_no_image_are_refused(data):
     with pytest.raises(DekrError, match=r"cat\.jpg: not an image"):
         decode_image(data, "cat.jpg")

@@ -101,7 +101,7 @@ def gaussian(cx: float, cy: float, h: int = 60, w: int = 85, sigma: float = 3.0)
 
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("seed", range(2))
-def test_poses_are_those_of_the_twin(seed, flip):
+def test_poses_equal_the_slow_reference(seed, flip):
     passes, poses = hills(seed, flip), poses_near(seed)
     heat = slow_full_size(merged_joints(passes))
     expected = slow_absorb(poses, heat)

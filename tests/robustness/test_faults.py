@@ -17,21 +17,11 @@ from tests.robustness.fault_cases.postprocess import POSTPROCESS_FAULTS
 from tests.robustness.fault_cases.preprocess import PREPROCESS_FAULTS
 from tests.support import corruption as spoil
 from tests.support import counts
-from tests.support.helpers import assert_refused
+from tests.support.commands import assert_refused
+from tests.support.folders import contents
 from tests.support.tiny_models import Tiny
-from tests.support.workspace import (
-    EXPORT,
-    INFER,
-    POSTPROCESS,
-    PREPROCESS,
-    Place,
-    contents,
-    copy_linked,
-    make_inputs,
-    run_through,
-)
+from tests.support.workspace import EXPORT, INFER, POSTPROCESS, PREPROCESS, Place, undisturbed_run
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
 STAGES = {
     PREPROCESS: PREPROCESS_FAULTS,
     EXPORT: EXPORT_FAULTS,
@@ -50,10 +40,7 @@ OF_STAGE = {  # which outputs are whose
 def source(tmp_path_factory: pytest.TempPathFactory, tiny: Tiny) -> Path:
     """The undisturbed run: all inputs in `in`, all outputs in `w`."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    make_inputs(folder)
-    copy_linked(tiny.checkpoint, folder / "in" / "model.pth")
-    run_through(folder, (PREPROCESS, INFER, POSTPROCESS, EXPORT))
-    return folder
+    return undisturbed_run(folder, (PREPROCESS, INFER, POSTPROCESS, EXPORT), checkpoint=tiny.checkpoint)
 
 
 @pytest.fixture
@@ -98,6 +85,6 @@ def test_a_fault_is_one_line_loses_nothing_and_is_mended_by_a_second_run(place: 
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_no_row_stands_twice(stage: str):
+def test_no_row_occurs_twice(stage: str):
     names = [fault.name for fault in STAGES[stage]]
     assert len(set(names)) == len(names)

@@ -36,7 +36,8 @@ from dekr_infer.storage import npy as tensors
 from dekr_infer.storage.run_record import read_record
 from tests.support import counts
 from tests.support.ascend_host import FAKES
-from tests.support.helpers import CATEGORY, colourful, encode
+from tests.support.coco_files import CATEGORY
+from tests.support.images import colourful, encode
 from tests.support.tiny_models import linked_model, toy_model
 from tests.support.workspace import people_in
 
@@ -355,5 +356,5 @@ def test_no_input_escapes_as_another_error(name, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", TARGETS)
-def test_thousands_do_not_either(name, tmp_path):
+def test_no_input_of_thousands_escapes_as_another_error(name, tmp_path):
     put_through(name, LONG, tmp_path)

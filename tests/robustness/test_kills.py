@@ -20,35 +20,23 @@ from dekr_infer.geometry import Size
 from dekr_infer.launch import SIGNAL_CODE
 from dekr_infer.storage.atomic import UNFINISHED
 from tests.support import counts
+from tests.support.commands import assert_refused
+from tests.support.folders import contents
 from tests.support.fork_server import Running, Zygote
-from tests.support.helpers import assert_refused
-from tests.support.workspace import (
-    INFER,
-    POSTPROCESS,
-    PREPROCESS,
-    SETTINGS,
-    WORDS,
-    Place,
-    contents,
-    make_inputs,
-    run_through,
-)
+from tests.support.workspace import EVALUATE, INFER, POSTPROCESS, PREPROCESS, SETTINGS, WORDS, Place, undisturbed_run
 
 SIZES = {f"p{number}.jpg": Size(40 + number, 40 + number) for number in range(8)}
-STAGES = (PREPROCESS, INFER, POSTPROCESS)
-OUTPUTS = {PREPROCESS: ("prep_data",), INFER: ("out",), POSTPROCESS: ("results",)}
+STAGES = (PREPROCESS, INFER, POSTPROCESS, EVALUATE)
+OUTPUTS = {PREPROCESS: ("prep_data",), INFER: ("out",), POSTPROCESS: ("results",), EVALUATE: ("evaluated",)}
 IN_A_ROW = 3  # kills before a normal run
+OF_EVALUATE = 5  # kills by signal; its work is the longest
 LONG = 36  # kills by stage and signal in the long form
 INTERRUPTED = SIGNAL_CODE + signal.SIGINT  # exit code
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
-    make_inputs(folder, SIZES)
-    (folder / "in" / "model.pth").touch()
-    run_through(folder, STAGES)
-    return folder
+    return undisturbed_run(tmp_path_factory.mktemp("undisturbed"), STAGES, SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +111,14 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["
 @BOTH
 @pytest.mark.parametrize("stage", STAGES)
 def test_after_kills_a_normal_run_leaves_the_same_bytes(stage, number, zygote, source, tmp_path):
-    put_through(zygote, Place(tmp_path, stage, source / "in"), wanted_of(source, stage), number, IN_A_ROW)
+    kills = OF_EVALUATE if stage == EVALUATE else IN_A_ROW
+    put_through(zygote, Place(tmp_path, stage, source / "in"), wanted_of(source, stage), number, kills)
 
 
 @pytest.mark.long
 @BOTH
 @pytest.mark.parametrize("stage", STAGES)
-def test_after_many_kills_too(stage, number, zygote, source, tmp_path):
+def test_after_many_kills_a_normal_run_leaves_the_same_bytes(stage, number, zygote, source, tmp_path):
     kills = LONG // 3 if stage == PREPROCESS else LONG  # its workers take time to start
     put_through(zygote, Place(tmp_path, stage, source / "in"), wanted_of(source, stage), number, kills)
 
@@ -138,13 +127,13 @@ def meet(zygote: Zygote, place: Place) -> Running:
     """A run that holds its folders and stands still; one that ended before it was met is started again."""
     for _ in range(20):
         running = start(zygote, place)
-        while not list(place.outputs.glob(f".*{UNFINISHED}")) and Path(f"/proc/{running.pid}").exists():
+        while not list(place.outputs.rglob(f".*{UNFINISHED}")) and Path(f"/proc/{running.pid}").exists():
             time.sleep(0.001)
         with suppress(ProcessLookupError, FileNotFoundError):
             os.kill(running.pid, signal.SIGSTOP)
             while ") T " not in Path(f"/proc/{running.pid}/stat").read_text():  # it stops a moment later
                 time.sleep(0.001)
-            if list(place.outputs.glob(f".*{UNFINISHED}")):
+            if list(place.outputs.rglob(f".*{UNFINISHED}")):
                 return running
             os.kill(running.pid, signal.SIGCONT)
         running.end()
@@ -153,7 +142,7 @@ def meet(zygote: Zygote, place: Place) -> Running:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_second_run_into_the_same_folder_says_so_and_stops(stage, zygote, source, tmp_path):
+def test_a_second_run_into_the_same_folder_is_refused(stage, zygote, source, tmp_path):
     place = Place(tmp_path, stage, source / "in")
     first = meet(zygote, place)
     try:

@@ -22,10 +22,7 @@ from dekr_infer.storage.atomic import (
     sibling_path,
     write_json,
 )
-
-
-def names(folder) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+from tests.support.folders import names_in
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path):
@@ -34,7 +31,7 @@ def test_a_file_appears_only_when_it_is_whole(tmp_path):
         temporary.write_bytes(b"half")
         assert not path.exists()
         assert temporary.parent == path.parent
-    assert path.read_bytes() == b"half" and names(path.parent) == ["model.onnx"]
+    assert path.read_bytes() == b"half" and names_in(path.parent) == ["model.onnx"]
 
 
 def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -48,7 +45,7 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         fail()
-    assert path.read_text() == "old" and names(tmp_path) == ["results.json"]
+    assert path.read_text() == "old" and names_in(tmp_path) == ["results.json"]
 
 
 @pytest.mark.parametrize(("number", "part"), [(errno.ENOSPC, "the disk is full"), (errno.EDQUOT, "the disk is full"),
@@ -57,7 +54,7 @@ def test_a_disk_that_refuses_is_one_line_with_the_files_name(tmp_path, number, p
     path = tmp_path / "results.json"
     with pytest.raises(DekrError, match=f"results.json: {part}"), atomic_write(path):
         raise OSError(number, "no")
-    assert names(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
 def test_a_folder_in_the_way_is_named(tmp_path):
@@ -75,7 +72,7 @@ def test_json_comes_back_and_nan_is_refused(tmp_path):
     assert read_json(path) == {"AP": 0.5, "name": "é"}
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"AP": float("nan")})
-    assert read_json(path)["AP"] == 0.5 and names(path.parent) == ["b.json"]
+    assert read_json(path)["AP"] == 0.5 and names_in(path.parent) == ["b.json"]
 
 
 def test_what_is_no_json_is_named(tmp_path):
@@ -116,7 +113,7 @@ def test_the_hash_is_of_the_whole_file(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["out", ".", "../out", ""])
-def test_what_stands_beside_a_folder_begins_with_its_name(tmp_path, monkeypatch, folder):
+def test_files_next_to_a_folder_begin_with_its_name(tmp_path, monkeypatch, folder):
     (tmp_path / "out").mkdir()
     monkeypatch.chdir(tmp_path / "out" if folder != "out" else tmp_path)
     assert sibling_path(Path(folder), "_summary.json").resolve() == tmp_path / "out_summary.json"
@@ -127,7 +124,7 @@ def test_a_scratch_folder_is_private_and_leaves_nothing(tmp_path):
         assert first != second and first.is_dir(), "a run that goes on is left alone"
         assert first.stat().st_mode & 0o777 == 0o700
         (first / "half").write_text("")
-    assert names(tmp_path) == []
+    assert names_in(tmp_path) == []
 
 
 def test_the_scratch_folders_of_killed_runs_are_removed_and_nothing_else(tmp_path):
@@ -136,17 +133,17 @@ def test_the_scratch_folders_of_killed_runs_are_removed_and_nothing_else(tmp_pat
         "with scratch_folder(Path(sys.argv[1]), 'out') as made: (made / 'half').write_text(''); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", script, str(tmp_path)], cwd=Path(__file__).parents[2])
-    (left,) = names(tmp_path)
+    (left,) = names_in(tmp_path)
     others = ["out", "out.abcdefg", "out.abcdefgh.om", "out_abcdefgh", "xout.abcdefgh"]
     for name in others:
         (tmp_path / name).mkdir()
     (tmp_path / "out.12345678").write_text("a file")
     with scratch_folder(tmp_path, "out") as made:
         assert made.name != left and not (tmp_path / left).exists()
-    assert names(tmp_path) == sorted([*others, "out.12345678"])
+    assert names_in(tmp_path) == sorted([*others, "out.12345678"])
 
 
-def test_a_scratch_folder_that_another_run_removes_at_once_is_made_anew(tmp_path, monkeypatch):
+def test_a_scratch_folder_that_another_run_removes_is_created_again(tmp_path, monkeypatch):
     lock, taken = files._locked, []
 
     def taken_first(path):
@@ -156,7 +153,7 @@ def test_a_scratch_folder_that_another_run_removes_at_once_is_made_anew(tmp_path
 
     monkeypatch.setattr(files, "_locked", taken_first)
     with scratch_folder(tmp_path, "out") as made:
-        assert len(names(tmp_path)) == 2 and made.is_dir()
+        assert len(names_in(tmp_path)) == 2 and made.is_dir()
     os.close(taken[0])
 
 

@@ -16,16 +16,13 @@ from dekr_infer.errors import DekrError
 from dekr_infer.storage import npy as tensors
 from dekr_infer.storage.atomic import UNFINISHED, folder_lock, refuse_locked, unfinished_folder
 from dekr_infer.storage.run_record import mark_file
+from tests.support.folders import names_in
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def values(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
-
-
-def names(folder) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
 
 
 def save(path, array, **options) -> None:
@@ -56,14 +53,14 @@ def test_whatever_its_layout_an_array_is_stored_as_float32_in_c_order(tmp_path, 
     assert (tmp_path / "t" / "a.bin").read_bytes() == loaded.tobytes()
 
 
-def test_a_name_as_long_as_the_disk_takes_is_written_and_a_longer_one_is_one_error(tmp_path):
+def test_the_longest_possible_name_is_written_and_a_longer_one_refused(tmp_path):
     folder = tmp_path / "t"
     with folder_lock(folder):
         tensors.write(folder, f"{'a' * 251}.npy", values(2))
-        assert names(folder) == [f"{'a' * 251}.npy"]
+        assert names_in(folder) == [f"{'a' * 251}.npy"]
         with pytest.raises(DekrError, match=r"aaa\.npy: cannot be written \(File name too long\)"):
             tensors.write(folder, f"{'a' * 252}.npy", values(2))
-    assert names(tmp_path) == ["t"]
+    assert names_in(tmp_path) == ["t"]
 
 
 def test_a_failure_to_clean_up_does_not_hide_the_first(tmp_path, monkeypatch):
@@ -81,7 +78,7 @@ def test_a_link_that_leads_to_itself_is_one_error(tmp_path):
     (tmp_path / "t").symlink_to(tmp_path / "t")
     with pytest.raises(DekrError, match="t: cannot be created"), folder_lock(tmp_path / "t"):
         pass
-    assert names(tmp_path) == ["t"]
+    assert names_in(tmp_path) == ["t"]
 
 
 def test_a_tensor_comes_back_whole_by_reading_and_by_mapping(tmp_path):
@@ -105,8 +102,8 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, failure)
         monkeypatch.setattr(os, "writev", full)
         with pytest.raises(DekrError, match="disk is full" if failure == errno.ENOSPC else "cannot be written"):
             tensors.write(tmp_path / "t", "b.npy", values(3))
-        assert names(tmp_path / "t") == ["a.npy"] and names(unfinished_folder(tmp_path / "t")) == []
-    assert names(tmp_path) == ["t"]
+        assert names_in(tmp_path / "t") == ["a.npy"] and names_in(unfinished_folder(tmp_path / "t")) == []
+    assert names_in(tmp_path) == ["t"]
 
 
 @pytest.mark.parametrize("first", [1, 100, 128, 140])
@@ -117,12 +114,12 @@ def test_a_write_that_the_system_splits_is_finished(tmp_path, monkeypatch, first
     np.testing.assert_array_equal(np.load(tmp_path / "t" / "a.npy"), values(5, 3))
 
 
-def test_a_file_is_written_beside_the_folder_and_appears_when_whole(tmp_path, monkeypatch):
+def test_a_file_is_written_outside_the_folder_and_appears_when_complete(tmp_path, monkeypatch):
     seen = []
     replace = os.replace
 
     def watch(source, target):
-        seen.append((names(tmp_path / "t"), Path(source).parent.name, Path(source).stat().st_size))
+        seen.append((names_in(tmp_path / "t"), Path(source).parent.name, Path(source).stat().st_size))
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", watch)
@@ -141,7 +138,7 @@ def test_a_second_run_on_the_same_folder_is_refused(tmp_path):
     refuse_locked(tmp_path / "t")
     with folder_lock(tmp_path / "t"):
         pass
-    assert names(tmp_path) == ["t"] and names(tmp_path / "t") == ["a.npy"]
+    assert names_in(tmp_path) == ["t"] and names_in(tmp_path / "t") == ["a.npy"]
 
 
 def test_a_killed_run_leaves_no_lock_and_its_unfinished_file_is_removed(tmp_path):
@@ -159,10 +156,10 @@ def test_a_killed_run_leaves_no_lock_and_its_unfinished_file_is_removed(tmp_path
             pass
         process.send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 5
-    assert names(unfinished_folder(tmp_path / "t")) == ["1"]
+    assert names_in(unfinished_folder(tmp_path / "t")) == ["1"]
     with folder_lock(tmp_path / "t"):
-        assert names(unfinished_folder(tmp_path / "t")) == []
-    assert time.monotonic() < deadline and names(tmp_path) == ["t"] and names(tmp_path / "t") == []
+        assert names_in(unfinished_folder(tmp_path / "t")) == []
+    assert time.monotonic() < deadline and names_in(tmp_path) == ["t"] and names_in(tmp_path / "t") == []
 
 
 def test_a_users_folder_named_like_ours_is_left_alone(tmp_path):
@@ -174,7 +171,7 @@ def test_a_users_folder_named_like_ours_is_left_alone(tmp_path):
         tensors.write(tmp_path / "t", "a.npy", values(2))
     assert [path.read_text() for path in sorted(tmp_path.glob("*.partial/*")) + sorted(tmp_path.glob(".t.partial/*"))]
     assert (tmp_path / "t.partial" / "1-a.npy").read_text() == "mine"
-    assert names(tmp_path / ".t.partial") == ["1-a.npy", "precious"]
+    assert names_in(tmp_path / ".t.partial") == ["1-a.npy", "precious"]
 
 
 def test_a_tensor_that_is_cut_while_it_is_read_is_an_error(tmp_path, monkeypatch):

@@ -142,7 +142,7 @@ def test_a_record_of_another_kind_is_refused(folder):
         RunRecord(path, Head("tensors"))
 
 
-def test_other_settings_are_told_from_other_facts(folder):
+def test_changed_settings_are_named_apart_from_changed_facts(folder):
     path = write(folder, "a")
     assert not RunRecord(path, Head("outputs", {"graph": "aa"}, {"version": "2"})).has_other_settings
     assert RunRecord(path, Head("outputs", {"graph": "bb"})).has_other_settings

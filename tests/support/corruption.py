@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.helpers import write_pictures
+from tests.support.coco_files import write_pictures
 
 
 def replace(path: Path, data: bytes) -> None:

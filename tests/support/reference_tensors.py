@@ -1,4 +1,4 @@
-"""The tensors of an image as the reference makes them, step by step, and a JPEG that says that it is turned."""
+"""The tensors of an image as the reference makes them, step by step."""
 
 import cv2
 import numpy as np
@@ -38,14 +38,3 @@ def reference_tensors(bgr: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     moved = flipped.clone()
     moved[..., :-3] = flipped[..., 3:]
     return tensor.numpy(), moved.numpy()
-
-
-def with_segment(jpeg: bytes, body: bytes) -> bytes:
-    """The JPEG with an APP1 segment after its start."""
-    return jpeg[:2] + b"\xff\xe1" + (len(body) + 2).to_bytes(2, "big") + body + jpeg[2:]
-
-
-def turned(jpeg: bytes) -> bytes:
-    """The JPEG with an EXIF orientation of 6: shown rotated by 90 degrees."""
-    tiff = b"MM\x00\x2a\x00\x00\x00\x08\x00\x01\x01\x12\x00\x03\x00\x00\x00\x01\x00\x06\x00\x00\x00\x00\x00\x00"
-    return with_segment(jpeg, b"Exif\0\0" + tiff)

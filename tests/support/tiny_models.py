@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx
+import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from yacs.config import CfgNode
 
@@ -30,6 +33,15 @@ SMALL_INPUT_SIZES = InputSizes(
     (Size(64, 96), Size(96, 64), Size(64, 160))
 )  # where the five real ones would only take time
 ONE_THREAD = ("--threads", "1")
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Give torch one thread: on maps this small, several threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @dataclass(frozen=True)

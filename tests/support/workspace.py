@@ -5,8 +5,6 @@ Inputs stand in `in`, which is the current folder of every command; everything t
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import subprocess
 import sys
@@ -18,42 +16,49 @@ import onnx
 import pytest
 import torch
 
+from dekr_infer.cli import evaluate as evaluate_command
 from dekr_infer.cli import onnx_infer
 from dekr_infer.cli import postprocess as postprocess_command
 from dekr_infer.cli import preprocess as preprocess_command
 from dekr_infer.geometry import PUBLISHED_SIZES, Size
 from dekr_infer.pose.rescore import layer_shapes
-from tests.support.helpers import Ran, colourful, encode, person, run_command, write_annotation, write_pictures
+from tests.support.coco_files import person, write_annotation, write_pictures
+from tests.support.commands import Ran, run_command
+from tests.support.folders import contents, copy_linked
+from tests.support.images import colourful, encode
 from tests.support.tiny_models import PAIRS, toy_model
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"a.jpg": Size(60, 60), "b.jpg": Size(52, 52), "c.jpg": Size(40, 40)}  # squares have the smallest input size
-PREPROCESS, EXPORT, INFER, POSTPROCESS = "preprocess", "export", "infer", "postprocess"
+PREPROCESS, EXPORT, INFER, POSTPROCESS, EVALUATE = "preprocess", "export", "infer", "postprocess", "evaluate"
 SCRIPTS = {
     PREPROCESS: "DEKR_preprocess.py",
     EXPORT: "DEKR_pth2onnx.py",
     INFER: "scripts/onnx_infer.py",
     POSTPROCESS: "DEKR_postprocess.py",
+    EVALUATE: "scripts/evaluate.py",
 }
 WORDS = {
     PREPROCESS: (*("--output", "../w/prep_data", "--output_flip", "../w/prep_data_flip"), "--workers", "1"),
     EXPORT: ("--output", "../w/net.onnx", "--skip_check", "--threads", "1"),
     INFER: ("--model", "net.onnx", "--output", "../w", "--threads", "1"),
     POSTPROCESS: ("--dump_dir", "out", "--dump_dir_flip", "out_flip", "--output", "../w/results"),
+    EVALUATE: (*("--model", "net.onnx", "--output", "../w/evaluated", "--run", "run"), *("--shard_images", "3")),
 }
 SETTINGS = {
     PREPROCESS: ("DATASET.ROOT", "coco"),
     EXPORT: (*PAIRS, "TEST.MODEL_FILE", "model.pth"),
     INFER: (),
     POSTPROCESS: ("DATASET.ROOT", "coco", "RESCORE.MODEL_FILE", "rescore.pth"),
+    EVALUATE: ("DATASET.ROOT", "coco", "RESCORE.MODEL_FILE", "rescore.pth"),
 }
 NEEDS = {
     PREPROCESS: ("coco",),
     EXPORT: ("model.pth", "rescore.pth"),
     INFER: ("net.onnx", "prep_data", "prep_data_flip"),
     POSTPROCESS: ("coco", "out", "out_flip", "rescore.pth", "model.pth"),
+    EVALUATE: ("coco", "net.onnx", "rescore.pth"),
 }
-TIMED = ("_summary.json", "_record.jsonl")  # files that hold times and process ids
 
 
 def main_of(stage: str) -> Callable[..., int]:
@@ -62,20 +67,26 @@ def main_of(stage: str) -> Callable[..., int]:
         from dekr_infer.cli import export as export_command
 
         return export_command.main
-    return {PREPROCESS: preprocess_command.main, INFER: onnx_infer.main, POSTPROCESS: postprocess_command.main}[stage]
+    mains = {PREPROCESS: preprocess_command.main, INFER: onnx_infer.main}
+    return (mains | {POSTPROCESS: postprocess_command.main, EVALUATE: evaluate_command.main})[stage]
 
 
 class Place:
-    """A copy of what one stage needs, by links: files in it are replaced, never written into."""
+    """A copy of what one stage needs, by links: files in it are replaced, never written into.
 
-    def __init__(self, folder: Path, stage: str, source: Path) -> None:
+    Without a source, the folder's own `in` and `w` are used as they are.
+    """
+
+    def __init__(self, folder: Path, stage: str, source: Path | None = None) -> None:
         self.folder, self.stage, self.source = folder, stage, source
         self.inputs, self.outputs = folder / "in", folder / "w"
-        self.outputs.mkdir(parents=True)
-        self.restore()
+        if source is not None:
+            self.outputs.mkdir(parents=True)
+            self.restore()
 
     def restore(self) -> None:
         """Bring all inputs into order again."""
+        assert self.source is not None
         shutil.rmtree(self.inputs, ignore_errors=True)
         self.inputs.mkdir()
         for name in NEEDS[self.stage]:
@@ -101,38 +112,6 @@ class Place:
     def written(self) -> dict[str, bytes]:
         """What stands in the output folder, by name; links and pipes by their kind."""
         return contents(self.outputs)
-
-
-def copy_linked(source: Path, target: Path) -> None:
-    """A file or folder once more, by hard links."""
-    if source.is_dir():
-        shutil.copytree(source, target, copy_function=os.link)
-    else:
-        os.link(source, target)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files below a folder by their path in it; metrics without their seconds."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_dir():
-            found[name] = b"folder"
-        elif not path.is_file():
-            found[name] = b"no regular file"
-        else:
-            found[name] = without_times(path)
-    return found
-
-
-def without_times(path: Path) -> bytes:
-    """A file's bytes, but for the times that some hold."""
-    if path.name.endswith(TIMED):
-        return b"times"
-    if path.name == "metrics.json":
-        metrics = json.loads(path.read_bytes())
-        return json.dumps({key: value for key, value in metrics.items() if key != "seconds"}).encode()
-    return path.read_bytes()
 
 
 def make_inputs(folder: Path, sizes: dict[str, Size] | None = None) -> None:
@@ -166,10 +145,21 @@ def write_rescore_net(path: Path, scale: float = 1.0, hidden: int = 256) -> None
 def run_through(folder: Path, stages: tuple[str, ...]) -> None:
     """Run stages in a row in a folder of `make_inputs`; each one's outputs become the next one's inputs."""
     for stage in stages:
-        place = Place.__new__(Place)
-        place.folder, place.stage, place.inputs, place.outputs = folder, stage, folder / "in", folder / "w"
-        ran = place.run()
+        ran = Place(folder, stage).run()
         assert ran.code == 0, ran
         for name in ("prep_data", "prep_data_flip", "out", "out_flip"):
             if (folder / "w" / name).is_dir() and not (folder / "in" / name).exists():
                 copy_linked(folder / "w" / name, folder / "in" / name)
+
+
+def undisturbed_run(
+    folder: Path, stages: tuple[str, ...], sizes: dict[str, Size] | None = None, checkpoint: Path | None = None
+) -> Path:
+    """Make the inputs and run stages in a row; return the folder: inputs are in `in`, outputs in `w`."""
+    make_inputs(folder, sizes)
+    if checkpoint is None:
+        (folder / "in" / "model.pth").touch()
+    else:
+        copy_linked(checkpoint, folder / "in" / "model.pth")
+    run_through(folder, stages)
+    return folder

@@ -88,7 +88,7 @@ def test_wrong_shapes_are_named(poses, scores, message):
         draw_poses(np.zeros((30, 40, 3), np.uint8), poses, scores)
 
 
-def test_a_sheet_letterboxes_each_picture_in_its_tile():
+def test_a_sheet_letterboxes_each_image_in_its_tile():
     colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
     shapes = [(50, 100), (120, 30), (7, 9)]
     images = [np.full((*shape, 3), colour, np.uint8) for shape, colour in zip(shapes, colours, strict=True)]
@@ -108,7 +108,7 @@ def test_a_sheet_letterboxes_each_picture_in_its_tile():
     np.testing.assert_array_equal(captioned[CAPTION:], sheet[CAPTION:])
 
 
-def test_a_sheet_needs_a_label_for_each_picture():
+def test_a_sheet_needs_a_label_for_each_image():
     with pytest.raises(ValueError, match="1 images, 2 labels"):
         contact_sheet([np.zeros((4, 4, 3), np.uint8)], ["a", "b"], 1, Size(8, 8))
     assert contact_sheet([], [], 3, Size(8, 9)).shape == (8 + CAPTION, 3 * (9 + GUTTER) - GUTTER, 3)

@@ -12,7 +12,8 @@ from dekr_infer.geometry import Size
 from dekr_infer.storage.atomic import UNFINISHED
 from tests.robustness.fault_cases import Deed, Fault, at, disk_faults, freed, nothing
 from tests.support import corruption as spoil
-from tests.support.helpers import colourful, encode, write_pictures
+from tests.support.coco_files import write_pictures
+from tests.support.images import colourful, encode
 from tests.support.workspace import Place
 
 ZIP, ANNOTATION = Path("coco/images/val2017.zip"), Path("coco/annotations/person_keypoints_val2017.json")
