@@ -43,9 +43,11 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     make_inputs(folder, SIZES)
     (folder / "in" / "model.pth").touch()
-    run_through(folder, (PREPROCESS, INFER))
-    for name in ("out_record.jsonl", "out_flip_record.jsonl"):  # of the same graph as the evaluation's
-        os.link(folder / "w" / name, folder / "in" / name)
+    for stage in (PREPROCESS, INFER):
+        run_through(folder, (stage,))
+        for record in (folder / "w").glob("*_record.jsonl"):  # so that the provenance is known, as of the evaluation
+            if not (folder / "in" / record.name).exists():
+                os.link(record, folder / "in" / record.name)
     run_through(folder, (POSTPROCESS, EVALUATE))
     return folder
 
