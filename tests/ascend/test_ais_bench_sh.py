@@ -386,7 +386,7 @@ def test_from_another_folder_and_further_words(host):
 def test_ctrl_c_keeps_finished_results_and_leaves_nothing_half_done(host, earlier):
     if earlier:
         assert host.run("ais_bench.sh", "net.om").returncode == 0
-    assert names(host.folder) == AFTER and names(host.folder / "out") == RESULTS
+        assert names(host.folder) == AFTER and names(host.folder / "out") == RESULTS
     before, left = finished(host.folder), names(host.folder)
     process = host.start("ais_bench.sh", "net.om", AIS_BENCH_TROUBLE="slow")
     done = host.stop(process, "warm up", signal.SIGINT)
