@@ -12,13 +12,12 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from tests.support.helpers import colourful, encode
 
 from dekr_infer import Detector, People
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
 from dekr_infer.model.weights import RANDOM, TRAINED
-from tests.support.reference_tensors import turned
+from tests.support.images import colourful, encode, turned
 from tests.support.tiny_models import toy_model
 from tests.support.workspace import write_rescore_net
 

@@ -16,7 +16,6 @@ import cv2
 import numpy as np
 import onnx
 import pytest
-from tests.support.helpers import Ran, assert_refused, colourful, encode, run_command
 
 from dekr_infer.cli import predict
 from dekr_infer.data import media
@@ -25,8 +24,9 @@ from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Size
 from dekr_infer.model.weights import DEMO, NOTES
 from dekr_infer.visualization import video
+from tests.support.commands import Ran, assert_refused, run_command
 from tests.support.corruption import cut
-from tests.support.reference_tensors import turned
+from tests.support.images import colourful, encode, turned
 from tests.support.tiny_models import toy_model
 from tests.support.workspace import ROOT, write_rescore_net
 

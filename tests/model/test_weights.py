@@ -16,7 +16,6 @@ from dekr_infer.pose.rescore import load_rescore_net
 from dekr_infer.storage.atomic import sha256
 from tests.support.corruption import cut
 
-pytest_plugins = ["tests.support.tiny_fixtures"]
 DEMO_WEIGHTS = Path(__file__).resolve().parents[2] / "scripts" / "demo" / "weights"
 
 
