@@ -22,7 +22,8 @@ from tests.support.tiny_models import toy_model
 from tests.support.workspace import write_rescore_net
 
 ROOT = Path(__file__).resolve().parents[1]
-LINES = re.search(r"```python\n(from dekr_infer import Detector\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+FENCED = r"```python\n(import cv2\nfrom dekr_infer import Detector\n.*?)```"
+LINES = re.search(FENCED, (ROOT / "README.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def same(one: People, other: People) -> bool:
 def test_the_five_lines_of_the_readme_run_in_a_plain_script(place):
     assert LINES is not None and len(LINES[1].splitlines()) == 5
     script = place / "script.py"  # without a main guard
-    script.write_text(f"import cv2\n{LINES[1]}")
+    script.write_text(LINES[1] + "print(people.poses.shape, people.scores)\n")
     words = [sys.executable, str(script)]
     done = subprocess.run(words, cwd=place, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0 and done.stderr == ""

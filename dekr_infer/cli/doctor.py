@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     *("cv2", "msgspec", "numpy", "onnx", "onnx_ir", "onnxruntime", "pycocotools"),
-    *("scipy", "torch", "tqdm", "xxhash", "yacs", "yaml"),
+    *("torch", "tqdm", "xxhash", "yacs", "yaml"),
 )
 INSTALL = "bash scripts/setup_venv.sh requirements.txt"
 SPLIT = "val2017"

@@ -18,7 +18,7 @@ from dekr_infer.evaluation.provenance import origin_warnings
 from dekr_infer.model.weights import least_trained, weights_kind
 from dekr_infer.storage.atomic import read_json, sha256, write_failure, write_json
 
-LIBRARIES = ("numpy", "scipy", "pycocotools", "torch")
+LIBRARIES = ("numpy", "pycocotools", "torch")
 PARTS = {"sha256": "inputs", "settings": "settings", "versions": "versions", "counts": "counts", "warnings": "warnings"}
 SAME = 1e-6  # metrics closer than this count as equal (repeated runs are bit-identical)
 

@@ -28,7 +28,7 @@ def fit_gaussians(windows: np.ndarray, shape: np.ndarray, guess: np.ndarray) -> 
     """
     fitted = guess.astype(np.float64)
     norm, gradient, hessian = _evaluate(fitted, windows, shape)
-    converged: np.ndarray = ~gradient.any(1)  # nothing to improve, as in a window of zeros
+    converged = np.asarray(~gradient.any(1))  # nothing to improve, as in a window of zeros
     scale = np.zeros_like(fitted)
     reach, damping, evaluations = np.zeros((3, len(fitted)))
     evaluations += 1 + fitted.shape[1]

@@ -47,7 +47,7 @@ def test_hashes_versions_and_settings_of_everything_that_counts_are_kept(place, 
     assert found["sha256"]["results"] == hashlib.sha256(results).hexdigest()
     assert {"dekr_infer", "python", *metrics.LIBRARIES, "onnxruntime", "opencv"} == set(found["versions"])
     assert all(found["versions"]["onnxruntime"])
-    assert all(found["versions"][name] for name in ("numpy", "scipy", "pycocotools", "torch"))
+    assert all(found["versions"][name] for name in ("numpy", "pycocotools", "torch"))
     matching = {"MATCH_HMP", "ADJUST_THRESHOLD", "MAX_ABSORB_DISTANCE", "GUASSIAN_KERNEL", "SIGMA"}
     assert {"POOL_THRESHOLD1", "NMS_THRE", "MAX_NUM_PEOPLE", "HIDDEN_LAYER"} | matching <= set(found["settings"])
 

@@ -149,8 +149,7 @@ def run_through(folder: Path, stages: tuple[str, ...]) -> None:
         assert ran.code == 0, ran
         for name in ("prep_data", "prep_data_flip", "out", "out_flip"):
             if (folder / "w" / name).is_dir() and not (folder / "in" / name).exists():
-                for made in (name, f"{name}_record.jsonl"):
-                    copy_linked(folder / "w" / made, folder / "in" / made)
+                copy_linked(folder / "w" / name, folder / "in" / name)
 
 
 def undisturbed_run(
