@@ -39,7 +39,7 @@ def _is_fast(path: Path) -> bool:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Spare `pytest -m fast` the imports of all other test modules."""
+    """Skip the imports of all other test modules in `pytest -m fast`."""
     if config.option.markexpr != "fast" or collection_path.suffix != ".py" or _is_fast(collection_path):
         return None  # as pytest decides
     return True

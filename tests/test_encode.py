@@ -17,7 +17,7 @@ PLAIN = Encoding()
 
 
 def evaluate(root: Path, folder: Path, encoding: Encoding, flip: bool = True) -> tuple[dict[str, float], list[dict]]:
-    """Write the dumps, run the command without rescoring; the ten figures and the results."""
+    """Write the outputs, run the command without rescoring; return the ten metrics and the results."""
     dump, dump_flip = write_dumps(load_data_set(root, "val2017"), folder, encoding)
     ran = run_command(
         postprocess_command.main,
@@ -33,7 +33,7 @@ def evaluate(root: Path, folder: Path, encoding: Encoding, flip: bool = True) ->
 @pytest.mark.parametrize("flip", [True, False], ids=["flip", "no flip"])
 @DRAWN_AND_REAL
 def test_the_truth_comes_back_with_ap_1(root, flip, tmp_path):
-    """With a centre cell of their own, the people of real pictures reach 1.000 too, not only the expected 0.96."""
+    """With a centre cell of their own, the people of real images reach 1.000 too, not only the expected 0.96."""
     figures, _ = evaluate(root, tmp_path, PLAIN, flip)
     assert figures == pytest.approx(dict.fromkeys(METRICS, 1.0), abs=1e-3)
 

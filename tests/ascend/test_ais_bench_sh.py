@@ -305,7 +305,7 @@ def test_tensors_that_would_give_garbage_are_refused(host, kind, part):
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_stray_tensor_is_named_where_ais_bench_stopped(host, dialect):
-    """Nothing tells the sizes of a model before the run if its ONNX file is not beside it."""
+    """Without the ONNX file next to the model, its sizes are not known before the run."""
     np.save(host.folder / "prep_data" / "b.npy", np.zeros((1, 3, 32, 32), np.float32))
     done = host.run("ais_bench.sh", "net.om", AIS_BENCH_DIALECT=dialect)
     refused(done, 1, "exit code 1", "prep_data/b.npy (32x32) is no input size", "delete this tensor")

@@ -281,7 +281,7 @@ def bent(model, change):
 
 
 def weights(values):
-    """A change of the deformable convolution's filter, or of what stands in its place."""
+    """A change of the deformable convolution's filter, or of what is in its place."""
     return lambda model: model.graph.initializer[-1].CopyFrom(numpy_helper.from_array(np.asarray(values), "f"))
 
 

@@ -206,7 +206,7 @@ def test_finished_steps_are_repeated_only_if_their_inputs_change(host, monkeypat
 
 
 def made_data(folder: Path) -> Path:
-    """An annotation file of two wide pictures and a high one; small input sizes stand in for the real ones."""
+    """An annotation file of two wide images and a high one; small input sizes stand in for the real ones."""
     root = folder / "data"
     write_annotation(root, {"a.jpg": Size(64, 96), "b.jpg": Size(64, 96), "c.jpg": Size(96, 64)})
     return root

@@ -59,7 +59,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
-    """The pictures that the network is run on, as they come."""
+    """The images that the network is run on, as they come."""
     seen: list[np.ndarray] = []
     real = OnnxRuntime.run
 

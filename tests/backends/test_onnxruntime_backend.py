@@ -137,7 +137,7 @@ def test_an_image_of_another_rank_is_one_clear_error(file):
 
 
 def test_a_failure_inside_onnx_runtime_is_one_clear_error(tiny, file):
-    """A picture whose sides are no multiples of 32 makes branches that do not fit together."""
+    """An image whose sides are no multiples of 32 makes branches that do not fit together."""
     network = OnnxRuntime(tiny.graph, 1)
     with pytest.raises(DekrError, match="cannot be run"):
         network.run(whole_picture(Size(40, 72)))

@@ -15,7 +15,7 @@ from dekr_infer.data.images import decode_image
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES
 from dekr_infer.storage.atomic import folder_lock
-from tests.support.coco_files import write_annotation, write_pictures
+from tests.support.coco_files import write_annotation, write_images
 from tests.support.images import colourful, encode, turned
 from tests.support.reference_tensors import ONE_OF_EACH, reference_tensors
 
@@ -26,13 +26,13 @@ STEMS = [name[:12] for name in SIZES]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """A data set of one picture per input size, in a zip and in a folder; the second one is marked as turned."""
+    """A data set of one image per input size, in a zip and in a folder; the second one is marked as turned."""
     root = tmp_path_factory.mktemp("coco")
     write_annotation(root, SIZES)
     pictures = {name: encode(colourful(size, size.h), ".jpg") for name, size in SIZES.items()}
     pictures[f"{STEMS[1]}.jpg"] = turned(pictures[f"{STEMS[1]}.jpg"])
-    write_pictures(root, pictures)
-    write_pictures(root, pictures, as_zip=False)
+    write_images(root, pictures)
+    write_images(root, pictures, as_zip=False)
     return root
 
 
@@ -214,7 +214,7 @@ def test_changed_images_are_refused_or_just_their_tensors_replaced(root, copy, t
     shutil.copytree(root, tmp_path / "coco")
     other = encode(colourful(SIZES[f"{STEMS[2]}.jpg"], 99), ".jpg")
     pictures = {path.name: path.read_bytes() for path in (root / "images" / "val2017").iterdir()}
-    write_pictures(tmp_path / "coco", pictures | {f"{STEMS[2]}.jpg": other}, as_zip=source.endswith("zip"))
+    write_images(tmp_path / "coco", pictures | {f"{STEMS[2]}.jpg": other}, as_zip=source.endswith("zip"))
     os.utime(tmp_path / "coco" / "images" / source, ns=(1, 1))
     stamps = stamps_of(copy)
     with pytest.raises(DekrError, match=rf"prep: 1 of its tensors were made of other images .* {STEMS[2]}\.npy"):

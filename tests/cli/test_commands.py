@@ -20,7 +20,7 @@ from dekr_infer.errors import DekrError
 from dekr_infer.evaluation.coco_metrics import METRICS
 from dekr_infer.geometry import PUBLISHED_SIZES, Size, cells
 from dekr_infer.storage.run_record import Contents, read_record
-from tests.support.coco_files import person, write_annotation, write_dump, write_pictures
+from tests.support.coco_files import person, write_annotation, write_images, write_outputs
 from tests.support.commands import assert_refused, run_command
 from tests.support.images import colourful, encode
 
@@ -148,14 +148,14 @@ STEMS = ["000000000030", "000000000007", "c"]
 
 @pytest.fixture
 def coco(tmp_path) -> Path:
-    """A data set of three pictures in three input sizes, one person in each of the first two; pictures zipped."""
+    """A data set of three images in three input sizes, one person in each of the first two; images zipped."""
     rng = np.random.default_rng(0)
     people = []
     for number, size in enumerate(list(SIZES.values())[:2]):
         keypoints = np.concatenate([rng.uniform(0.2, 0.8, (17, 2)) * (size.w, size.h), np.full((17, 1), 2)], axis=1)
         people.append(person(number + 1, 1000 - number, keypoints))
     write_annotation(tmp_path / "coco", SIZES, people)
-    write_pictures(tmp_path / "coco", {name: encode(colourful(size), ".jpg") for name, size in SIZES.items()})
+    write_images(tmp_path / "coco", {name: encode(colourful(size), ".jpg") for name, size in SIZES.items()})
     return tmp_path / "coco"
 
 
@@ -183,7 +183,7 @@ def test_zip_and_folder_give_the_same_tensors_by_their_format_setting(coco):
     assert preprocess(coco, pairs=("DATASET.DATA_FORMAT", "zip")).code == 0
     zipped = {path.name: path.read_bytes() for path in (coco.parent / "prep_flip").iterdir()}
     (coco / "images" / "val2017.zip").unlink()
-    write_pictures(coco, {name: encode(colourful(size), ".jpg") for name, size in SIZES.items()}, as_zip=False)
+    write_images(coco, {name: encode(colourful(size), ".jpg") for name, size in SIZES.items()}, as_zip=False)
     assert_refused(preprocess(coco, pairs=("DATASET.DATA_FORMAT", "zip")), 1, "val2017.zip: not there")
     assert preprocess(coco, "--overwrite").code == 0
     assert {path.name: path.read_bytes() for path in (coco.parent / "prep_flip").iterdir()} == zipped
@@ -210,7 +210,7 @@ def images_of(coco: Path, name: str = "prep") -> dict[str, str]:
 def other_pictures(coco: Path, *names: str) -> None:
     """Pictures of the same sizes under the same names, with other pixels."""
     pictures = {name: encode(colourful(size, 9 * (name in names)), ".jpg") for name, size in SIZES.items()}
-    write_pictures(coco, pictures)
+    write_images(coco, pictures)
 
 
 OTHERS = "tensors were made of other images or with other settings, the first is"
@@ -232,14 +232,14 @@ def test_tensors_of_other_images_are_not_kept(coco):
 
 
 def test_a_run_resumes_with_another_annotation_file_of_the_same_images(coco):
-    """A longer one, too, and pictures unpacked from their zip."""
+    """A longer one, too, and images unpacked from their zip."""
     sizes = dict(list(SIZES.items())[:2])
     write_annotation(coco, sizes)
     assert preprocess(coco, "--workers", 1).code == 0
     old, images = record_of(coco), images_of(coco)
     write_annotation(coco, SIZES)
     pictures = {name: encode(colourful(size), ".jpg") for name, size in SIZES.items()}
-    write_pictures(coco, pictures, as_zip=False)
+    write_images(coco, pictures, as_zip=False)
     (coco / "images" / "val2017.zip").unlink()
     assert preprocess(coco, "--workers", 1).out.startswith("3 images (2 were there already)")
     assert record_of(coco).head.about["annotations"] != old.head.about["annotations"]
@@ -298,7 +298,7 @@ def test_preprocessing_with_two_workers_stays_below_half_a_gigabyte(coco):
     pictures = [encode(colourful(size), ".jpg") for size in sizes]
     names = [f"p{number:02d}.jpg" for number in range(20)]
     write_annotation(coco, {name: sizes[number % 5] for number, name in enumerate(names)})
-    write_pictures(coco, {name: pictures[number % 5] for number, name in enumerate(names)})
+    write_images(coco, {name: pictures[number % 5] for number, name in enumerate(names)})
     script = coco.parent / "measure.py"
     script.write_text(MEASURE)
     folders = [coco.parent / "prep", coco.parent / "prep_flip"]
@@ -319,7 +319,7 @@ def test_preprocessing_with_two_workers_stays_below_half_a_gigabyte(coco):
 
 @pytest.fixture
 def dumps(coco) -> Path:
-    """The data set with dumps of both passes beside it, in out and out_flip; a person in the first picture."""
+    """The data set with dumps of both passes beside it, in out and out_flip; a person in the first image."""
     for stem, size in zip(STEMS, SIZES.values(), strict=True):
         h, w = cells(PUBLISHED_SIZES.place(size).input)
         heat, offset = np.zeros((18, h, w), np.float32), np.zeros((34, h, w), np.float32)
@@ -327,8 +327,8 @@ def dumps(coco) -> Path:
             heat[:, 20:40, 30:50] = 0.5
             heat[17, 30, 40] = 0.9
             offset[:] = np.linspace(-9, 9, 34)[:, None, None]
-        write_dump(coco.parent / "out", stem, heat, offset)
-        write_dump(coco.parent / "out_flip", stem, heat[:, :, ::-1], 0.9 * offset)
+        write_outputs(coco.parent / "out", stem, heat, offset)
+        write_outputs(coco.parent / "out_flip", stem, heat[:, :, ::-1], 0.9 * offset)
     return coco
 
 

@@ -23,7 +23,7 @@ def lines(text: str) -> dict[str, str]:
 
 
 def fill(host: Host) -> None:
-    """Annotation, pictures and weights where they are looked for."""
+    """Annotation, images and weights where they are looked for."""
     images = [{"id": 1, "file_name": "a.jpg", "height": 400, "width": 600}]
     for file, text in (
         ("data/coco/annotations/person_keypoints_val2017.json", json.dumps({"images": images})),
@@ -104,7 +104,7 @@ def test_without_an_npu_its_tools_are_not_asked_for(tmp_path):
 
 
 def test_the_disk_space_is_what_the_files_take(tmp_path):
-    """One picture of each orientation, written as the chain writes them."""
+    """One image of each orientation, written as the chain writes them."""
     written = 0
     with folder_lock(tmp_path / "made"):
         for input_size in (Size(512, 768), Size(1024, 512)):

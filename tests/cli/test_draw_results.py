@@ -1,4 +1,4 @@
-"""The overlays command: one picture each and a sheet, and what it refuses."""
+"""The overlays command: one image each and a sheet, and what it refuses."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from dekr_infer.cli import draw_results
 from dekr_infer.data.coco import annotation_path
 from dekr_infer.geometry import Size
-from tests.support.coco_files import person, write_annotation, write_pictures
+from tests.support.coco_files import person, write_annotation, write_images
 from tests.support.commands import Ran, assert_refused, run_command
 from tests.support.folders import names_in
 from tests.support.images import colourful, encode
@@ -25,10 +25,10 @@ KEYPOINTS = [float(value) for joint in range(17) for value in (3 * joint, 2 * jo
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A data set with a person in each of the first two pictures, and results that hold the same."""
+    """A data set with a person in each of the first two images, and results that hold the same."""
     joints = np.reshape(KEYPOINTS, (17, 3)).round()
     write_annotation(tmp_path / "coco", SIZES, [person(1, 1000, joints), person(2, 999, joints)])
-    write_pictures(tmp_path / "coco", {name: encode(colourful(size)) for name, size in SIZES.items()})
+    write_images(tmp_path / "coco", {name: encode(colourful(size)) for name, size in SIZES.items()})
     write_results(tmp_path, [result(), result(image_id=999)])
     return tmp_path
 
@@ -57,7 +57,7 @@ def test_an_image_called_sheet_does_not_replace_the_contact_sheet(place):
 
 
 def test_an_image_of_another_size_than_annotated_is_refused(place):
-    write_pictures(place / "coco", {name: encode(colourful(Size(61, 80))) for name in SIZES})
+    write_images(place / "coco", {name: encode(colourful(Size(61, 80))) for name in SIZES})
     assert_refused(draw(place), 1, "sheet.png", "is 61x80 pixels, the annotation says 60x80")
 
 

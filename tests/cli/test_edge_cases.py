@@ -1,4 +1,4 @@
-"""Odd, but no fault: strange pictures, sets without people, crowds, output that cannot be printed."""
+"""Odd, but no fault: strange images, sets without people, crowds, output that cannot be printed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dekr_infer.data.sources import ImageFiles
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, Size, cells
 from dekr_infer.pose.preprocess import mirror, normalise, warp
-from tests.support.coco_files import write_annotation, write_dump, write_pictures
+from tests.support.coco_files import write_annotation, write_images, write_outputs
 from tests.support.images import colourful, encode, with_thumbnail
 from tests.support.workspace import INFER, POSTPROCESS, PREPROCESS, Place, undisturbed_run
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 @pytest.fixture
 def place(tmp_path: Path) -> Place:
-    """A set without pictures yet."""
+    """A set without images yet."""
     (tmp_path / "source" / "coco").mkdir(parents=True)
     return Place(tmp_path, PREPROCESS, tmp_path / "source")
 
@@ -99,7 +99,7 @@ def test_strange_images_become_tensors_like_any_other(place):
     coco = place.inputs / "coco"
     encoded = {name: make(size) for name, (size, make) in PICTURES.items()}
     write_annotation(coco, {name: size for name, (size, _) in PICTURES.items()})
-    source = write_pictures(coco, encoded)
+    source = write_images(coco, encoded)
     ran = place.run()
     assert ran.code == 0 and ran.err == ""
     for name, (size, _) in PICTURES.items():
@@ -142,7 +142,7 @@ def test_the_header_gives_the_size_of_a_png_and_of_no_third_format():
 
 @pytest.fixture
 def evaluated(tmp_path: Path) -> Place:
-    """A crowd of 45 in the first picture, nobody in the second; nobody is annotated anywhere."""
+    """A crowd of 45 in the first image, nobody in the second; nobody is annotated anywhere."""
     source = tmp_path / "source"
     sizes = {"crowd.jpg": Size(60, 60), "empty.jpg": Size(60, 60)}
     write_annotation(source / "coco", sizes)
@@ -154,8 +154,8 @@ def evaluated(tmp_path: Path) -> Place:
         offset[:] = rng.normal(0, 3, (34, 1, 1))
         for person in range(count):
             heat[17, 10 + 12 * (person // 9), 10 + 12 * (person % 9)] = 0.3 + person / 100
-        write_dump(source / "out", name, heat, offset)
-        write_dump(source / "out_flip", name, heat[:, :, ::-1], 0.9 * offset)
+        write_outputs(source / "out", name, heat, offset)
+        write_outputs(source / "out_flip", name, heat[:, :, ::-1], 0.9 * offset)
     for name in ("rescore.pth", "model.pth"):
         (source / name).touch()
     return Place(tmp_path, POSTPROCESS, source)

@@ -43,7 +43,7 @@ def dumps(folder: Path) -> dict[str, bytes]:
 
 
 def figures(folder: Path) -> dict[str, float]:
-    """The ten figures."""
+    """The ten metrics."""
     found: dict[str, float] = json.loads((folder / "results" / "metrics.json").read_text())["figures"]
     return found
 
@@ -88,7 +88,7 @@ def walk(tmp_path_factory: pytest.TempPathFactory, graph: Path) -> Walk:
 
 
 def stop_at(host: Host, command: list[str], text: str, **env: str) -> Done:
-    """Ctrl-C, which the whole group hears, once this text is printed."""
+    """Send Ctrl-C to the whole group once this text is printed."""
     process = host.start(*command, **env)
     assert process.stdout is not None
     while text not in process.stdout.readline():

@@ -26,7 +26,7 @@ from dekr_infer.geometry import PUBLISHED_SIZES
 from dekr_infer.storage.atomic import sha256
 from dekr_infer.storage.run_record import record_path
 from tests.support.ascend_host import FAKES, steps
-from tests.support.coco_files import write_pictures
+from tests.support.coco_files import write_images
 from tests.support.commands import Ran, assert_refused, run_command
 from tests.support.folders import copy_linked
 from tests.support.images import colourful, encode
@@ -91,7 +91,7 @@ class Chain:
         images = {name: encode(colourful(size, seed if name == "a.jpg" else n), ".jpg")
                   for n, (name, size) in enumerate(SIZES.items())}  # fmt: skip
         (self.folder / "data/images/val2017.zip").unlink(missing_ok=True)
-        write_pictures(self.folder / "data", images, as_zip=as_zip)
+        write_images(self.folder / "data", images, as_zip=as_zip)
 
     def values(self, name: str) -> np.ndarray:
         found: np.ndarray = np.load(self.folder / name)

@@ -5,7 +5,7 @@ import pytest
 from dekr_infer.config.load import CONFIG_FOLDER, load_config
 from dekr_infer.errors import ConfigError
 
-# A file in upstream's form: its sections and types, values changed so that they can be told apart.
+# A file in upstream's form: its sections and types, values changed so that they differ.
 UPSTREAM = """
 AUTO_RESUME: True
 DATA_DIR: ''

@@ -1,4 +1,4 @@
-"""The data set: order, names, and pictures from zip or folder: docs/reference.md [1] to [4]."""
+"""The data set: order, names, and images from zip or folder: docs/reference.md [1] to [4]."""
 
 import json
 

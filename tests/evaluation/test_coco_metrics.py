@@ -1,4 +1,4 @@
-"""Results and figures: docs/reference.md [25] and [26]."""
+"""Results and metrics: docs/reference.md [25] and [26]."""
 
 import json
 
@@ -14,7 +14,7 @@ from dekr_infer.geometry import Size
 from dekr_infer.structures import People
 from tests.support.coco_files import keypoints, person, write_annotation
 
-IDS = (1000, 999, 998)  # of the pictures a, b, c
+IDS = (1000, 999, 998)  # of the images a, b, c
 
 
 def poses(*figures: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The guards: silent on runs that are right, speaking on the same runs bent; real commands on oracle outputs."""
+"""The warnings: none on correct runs, the right one on corrupted runs; real commands on oracle outputs."""
 
 from __future__ import annotations
 

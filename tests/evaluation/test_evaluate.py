@@ -21,7 +21,7 @@ from dekr_infer.pose.decode import decode
 from dekr_infer.pose.refine import match_to_heatmap
 from dekr_infer.pose.rescore import RescoreNet
 from dekr_infer.structures import Passes
-from tests.support.coco_files import write_annotation, write_dump
+from tests.support.coco_files import write_annotation, write_outputs
 from tests.support.recipe import DECODE, REFINE, passes_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,14 +59,14 @@ def maps(image: Size, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture
 def data(tmp_path):
-    """Three pictures of three input sizes, and their dumps in out and out_flip; the second shows nobody."""
+    """Three images of three input sizes, and their dumps in out and out_flip; the second shows nobody."""
     write_annotation(tmp_path, SIZES)
     for seed, (stem, size) in enumerate(zip(STEMS, SIZES.values(), strict=True)):
         for name in ("out", "out_flip"):
             heat, offset = maps(size, 2 * seed + (name == "out_flip"))
             if seed == 1:
                 heat[17] = 0
-            write_dump(tmp_path / name, stem, heat, offset)
+            write_outputs(tmp_path / name, stem, heat, offset)
     return load_data_set(tmp_path, "val2017")
 
 
@@ -275,11 +275,11 @@ print(json.dumps([code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 102
 
 
 def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path):
-    """80 and 800 pictures with the largest input size: every 80 of them share one set of files."""
+    """80 and 800 images with the largest input size: every 80 of them share one set of files."""
     size = Size(500, 900)
     peaks = []
     for folder, seed in (("out", 0), ("out_flip", 1)):
-        write_dump(tmp_path / "source" / folder, "p", *maps(size, seed))
+        write_outputs(tmp_path / "source" / folder, "p", *maps(size, seed))
     for count in (80, 800):
         root = tmp_path / str(count)
         names = [f"p{number:03d}" for number in range(count)]

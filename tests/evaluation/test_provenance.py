@@ -52,7 +52,7 @@ def images(tmp_path: Path) -> ImageFiles:
 
 @pytest.fixture
 def folders(tmp_path: Path, images: ImageFiles) -> list[Path]:
-    """Both output folders of a whole run, with their tensors beside them."""
+    """Both output folders of a whole run, with their tensors next to them."""
     for name, which in (("", "original"), ("_flip", "flipped")):
         write_tensors(tmp_path / f"prep_data{name}", images, which)
         run(tmp_path / f"prep_data{name}", tmp_path / f"out{name}")

@@ -16,7 +16,7 @@ from tests.support.commands import error_of
 
 
 class Inner(nn.Module):
-    """Has a part called `module`, so that the word also stands inside keys."""
+    """Has a part called `module`, so that the word also occurs inside keys."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from tests.support.slow_reference import slow_deform
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-N, C, OUT, H, W = 2, 3, 4, 5, 6  # all different, so that no axis can stand for another
+N, C, OUT, H, W = 2, 3, 4, 5, 6  # all different, so that no axis can be taken for another
 
 
 def draw(spread: float, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""From maps to people: docs/reference.md [16] to [22], against twins that compute everything at full size."""
+"""From maps to people: docs/reference.md [16] to [22], against slow references that compute everything at full size."""
 
 from dataclasses import replace
 
@@ -37,7 +37,7 @@ def random_passes(seed: int, h: int = H, w: int = W, flip: bool = True) -> Passe
     return passes_of(heat, offset, heat_flip, offset_flip) if flip else passes_of(heat, offset)
 
 
-# -- the twin: every line of the text in its own loop ------------------------------------------------------------------
+# -- the slow reference: every line of the text in its own loop --------------------------------------------------------
 
 
 def slow_heat(passes: Passes) -> np.ndarray:
@@ -356,7 +356,7 @@ def test_the_size_that_counts_is_that_of_the_person_who_is_visited():
     large, small = figure(200), figure(100)
     small[:9] = large[:9] + (7, 0)  # nine joints are 7 away: near by the large one's 10, not by the small one's 5 or 6
     assert kept([large, small], [2, 1]) == [0]
-    assert kept([small, large], [1, 2]) == [0, 1]  # the small one stands alone; then the large one wins over it
+    assert kept([small, large], [1, 2]) == [0, 1]  # the small one is alone; then the large one wins over it
     assert kept([small, large], [2, 1]) == [0]  # the large one's best is the small one, who is gone
 
 
@@ -425,7 +425,7 @@ def test_nan_anywhere_in_the_centre_map_is_refused(name):
         decode(passes, DECODE)
 
 
-# -- back to the picture -----------------------------------------------------------------------------------------------
+# -- back to the image -----------------------------------------------------------------------------------------------
 
 
 def test_poses_are_carried_in_float64_and_stored_as_float32():

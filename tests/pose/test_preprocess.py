@@ -43,7 +43,7 @@ def test_both_tensors_are_the_references_to_the_last_bit(size):
 
 
 def slow_warp(image: np.ndarray, input_size: Size, points: list[tuple[int, int]]) -> np.ndarray:
-    """Bilinear values of the picture, black around it, at input size points (x, y)."""
+    """Bilinear values of the image, black around it, at input size points (x, y)."""
     h, w = image.shape[:2]
     matrix = Placement(Size(h, w), input_size).to_image
     values = []
@@ -75,7 +75,7 @@ def test_the_warp_is_bilinear_interpolation_at_the_affines_places(size):
 
 
 def _frame(size: Size, input_size: Size) -> np.ndarray:
-    """The picture's outline in the input size."""
+    """The image's outline in the input size."""
     corners = np.array([[0, 0, 1], [size.w - 1, 0, 1], [size.w - 1, size.h - 1, 1], [0, size.h - 1, 1]])
     return (corners @ Placement(size, input_size).to_input.T).astype(np.float32)
 

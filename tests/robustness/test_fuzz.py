@@ -154,7 +154,7 @@ def rewire(model: ModelProto, node: NodeProto, one: int, other: int) -> None:
 
 
 def move(model: ModelProto, node: NodeProto, one: int, other: int) -> None:
-    """A node stands where another stood."""
+    """Put a node in the place of another."""
     copy = NodeProto.FromString(node.SerializeToString())
     target = model.graph.node[other % len(model.graph.node)]
     node.CopyFrom(target)

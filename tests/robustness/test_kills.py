@@ -124,7 +124,7 @@ def test_after_many_kills_a_normal_run_leaves_the_same_bytes(stage, number, zygo
 
 
 def meet(zygote: Zygote, place: Place) -> Running:
-    """A run that holds its folders and stands still; one that ended before it was met is started again."""
+    """A run that holds its folders and is stopped; one that ended too early is started again."""
     for _ in range(20):
         running = start(zygote, place)
         while not list(place.outputs.rglob(f".*{UNFINISHED}")) and Path(f"/proc/{running.pid}").exists():

@@ -117,7 +117,7 @@ def refused(done: Done, code: int, *parts: str) -> None:
     assert done.returncode == code, done
     lines = done.stderr.splitlines()
     assert [line for line in lines if line.startswith("error: ")] == lines[-1:], done.stderr
-    assert "Traceback" not in done.stderr  # a tool's own may stand on stdout
+    assert "Traceback" not in done.stderr  # a tool's own may be on stdout
     for part in parts:
         assert part in lines[-1], lines[-1]
 

@@ -25,7 +25,7 @@ CATEGORY = {"id": 1, "name": "person", "keypoints": list(COCO_17.joints), "skele
 def write_annotation(
     root: Path, sizes: Mapping[str, Size], people: Sequence[dict[str, Any]] = (), split: str = "val2017"
 ) -> Path:
-    """An annotation file for pictures by file name; their ids are 1000, 999, 998, ... in this order."""
+    """An annotation file for images by file name; their ids are 1000, 999, 998, ... in this order."""
     images = [
         {"id": 1000 - index, "file_name": name, "height": size.h, "width": size.w}
         for index, (name, size) in enumerate(sizes.items())
@@ -59,8 +59,8 @@ def keypoints(seed: int, size: float = 150.0) -> np.ndarray:
     return np.concatenate([points, np.full((17, 1), 2.0)], axis=1)
 
 
-def write_pictures(root: Path, pictures: Mapping[str, bytes], as_zip: bool = True, split: str = "val2017") -> Path:
-    """Encoded pictures by file name, as COCO's zip or as a plain folder; returns where they are."""
+def write_images(root: Path, pictures: Mapping[str, bytes], as_zip: bool = True, split: str = "val2017") -> Path:
+    """Encoded images by file name, as COCO's zip or as a plain folder; returns where they are."""
     images = root / "images"
     images.mkdir(parents=True, exist_ok=True)
     if as_zip:
@@ -74,8 +74,8 @@ def write_pictures(root: Path, pictures: Mapping[str, bytes], as_zip: bool = Tru
     return images / split
 
 
-def write_dump(folder: Path, stem: str, heat: np.ndarray, offset: np.ndarray) -> None:
-    """One pass's outputs for a picture, as the network's runner writes them."""
+def write_outputs(folder: Path, stem: str, heat: np.ndarray, offset: np.ndarray) -> None:
+    """One pass's outputs for an image, as the network's runner writes them."""
     folder.mkdir(parents=True, exist_ok=True)
     for index, values in enumerate((heat, offset)):
         np.save(folder / f"{stem}_{index}.npy", np.ascontiguousarray(values[None], np.float32))

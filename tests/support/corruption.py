@@ -1,4 +1,4 @@
-"""What happens to files: cut short, replaced, damaged, of another type; and checkpoints and pictures that lie."""
+"""What happens to files: cut short, replaced, damaged, of another type; and checkpoints and images that lie."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.coco_files import write_pictures
+from tests.support.coco_files import write_images
 
 
 def replace(path: Path, data: bytes) -> None:
@@ -106,11 +106,11 @@ def members(path: Path) -> dict[str, bytes]:
 
 
 def change_member(coco: Path, name: str, change: Callable[[bytes], bytes]) -> None:
-    """A zip with one picture changed, its checksum right."""
+    """A zip with one image changed, its checksum right."""
     path = coco / "images" / "val2017.zip"
     pictures = members(path)
     path.unlink()
-    write_pictures(coco, pictures | {name: change(pictures[name])})
+    write_images(coco, pictures | {name: change(pictures[name])})
 
 
 def set_zip_fields(path: Path, local: dict[int, bytes], central: dict[int, bytes]) -> None:

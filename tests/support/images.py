@@ -9,7 +9,7 @@ from dekr_infer.geometry import Size
 
 
 def encode(image: np.ndarray, suffix: str = ".png") -> bytes:
-    """(h, w, 3) uint8 BGR as the bytes of a picture file."""
+    """(h, w, 3) uint8 BGR as the bytes of an image file."""
     done, data = cv2.imencode(suffix, image)
     assert done
     return data.tobytes()

@@ -1,4 +1,4 @@
-"""Slow, obvious twins in float64: nested loops, one line per idea."""
+"""Slow, obvious references in float64: nested loops, one line per idea."""
 
 from __future__ import annotations
 

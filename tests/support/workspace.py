@@ -1,6 +1,6 @@
 """A folder with the whole chain in it, small: three pictures, a toy graph, a rescoring net; and the commands run there.
 
-Inputs stand in `in`, which is the current folder of every command; everything they write goes to `w`.
+Inputs are in `in`, which is the current folder of every command; everything they write goes to `w`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dekr_infer.cli import postprocess as postprocess_command
 from dekr_infer.cli import preprocess as preprocess_command
 from dekr_infer.geometry import PUBLISHED_SIZES, Size
 from dekr_infer.pose.rescore import layer_shapes
-from tests.support.coco_files import person, write_annotation, write_pictures
+from tests.support.coco_files import person, write_annotation, write_images
 from tests.support.commands import Ran, run_command
 from tests.support.folders import contents, copy_linked
 from tests.support.images import colourful, encode
@@ -110,7 +110,7 @@ class Place:
         return [sys.executable, script, *WORDS[self.stage], *flags, *SETTINGS[self.stage], *pairs]
 
     def written(self) -> dict[str, bytes]:
-        """What stands in the output folder, by name; links and pipes by their kind."""
+        """The contents of the output folder by name; links and pipes by their kind."""
         return contents(self.outputs)
 
 
@@ -119,14 +119,14 @@ def make_inputs(folder: Path, sizes: dict[str, Size] | None = None) -> None:
     source, sizes = folder / "in", sizes or SIZES
     write_annotation(source / "coco", sizes, people_in(sizes))
     encoded = {name: encode(colourful(size, seed), ".jpg") for seed, (name, size) in enumerate(sizes.items())}
-    write_pictures(source / "coco", encoded)
+    write_images(source / "coco", encoded)
     onnx.save(toy_model(PUBLISHED_SIZES, 0.02), source / "net.onnx")
     write_rescore_net(source / "rescore.pth")
     (folder / "w").mkdir()
 
 
 def people_in(sizes: dict[str, Size]) -> list[dict[str, object]]:
-    """A person in every picture."""
+    """A person in every image."""
     rng = np.random.default_rng(0)
     people = []
     for number, size in enumerate(sizes.values()):

@@ -25,7 +25,7 @@ J = {name: index for index, name in enumerate(COCO_17.joints)}
 
 
 def grid_pose(score: float = 1.0) -> np.ndarray:
-    """(17, 3): no two joints near each other, in a picture of 400 x 300."""
+    """(17, 3): no two joints near each other, in an image of 400 x 300."""
     joints = np.arange(17)
     return np.stack([40 + 60 * (joints % 6), 40 + 80 * (joints // 6), np.full(17, score)], 1).astype(float)
 

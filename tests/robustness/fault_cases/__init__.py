@@ -55,7 +55,7 @@ def left(path: str, deed: Callable[..., object], *words: object) -> Deed:
 
 
 def freed(path: str) -> Deed:
-    """Whatever stands at a name among the outputs is taken away."""
+    """Remove an output, whatever it is."""
 
     def deed(place: Place) -> None:
         target = place.outputs / path

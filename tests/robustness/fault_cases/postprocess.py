@@ -33,7 +33,7 @@ def category(**changes: object) -> Deed:
 
 
 def exchange(place: Place) -> None:
-    """Heatmap and offset of a picture under each other's name."""
+    """Heatmap and offset of an image under each other's name."""
     one, other = (place.inputs / name for name in (HEAT, OFFSET))
     first, second = one.read_bytes(), other.read_bytes()
     spoil.replace(one, second)

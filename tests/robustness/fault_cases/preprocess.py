@@ -1,4 +1,4 @@
-"""Faults of DEKR_preprocess.py: the zip, the pictures, the annotation file, the configuration, the output folders."""
+"""Faults of DEKR_preprocess.py: the zip, the images, the annotation file, the configuration, the output folders."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dekr_infer.geometry import Size
 from dekr_infer.storage.atomic import UNFINISHED
 from tests.robustness.fault_cases import Deed, Fault, at, disk_faults, freed, nothing
 from tests.support import corruption as spoil
-from tests.support.coco_files import write_pictures
+from tests.support.coco_files import write_images
 from tests.support.images import colourful, encode
 from tests.support.workspace import Place
 
@@ -22,14 +22,14 @@ FETCH = "download it again"
 
 
 def picture(change: Callable[[bytes], bytes]) -> Deed:
-    """The second picture's bytes are changed; the zip and its checksums are fine."""
+    """The second image's bytes are changed; the zip and its checksums are fine."""
     return lambda place: spoil.change_member(place.inputs / "coco", "b.jpg", change)
 
 
 def without_member(place: Place) -> None:
     pictures = spoil.members(place.inputs / ZIP)
     (place.inputs / ZIP).unlink()
-    write_pictures(place.inputs / "coco", {name: pictures[name] for name in ("a.jpg", "b.jpg")})
+    write_images(place.inputs / "coco", {name: pictures[name] for name in ("a.jpg", "b.jpg")})
 
 
 def flip_bit(place: Place) -> None:
