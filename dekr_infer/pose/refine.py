@@ -98,7 +98,7 @@ def highest_peaks(heat: np.ndarray, count: int) -> np.ndarray:
     cell, repetition = np.nonzero(repeated)
     joint, y, x = joint[cell], STRIDE * row[cell] + down[repetition], STRIDE * column[cell] + right[repetition]
     reach = np.array([-PEAK_REACH, 0, PEAK_REACH])
-    around = _at(heat, joint, y[:, None, None] + reach[:, None], x[:, None, None] + reach)
+    around = at_pixels(heat, joint, y[:, None, None] + reach[:, None], x[:, None, None] + reach)
     height = around[:, 1, 1]
     is_peak = height == around.max((1, 2))
     joint, height, pixel = joint[is_peak], height[is_peak], (STRIDE * w * y + x)[is_peak]
@@ -145,8 +145,8 @@ def refine(poses: np.ndarray, heat: np.ndarray, settings: RefineSettings) -> np.
     k = along * shape[:, :1, None] + across
     inside = (along < shape[:, 1:, None]) & (across < shape[:, :1, None])
     row, column = np.divmod(np.where(inside, k, 0), shape[:, 1:, None])
-    windows = np.where(inside, _at(heat, fits[:, 0], first[:, :1, None] + row, first[:, 1:, None] + column), 0)
-    heights = _at(heat, fits[:, 0], middle[:, :1, None], middle[:, 1:, None]).ravel()
+    windows = np.where(inside, at_pixels(heat, fits[:, 0], first[:, :1, None] + row, first[:, 1:, None] + column), 0)
+    heights = at_pixels(heat, fits[:, 0], middle[:, :1, None], middle[:, 1:, None]).ravel()
     guess = np.column_stack((heights, middle - first, np.full(len(fits), settings.sigma)))
     fitted, converged = fit_gaussians(windows, shape[:, ::-1], guess)
     moved = poses.copy()
@@ -156,7 +156,7 @@ def refine(poses: np.ndarray, heat: np.ndarray, settings: RefineSettings) -> np.
     return moved
 
 
-def _at(heat: np.ndarray, joint: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+def at_pixels(heat: np.ndarray, joint: np.ndarray, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return maps (J, h, w) in cells, interpolated at pixels y, x (n, a, b) of the maps `joint` (n,)."""
     upper, lower, y_share = _neighbours(y, heat.shape[1])
     left, right, x_share = _neighbours(x, heat.shape[2])

@@ -8,7 +8,8 @@ import pytest
 import torch
 from scipy.optimize import curve_fit
 
-from dekr_infer.pose.refine import absorb, full_size, match_to_heatmap, merged_joints, refine
+from dekr_infer.pose.gaussian_fit import fit_gaussians
+from dekr_infer.pose.refine import absorb, at_pixels, highest_peaks, match_to_heatmap, merged_joints, refine
 from dekr_infer.structures import Passes
 from tests.support.recipe import REFINE, passes_of
 
@@ -101,7 +102,7 @@ def gaussian(cx: float, cy: float, h: int = 60, w: int = 85, sigma: float = 3.0)
 
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("seed", range(2))
-def test_poses_equal_the_slow_reference(seed, flip):
+def test_poses_are_those_of_the_twin(seed, flip):
     passes, poses = hills(seed, flip), poses_near(seed)
     heat = slow_full_size(merged_joints(passes))
     expected = slow_absorb(poses, heat)
@@ -129,65 +130,134 @@ def test_the_joints_maps_are_merged_with_partners_swapped(flip):
 
 def test_maps_are_upsampled_corner_on_corner():
     maps = np.random.default_rng(0).normal(size=(17, 9, 14)).astype(np.float32)
-    found = full_size(maps)
+    y, x = np.indices((36, 56))
+    found = at_pixels(maps, np.arange(17), y[None], x[None])
     assert found.shape == (17, 36, 56) and found.dtype == np.float32
     np.testing.assert_allclose(found, slow_full_size(maps), atol=1e-6)
 
 
 @pytest.mark.parametrize("distance", [75, 12])
 def test_joints_go_to_the_nearest_peak_within_the_distance(distance):
-    poses, heat = poses_near(5), slow_full_size(merged_joints(hills(5)))
+    poses, heat = poses_near(5), merged_joints(hills(5))
     moved = absorb(poses, heat, replace(REFINE, absorb_distance=distance))
-    np.testing.assert_array_equal(moved, slow_absorb(poses, heat, distance=distance))
+    np.testing.assert_array_equal(moved, slow_absorb(poses, slow_full_size(heat), distance=distance))
     assert 0 < (moved != poses).any(2).mean() <= 1 and (distance == 75 or (moved == poses).all(2).any())
 
 
 def test_only_the_highest_peaks_draw_joints():
-    heat = np.zeros((17, 40, 50), np.float32)
-    heat[:, 5, 5], heat[:, 30, 40] = 0.5, 0.9
+    heat = np.zeros((17, 10, 15), np.float32)
+    heat[:, 1, 1], heat[:, 8, 10] = 0.5, 0.9
     pose = np.full((1, 17, 3), (7, 7, 1), np.float32)
-    assert (absorb(pose, heat, replace(REFINE, max_people=1))[0, :, :2] == (40, 30)).all()
-    assert (absorb(pose, heat, replace(REFINE, max_people=2))[0, :, :2] == (5, 5)).all()
+    assert (absorb(pose, heat, replace(REFINE, max_people=1))[0, :, :2] == (40, 32)).all()
+    assert (absorb(pose, heat, replace(REFINE, max_people=2))[0, :, :2] == (4, 4)).all()
 
 
-def test_a_peak_is_the_maximum_of_five_by_five():
-    heat = np.zeros((17, 40, 50), np.float32)
-    heat[:, 20, 20], heat[:, 20, 22], heat[:, 20, 25] = 0.9, 0.8, 0.7
-    pose = np.full((1, 17, 3), (22, 20, 1), np.float32)
-    pose[0, 8:, 0] = 24
-    moved = absorb(pose, heat, replace(REFINE, max_people=2))
-    assert (moved[0, :8, 0] == 20).all() and (moved[0, 8:, 0] == 25).all()
+@pytest.mark.parametrize("seed", range(4))
+def test_peaks_are_the_maxima_of_five_by_five_pixels_up_to_every_border(seed):
+    heat = np.random.default_rng(seed).uniform(-0.2, 1, (17, 9, 14)).astype(np.float32)
+    heat[8:] **= 2  # flatter, with negative cells gone
+    large = slow_full_size(heat)
+    pools = torch.nn.MaxPool2d(5, 1, 2)(torch.from_numpy(large)).numpy()
+    repeated = 0
+    for values, full, pool in zip(heat, large, pools, strict=True):
+        rows, columns = np.nonzero((full == pool) & (full > 0))
+        found = highest_peaks(values[None], len(rows))[0].astype(int)
+        assert sorted(map(tuple, found.tolist())) == sorted(zip(columns.tolist(), rows.tolist(), strict=True))
+        heights = full[found[:, 1], found[:, 0]]
+        assert (np.diff(heights) <= 1e-6).all()
+        fewer = highest_peaks(values[None], len(rows) // 2)[0]
+        np.testing.assert_array_equal(fewer, found[: len(rows) // 2])
+        repeated += ((rows % 4 > 0) | (columns % 4 > 0)).sum()
+    assert repeated > 20
 
 
-@pytest.mark.parametrize(
-    ("cx", "cy"), [(31.3, 22.8), (40.75, 50.25), (2.3, 22.8), (81.2, 30.4), (30.4, 1.7), (33.3, 57.6), (1.2, 1.9)]
-)
+def test_a_higher_cell_next_to_it_hides_a_peak_and_one_across_a_corner_only_when_high_enough():
+    heat = np.zeros((3, 12, 12), np.float32)
+    heat[:, 5, 5] = 0.3
+    heat[0, 5, 6], heat[1, 6, 6], heat[2, 6, 6] = 0.31, 0.89, 0.91  # halfway along the diagonal: (0.3 + value) / 4
+    found = highest_peaks(heat, 2).tolist()
+    assert [20, 20] not in found[0] and [20, 20] in found[1] and [20, 20] not in found[2]
+
+
+def test_fewer_peaks_are_filled_up_with_the_first_pixels_that_are_none():
+    heat = np.zeros((1, 12, 12), np.float32)
+    heat[0, 0, 1], heat[0, 7, 7] = 0.4, 0.9
+    assert highest_peaks(heat, 8)[0].tolist() == [[28, 28], [4, 0], *([x, 0] for x in (0, 1, 2, 3, 5, 6))]
+
+
+def fit_around(joints: np.ndarray, heat: np.ndarray, reach: int = 6) -> np.ndarray:
+    """Return joints (people, 3) inside a full-size map, moved by `fit_gaussians`."""
+    windows, shapes, guesses, firsts = [], [], [], []
+    for x, y in (joints[:, :2] + 0.5).astype(int):
+        top, left = max(y - reach, 0), max(x - reach, 0)
+        window = heat[top : y + reach + 1, left : x + reach + 1]
+        turned = window.reshape(window.shape[::-1])
+        windows.append(np.pad(turned, [(0, 2 * reach + 1 - side) for side in turned.shape]))
+        shapes.append(turned.shape)
+        guesses.append((heat[y, x], y - top, x - left, 2.0))
+        firsts.append((top, left))
+    fitted, converged = fit_gaussians(np.array(windows), np.array(shapes), np.array(guesses))
+    moved = joints.copy()
+    moved[converged, 1::-1] = (np.array(firsts) + fitted[:, 1:3])[converged]
+    return moved
+
+
+BORDERS = [(31.3, 22.8), (40.75, 50.25), (2.3, 22.8), (81.2, 30.4), (30.4, 1.7), (33.3, 57.6), (1.2, 1.9)]
+
+
+@pytest.mark.parametrize(("cx", "cy"), BORDERS)
 def test_the_fit_is_the_references_in_the_middle_and_at_every_border(cx, cy):
     heat = gaussian(cx, cy)
     joints = np.array([[round(cx) + 1, round(cy) - 1, 0.5]], np.float32)
     expected = slow_refine(joints, heat)
     if 8 < cx < 76 and 8 < cy < 51:
         np.testing.assert_allclose(expected[0, :2], [cx, cy], atol=1e-3)
-    refine(joints, heat, REFINE)
-    np.testing.assert_allclose(joints, expected, atol=2e-3)
+    np.testing.assert_allclose(fit_around(joints, heat), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(("cx", "cy"), BORDERS)
+def test_a_joint_moves_as_on_the_upsampled_map(cx, cy):
+    heat = np.repeat(gaussian(cx / 4, cy / 4, 15, 21, sigma=1.5)[None], 17, axis=0)
+    poses = np.full((1, 17, 3), (round(cx) + 1, round(cy) - 1, 0.5), np.float32)
+    expected = slow_refine(poses[0, :1], slow_full_size(heat)[0])
+    np.testing.assert_allclose(refine(poses, heat, REFINE)[0], expected.repeat(17, axis=0), atol=2e-3)
 
 
 def test_people_on_the_same_pixel_get_the_same_place_and_weak_joints_stay():
-    heat = gaussian(31.3, 22.8)
+    heat = gaussian(7.8, 5.7, 15, 21, sigma=1.5)[None]
     joints = np.array([[32.2, 22.1, 0.5], [31.6, 21.9, 0.9], [32, 22, 0.05], [32, 22, 0.04]], np.float32)
-    refine(joints, heat, REFINE)
-    np.testing.assert_allclose(joints[:2, :2], [[31.3, 22.8]] * 2, atol=1e-3)
-    assert joints[2:].tolist() == np.array([[32, 22, 0.05], [32, 22, 0.04]], np.float32).tolist()
+    moved = refine(joints[:, None], heat, REFINE)[:, 0]
+    np.testing.assert_array_equal(moved[0, :2], moved[1, :2])
+    np.testing.assert_allclose(moved, slow_refine(joints, slow_full_size(heat)[0]), atol=1e-3)
+    assert (moved[:2, :2] != joints[:2, :2]).all() and moved[2:].tolist() == joints[2:].tolist()
 
 
 def test_a_joint_whose_fit_fails_stays():
     heat = np.random.default_rng(0).choice([0.0, 1.0], (60, 85)).astype(np.float32)
-    joints = np.random.default_rng(1).uniform(5, 55, (25, 3)).astype(np.float32)
-    before = joints.copy()
-    refine(joints, heat, REFINE)
+    before = np.random.default_rng(1).uniform(5, 55, (25, 3)).astype(np.float32)
+    joints = fit_around(before, heat)
     stayed = (joints == before).all(1)
     assert stayed.any() and np.isfinite(joints).all()
     np.testing.assert_array_equal(stayed, (slow_refine(before, heat) == before).all(1))
+
+
+def test_a_window_that_cannot_be_fitted_fails_alone():
+    good = gaussian(6.3, 5.8, 13, 13)
+    holed, large = good.copy(), good.copy()
+    holed[3, 4], large[3, 4] = np.nan, np.inf
+    windows = np.stack((good, holed, large, np.zeros_like(good), good))
+    shape = np.array([(13, 13)] * 4 + [(1, 3)])
+    guess = np.array([(1, 6, 6, 2)] * 3 + [(0, 6, 6, 2), (1, 0, 1, 2)])
+    fitted, converged = fit_gaussians(windows, shape, guess)
+    assert converged.tolist() == [True, False, False, True, False]  # zeros fit at once
+    np.testing.assert_allclose(fitted[0], [1, 5.8, 6.3, 3], atol=1e-5)
+    np.testing.assert_array_equal(fitted[3], guess[3])
+
+
+def test_a_map_with_holes_keeps_its_joints():
+    heat = np.full((1, 15, 21), np.nan, np.float32)
+    poses = np.array([[[32, 22, 0.5]]], np.float32)
+    np.testing.assert_array_equal(refine(poses, heat, REFINE), poses)
 
 
 def test_nobody_stays_nobody():
