@@ -31,6 +31,7 @@ OUTPUTS = {PREPROCESS: ("prep_data",), INFER: ("out",), POSTPROCESS: ("results",
 IN_A_ROW = 3  # kills before a normal run
 OF_EVALUATE = 5  # kills by signal; its work is the longest
 LONG = 36  # kills by stage and signal in the long form
+SHARE_LOCK = f".share-*{UNFINISHED}"  # of the evaluation, which also writes files of that ending
 INTERRUPTED = SIGNAL_CODE + signal.SIGINT  # exit code
 
 
@@ -125,15 +126,16 @@ def test_after_many_kills_a_normal_run_leaves_the_same_bytes(stage, number, zygo
 
 def meet(zygote: Zygote, place: Place) -> Running:
     """A run that holds its folders and is stopped; one that ended too early is started again."""
+    lock = SHARE_LOCK if place.stage == EVALUATE else f".*{UNFINISHED}"
     for _ in range(20):
         running = start(zygote, place)
-        while not list(place.outputs.rglob(f".*{UNFINISHED}")) and Path(f"/proc/{running.pid}").exists():
+        while not list(place.outputs.rglob(lock)) and Path(f"/proc/{running.pid}").exists():
             time.sleep(0.001)
         with suppress(ProcessLookupError, FileNotFoundError):
             os.kill(running.pid, signal.SIGSTOP)
             while ") T " not in Path(f"/proc/{running.pid}/stat").read_text():  # it stops a moment later
                 time.sleep(0.001)
-            if list(place.outputs.rglob(f".*{UNFINISHED}")):
+            if list(place.outputs.rglob(lock)):
                 return running
             os.kill(running.pid, signal.SIGCONT)
         running.end()
