@@ -19,7 +19,7 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -277,7 +277,7 @@ class _Run:
             )
 
 
-def _print_of(files: ImageFiles) -> Any:
+def _print_of(files: ImageFiles) -> Callable[[Frame], str]:
     """Return a function from a frame to the fingerprint of its image; empty where the image cannot be read."""
 
     def fingerprint(frame: Frame) -> str:

@@ -263,6 +263,14 @@ def test_a_bad_image_is_an_error_row_and_the_others_are_evaluated(source, place)
     assert contents(place / "r") == whole
 
 
+def test_a_run_without_any_readable_image_ends_with_its_line(place):
+    for name in SIZES:
+        replace_member(name, b"no image")
+    ran = evaluate()
+    assert ran.code == 1 and "Traceback" not in ran.err
+    assert ran.err.splitlines()[-1].startswith("error: 8 of 8 images could not be read, the first is p0.jpg;")
+
+
 def test_absent_images_are_refused_unless_they_may_be_missing(place):
     replace_member("p4.jpg", None)
     assert_refused(evaluate(), 1, "1 of 8 images are missing, the first is p4.jpg", "--allow_missing")
@@ -309,11 +317,13 @@ print(json.dumps([code, int(peak[1]) / 1024]))
 
 
 def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path):
+    """Three people an image: what is found is kept until the end and takes about 5 KB a person."""
     peaks = []
     for count in (80, 400):
         folder = tmp_path / str(count)
         make_inputs(folder, {f"p{number}.jpg": Size(48, 48) for number in range(count)})
         words = ["--model", "net.onnx", "DATASET.ROOT", "coco", "RESCORE.MODEL_FILE", "rescore.pth"]
+        words += ["DATASET.MAX_NUM_PEOPLE", "3"]
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, *words],
             cwd=folder / "in",
