@@ -60,6 +60,8 @@ def launch(name: str, argv: Sequence[str] | None = None) -> int:
     """
     if python_error():
         return _fail(f"{python_error()}: {SET_UP}")
+    # The only products in numpy are small: threads that share one cost more than the product, on a busy machine 30 ms.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     own = argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if own:
         signal.signal(signal.SIGINT, _end)

@@ -233,7 +233,7 @@ def _summary_in(value: Any, path: Path) -> Summary:
     """
     try:
         return msgspec.convert(value, Summary)
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # of the wrong type, or a text with half a surrogate pair
         raise DekrError(f"{path}: not the summary of an ais_bench known here ({error}); update ais_bench") from None
 
 

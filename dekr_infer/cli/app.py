@@ -140,6 +140,27 @@ def raise_on_sigterm() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def _keep_interrupts() -> Iterator[None]:
+    """Send an interruption again that struck in a finaliser, where Python prints the exception and drops it."""
+
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        if not isinstance(lost.exc_value, KeyboardInterrupt):
+            before(lost)
+            return
+        number = lost.exc_value.number if isinstance(lost.exc_value, Stopped) else signal.SIGINT
+        timer = threading.Timer(0.01, os.kill, (os.getpid(), number))  # raised from here, it would be dropped, too
+        timer.daemon = True
+        timer.start()
+
+    before = sys.unraisablehook
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 def run(work: Callable[[], None]) -> int:
     """Run a command's work; report expected failures as one line on stderr.
 
@@ -150,7 +171,7 @@ def run(work: Callable[[], None]) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text
     try:
-        with raise_on_sigterm():
+        with raise_on_sigterm(), _keep_interrupts():
             work()
             _flush_stdout()
     except DekrError as error:

@@ -79,7 +79,7 @@ def read_results(path: Path, data: DataSet, skeleton: Skeleton = COCO_17) -> lis
     remedy = "write it with DEKR_postprocess.py"
     try:
         checked = msgspec.convert(entries, list[_Result])
-    except msgspec.ValidationError as error:
+    except ValueError as error:  # of the wrong type, or a text with half a surrogate pair
         raise DekrError(f"{path}: not a COCO keypoint result file ({error}); {remedy}") from None
     images = {image.id for image in data.images}
     for index, entry in enumerate(checked, 1):

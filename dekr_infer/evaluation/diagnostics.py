@@ -226,18 +226,17 @@ def warnings_of(
         "mirrored": (
             counts.found_mirrored >= FEWEST and counts.found_mirrored > 2 * counts.found,
             f"{counts.found_mirrored} people are found in the mirrored images and {counts.found} in the "
-            "images themselves: --dump_dir and --dump_dir_flip look exchanged",
+            "images themselves: the outputs of the original and of the flipped pass look exchanged",
         ),
         "same_passes": (
             counts.compared >= FEWEST and counts.same > counts.compared / 2,
-            "both folders show the same images, none flipped; run the flipped tensors for --dump_dir_flip",
+            "both passes show the same images, none flipped; run the network on the flipped tensors again",
         ),
     }
     warnings = {name: message for name, (applies, message) in checks.items() if applies}
     if not warnings.keys() - {"coverage"} and counts.predicted >= counts.annotated >= FEWEST and share < NOBODY:
         warnings["nobody_found"] = (
             f"as many people are predicted as annotated, but {counts.found} of the {counts.annotated} are found: "
-            "check that all files in --dump_dir and --dump_dir_flip are of that pass and of this data set, and that "
-            "the weights are trained ones"
+            "check that all outputs are of their pass and of this data set, and that the weights are trained ones"
         )
     return warnings

@@ -11,7 +11,7 @@ from dekr_infer.ascend import ais_bench as bench
 from dekr_infer.ascend import subprocess_runner as tool
 from dekr_infer.ascend import tune
 from dekr_infer.cli import ais_bench as ais_bench_command
-from dekr_infer.cli import tune_npu
+from dekr_infer.cli import app, tune_npu
 from dekr_infer.cli.app import raise_on_sigterm
 from scripts.demo import people
 from tests.support.ascend_host import FAKES, Done, Host, compile_fake
@@ -134,6 +134,29 @@ def test_signal_while_a_tool_is_being_started_ends_the_tool(monkeypatch, number)
     with pytest.raises(KeyboardInterrupt), raise_on_sigterm():
         tool.run_tool(["sleep", "60"])
     assert started[0].poll() is not None
+
+
+class StruckInFinaliser:
+    """An object in whose finaliser a signal arrives, where Python prints an exception and goes on."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize("number", CODES)
+def test_signal_in_a_finaliser_is_not_lost(capfd, number):
+    def work() -> None:
+        StruckInFinaliser(number)
+        time.sleep(60)
+
+    began = time.monotonic()
+    assert app.run(work) == CODES[number]
+    assert time.monotonic() - began < 30
+    err = capfd.readouterr().err
+    assert err.startswith("error: interrupted") and len(err.splitlines()) == 1
 
 
 def test_tuning_resumes(host, monkeypatch):

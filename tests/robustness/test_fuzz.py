@@ -354,6 +354,12 @@ def test_no_input_escapes_as_another_error(name, tmp_path):
     put_through(name, SHORT, tmp_path)
 
 
+def test_half_a_surrogate_pair_in_a_summary_is_refused(tmp_path):
+    for value in (whole_summary() | {"filesinfo": "\ud800"}, whole_summary() | {"throughput": "\udfff"}):
+        with pytest.raises(DekrError, match="summary"):
+            bench._summary_in(value, tmp_path / "out_summary.json")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", TARGETS)
 def test_no_input_of_thousands_escapes_as_another_error(name, tmp_path):
