@@ -5,6 +5,7 @@ python3 scripts/draw_results.py --results results/keypoints_val2017_results.json
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import msgspec
 import numpy as np
 from yacs.config import CfgNode
 
-from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, positive_int, run
+from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, config_of, positive_int, run
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.data.sources import ImageFiles, image_source
 from dekr_infer.evaluation.coco_metrics import read_results
@@ -32,29 +33,34 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("overlays"), help="folder for the PNG files")
     parser.add_argument("--pictures", type=positive_int, default=12, metavar="N", help="how many (default: 12)")
     parser.add_argument("--min_score", type=float, default=0.1, help="draw only people above (default: 0.1)")
+    add_category(parser)
     add_config(parser)
     args = parser.parse_args(argv)
-    return run(lambda: draw_results(config_of(args), args.results, args.output, args.pictures, args.min_score))
+    return run(lambda: draw_results(config_of(args), args))
 
 
-def draw_results(config: CfgNode, results: Path, output: Path, count: int, min_score: float) -> None:
-    """Draw the first `count` images with people, or simply the first ones where nobody was found.
+def draw_results(config: CfgNode, args: Namespace) -> None:
+    """Draw the first images with people, or simply the first ones where nobody was found.
+
+    Args:
+        config: names the data set.
+        args: of the command.
 
     Raises:
         DekrError: the results, the annotation or an image cannot be read, or a drawing cannot be written.
     """
-    data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST)
+    data, output = load_data_set(config.DATASET.ROOT, config.DATASET.TEST, args.category), args.output
     files = ImageFiles(
         image_source(config.DATASET.ROOT, config.DATASET.TEST, config.DATASET.DATA_FORMAT), config.DATASET.TEST
     )
-    found = _by_image(read_results(results, data))
+    found = _by_image(read_results(args.results, data))
     truth = _by_image([msgspec.to_builtins(person) for person in data.people or ()])
-    chosen = ([image for image in data.images if image.id in found] or list(data.images))[:count]
+    chosen = ([image for image in data.images if image.id in found] or list(data.images))[: args.pictures]
     output.mkdir(parents=True, exist_ok=True)
     tiles, labels = [], []
     for image in chosen:
         pixels = files.decode(image)[:, :, ::-1]
-        drawn = draw_poses(pixels, *_people(found.get(image.id, []), min_score))
+        drawn = draw_poses(pixels, *_people(found.get(image.id, []), args.min_score))
         write_png(output / f"{image.stem}.png", drawn)
         annotated, _ = _people(truth.get(image.id, []), -np.inf)
         tiles += [draw_poses(pixels, annotated), drawn]

@@ -14,6 +14,7 @@ import pytest
 from dekr_infer.cli import draw_results
 from dekr_infer.data.coco import annotation_path
 from dekr_infer.geometry import Size
+from dekr_infer.visualization.overlay import draw_poses
 from tests.support.coco_files import person, write_annotation, write_images
 from tests.support.commands import Ran, assert_refused, run_command
 from tests.support.folders import names_in
@@ -54,6 +55,29 @@ def test_an_image_called_sheet_does_not_replace_the_contact_sheet(place):
     assert f"beside the annotated people: {place}/drawn/_sheet.png" in ran.out
     assert cv2.imread(str(place / "drawn" / "sheet.png")).shape == (60, 80, 3)
     assert (cv2.imread(str(place / "drawn" / "b.png")) != colourful(SIZES["b.png"])).any(), "somebody is drawn"
+
+
+def test_the_people_of_the_results_are_drawn_and_only_those_above_the_least_score(place):
+    moved = np.reshape(KEYPOINTS, (17, 3)) + (3, 4, 0)
+    faint = result(keypoints=KEYPOINTS, score=0.3, image_id=999)
+    write_results(place, [result(keypoints=moved.ravel().tolist(), image_id=999), faint])
+    assert draw(place, "--min_score", 0.5).code == 0
+    pixels = np.ascontiguousarray(colourful(SIZES["b.png"])[:, :, ::-1])
+    wanted = draw_poses(pixels, moved[None].astype(np.float32), np.array([0.8], np.float32))
+    drawn = cv2.imread(str(place / "drawn" / "b.png"))[:, :, ::-1]
+    np.testing.assert_array_equal(drawn, wanted)
+    assert (wanted != pixels).any()
+
+
+def test_category_chooses_the_people(place):
+    path = annotation_path(place / "coco", "val2017")
+    content = json.loads(path.read_text())
+    other = dict(content["categories"][0], id=2, name="dancer")
+    content["categories"].append(other)
+    content["annotations"].append(dict(content["annotations"][0], id=99, category_id=2))
+    path.write_text(json.dumps(content))
+    assert_refused(draw(place), 1, "dancer", "--category")
+    assert draw(place, "--category", "dancer").code == 0
 
 
 def test_an_image_of_another_size_than_annotated_is_refused(place):
