@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dekr_infer.cli.app import Arguments, Parser, cores, positive_int, run, worker_count
+from dekr_infer.cli.app import Arguments, Parser, add_category, cores, positive_int, run, worker_count
 from dekr_infer.cli.progress import progress
 from dekr_infer.config.load import load_config
 from dekr_infer.data.coco import load_data_set
@@ -34,11 +34,12 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N images")
     parser.add_argument("--json", type=Path, help="write the table here as well")
     parser.add_argument("--threads", type=worker_count, default=cores(), metavar="N", help="(default: all cores)")
+    add_category(parser)
     args = parser.parse_args(argv)
 
     def work() -> None:
         use_checkout(args.upstream)
-        whole = load_data_set(args.root, SPLIT)
+        whole = load_data_set(args.root, SPLIT, args.category)
         data = whole.first(args.limit)
         pairs = ["DATASET.ROOT", str(args.root), "DATASET.TEST", SPLIT]
         pairs += ["RESCORE.MODEL_FILE", str(args.rescore)] if args.rescore else ["RESCORE.VALID", "False"]

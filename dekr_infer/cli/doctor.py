@@ -66,13 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", choices=("om", "onnx"), default="om", help="onnx leaves out the NPU (default: om)")
     parser.add_argument("--data", type=Path, default=Path("data/coco"), help="the COCO folder (default: data/coco)")
     parser.add_argument("--models", type=Path, default=Path("models"), help="the folder of weights (default: models)")
+    parser.add_argument("--category", metavar="NAME", help="the people's category, where several have keypoints")
     args = parser.parse_args(argv)
     bad = 0
     for check in (
         *(npu() if args.backend == "om" else ()),
         *python(),
         memory(),
-        *data(args.data),
+        *data(args.data, args.category),
         *models(args.models),
     ):
         print(_line(check), flush=True)
@@ -174,7 +175,7 @@ def memory() -> Check:
     return Check(free >= MEMORY, "memory", f"{free:.1f} GiB free", "" if free >= MEMORY else f"{MEMORY} GiB are needed")
 
 
-def data(root: Path) -> Iterator[Check]:
+def data(root: Path, category: str | None) -> Iterator[Check]:
     """Check the data set as every command checks it, its images, and the disk space that it needs here."""
     annotation = root / "annotations" / f"person_keypoints_{SPLIT}.json"
     if not annotation.is_file():
@@ -183,7 +184,7 @@ def data(root: Path) -> Iterator[Check]:
     try:
         from dekr_infer.data.coco import load_data_set
 
-        sizes = [image.size for image in load_data_set(root, SPLIT).images]
+        sizes = [image.size for image in load_data_set(root, SPLIT, category).images]
     except ImportError as error:
         yield Check(False, "annotation", f"{annotation}: not checked: Python has no package {error.name}", INSTALL)
         return

@@ -27,7 +27,7 @@ from dekr_infer.ascend.ais_bench import run_passes
 from dekr_infer.ascend.atc import convert
 from dekr_infer.ascend.soc_version import chip_name
 from dekr_infer.backends.folder_runner import Options, summary_path
-from dekr_infer.cli.app import Arguments, Parser, add_config, cores, non_negative_int, positive_int, run
+from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, cores, non_negative_int, positive_int, run
 from dekr_infer.cli.onnx_infer import infer
 from dekr_infer.cli.postprocess import postprocess
 from dekr_infer.cli.preprocess import preprocess
@@ -56,6 +56,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N images")
     parser.add_argument("--device", type=non_negative_int, metavar="N", help="NPU to convert for and run on")
     parser.add_argument("--chip", metavar="NAME", help="e.g. Ascend310P3 (default: this host's)")
+    add_category(parser)
     add_config(parser)
     args = parser.parse_args(argv)
     failed: list[int] = []
@@ -135,7 +136,7 @@ class Chain:
     def _preprocess(self) -> None:
         config, limit = self.config, self.args.limit
         root, split = config.DATASET.ROOT, config.DATASET.TEST
-        data = load_data_set(root, split)
+        data = load_data_set(root, split, self.args.category)
         files = ImageFiles(image_source(root, split, config.DATASET.DATA_FORMAT), split)
         chosen = [image.file_name for image in data.images[:limit]]
         files.check_present(chosen)
@@ -145,7 +146,9 @@ class Chain:
         self._step(
             "preprocess",
             inputs,
-            lambda: preprocess(config, folders, limit=limit, workers=cores(), replace_changed=True),
+            lambda: preprocess(
+                config, folders, limit=limit, workers=cores(), replace_changed=True, category=self.args.category
+            ),
             folders,
         )
 
@@ -187,9 +190,10 @@ class Chain:
     def _postprocess(self) -> None:
         config, results = self.config, self.work / "results"
         folders = self.work / "out", self.work / "out_flip"
-        data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST)
+        data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST, self.args.category)
         inputs = {
             "annotations": sha256(data.annotation),
+            "category": data.category.id if data.category else None,
             "outputs": [mark_folder(folder).xxh3 for folder in folders[: 1 + config.TEST.FLIP_TEST]],
             "rescore": sha256(Path(config.RESCORE.MODEL_FILE)) if config.RESCORE.VALID else None,
             "settings": influences(config),
@@ -199,7 +203,7 @@ class Chain:
         self._step(
             "postprocess",
             inputs,
-            lambda: postprocess(config, *folders, results, allow_missing=missing),
+            lambda: postprocess(config, *folders, results, allow_missing=missing, category=self.args.category),
             makes,
         )
 

@@ -17,7 +17,17 @@ import cv2
 from yacs.config import CfgNode
 
 from dekr_infer.backends.tensor_folder import input_size_table, write_tensors
-from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, cores, positive_int, run, worker_count
+from dekr_infer.cli.app import (
+    Arguments,
+    Parser,
+    add_category,
+    add_config,
+    config_of,
+    cores,
+    positive_int,
+    run,
+    worker_count,
+)
 from dekr_infer.cli.progress import progress
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.data.sources import image_source
@@ -35,15 +45,23 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument(
         "--workers", type=worker_count, default=cores(), metavar="N", help="threads (default: all cores)"
     )
-    parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N pictures")
-    parser.add_argument("--overwrite", action="store_true", help="write tensors anew that are there already")
+    parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N images")
+    parser.add_argument("--overwrite", action="store_true", help="write tensors again that are there already")
+    add_category(parser)
     add_config(parser)
     args = parser.parse_args(argv)
 
-    folders = (args.output, args.output_flip)
-    return run(
-        lambda: preprocess(config_of(args), folders, limit=args.limit, workers=args.workers, overwrite=args.overwrite)
-    )
+    def work() -> None:
+        preprocess(
+            config_of(args),
+            (args.output, args.output_flip),
+            limit=args.limit,
+            workers=args.workers,
+            overwrite=args.overwrite,
+            category=args.category,
+        )
+
+    return run(work)
 
 
 def preprocess(
@@ -54,6 +72,7 @@ def preprocess(
     workers: int = 1,
     overwrite: bool = False,
     replace_changed: bool = False,
+    category: str | None = None,
 ) -> None:
     """Write the tensors of a data set and print what was done; see `write_tensors`.
 
@@ -63,6 +82,7 @@ def preprocess(
         workers: threads.
         overwrite: write all tensors again.
         replace_changed: write the tensors of changed images again, instead of refusing them.
+        category: see `load_data_set`.
         folders: for the original and the flipped tensors.
     Raises:
         ConfigError: the settings are not those of these input sizes, or the folders are the same.
@@ -78,7 +98,7 @@ def preprocess(
         raise ConfigError("--output and --output_flip name the same folder")
     started = time.monotonic()
     root, split = config.DATASET.ROOT, config.DATASET.TEST
-    data = load_data_set(root, split)
+    data = load_data_set(root, split, category)
     source = image_source(root, split, config.DATASET.DATA_FORMAT)
     if moves_pixels():
         print(f"warning: {moved_warning([cv2.__version__])}", file=sys.stderr)

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from dekr_infer.cli import app as command
+from dekr_infer.cli import app, check_upstream, doctor, draw_results, evaluate, onnx_infer, pipeline, random_checkpoint
 from dekr_infer.cli import export as export_command
-from dekr_infer.cli import onnx_infer, random_checkpoint
 from dekr_infer.cli import postprocess as postprocess_command
 from dekr_infer.cli import preprocess as preprocess_command
 from dekr_infer.errors import DekrError
@@ -85,7 +84,7 @@ def test_what_a_terminal_would_act_on_is_spelt_out(capfd):
     def work():
         raise DekrError("a\x1b[2J.npy: cut\nshort")
 
-    assert command.run(work) == 1
+    assert app.run(work) == 1
     assert capfd.readouterr().err == "error: a\\x1b[2J.npy: cut short\n"
 
 
@@ -93,7 +92,7 @@ def test_an_error_of_unknown_place_is_reported_without_a_guess(capfd):
     def fail():
         raise OSError(24, "Too many open files")
 
-    assert command.run(fail) == 1
+    assert app.run(fail) == 1
     assert capfd.readouterr().err == "error: Too many open files; resolve this and run the same command again\n"
 
 
@@ -194,6 +193,24 @@ def test_limit_takes_the_first_and_a_later_run_does_the_rest(coco):
     assert preprocess(coco, "--limit", 1).out.startswith("1 images (0 were there already)")
     assert [path.name for path in (coco.parent / "prep").iterdir()] == ["000000000030.npy"]
     assert preprocess(coco).out.startswith("3 images (1 were there already)")
+
+
+def test_category_chooses_the_people_already_for_preprocessing(coco):
+    path = coco / "annotations" / "person_keypoints_val2017.json"
+    content = json.loads(path.read_text())
+    content["categories"].append(dict(content["categories"][0], id=2, name="dancer"))
+    content["annotations"].append(dict(content["annotations"][0], id=99, category_id=2))
+    path.write_text(json.dumps(content))
+    assert_refused(preprocess(coco), 1, "person, dancer", "--category")
+    assert preprocess(coco, "--category", "person").code == 0
+
+
+@pytest.mark.parametrize(
+    "main",
+    [draw_results.main, doctor.main, check_upstream.main, evaluate.main, pipeline.main, postprocess_command.main],
+)
+def test_every_command_that_reads_an_annotation_takes_a_category(main):
+    assert "--category NAME" in run_command(main, "--help").out
 
 
 def record_of(coco: Path, name: str = "prep") -> Contents:
