@@ -21,6 +21,14 @@ SIGNAL_CODE = 128  # a shell reports a signal as this plus its number, for examp
 SET_UP = "'source .venv/bin/activate', or 'bash scripts/setup_venv.sh requirements.txt' if there is no .venv"
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "PyYAML", "google": "protobuf"}
 
+# For libraries that read it when they are imported. The products in numpy are small: threads that share one cost more
+# than the product, on a busy machine 30 ms. OpenCV's limit is that of data.images, which also reports its complaints.
+ENVIRONMENT = {
+    "OPENBLAS_NUM_THREADS": "1",
+    "OPENCV_IO_MAX_IMAGE_PIXELS": str(1 << 28),
+    "OPENCV_LOG_LEVEL": "SILENT",
+}
+
 # Name -> module of dekr_infer that holds `main(argv)`, and the line in `dekr --help`.
 COMMANDS = {
     "preprocess": ("cli.preprocess", "COCO images to network tensors, original and flipped"),
@@ -60,8 +68,8 @@ def launch(name: str, argv: Sequence[str] | None = None) -> int:
     """
     if python_error():
         return _fail(f"{python_error()}: {SET_UP}")
-    # The only products in numpy are small: threads that share one cost more than the product, on a busy machine 30 ms.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
     own = argv is None and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     if own:
         signal.signal(signal.SIGINT, _end)

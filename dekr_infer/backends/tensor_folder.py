@@ -53,6 +53,7 @@ def write_tensors(
     workers: int = 1,
     overwrite: bool = False,
     replace_changed: bool = False,
+    allow_missing: bool | None = None,
     advance: Callable[[int], None] = lambda count: None,
 ) -> Summary:
     """Write the original and the flipped tensor of every image that does not have both yet.
@@ -66,6 +67,7 @@ def write_tensors(
         workers: threads.
         overwrite: write all tensors again.
         replace_changed: write the tensors of images that have changed again; by default such tensors are refused.
+        allow_missing: see `ImageFiles.check_present`.
         advance: called with the number of images that have just been finished.
     Raises:
         DekrError: an image is missing, damaged or of another size, the folders hold tensors of other images or
@@ -73,7 +75,8 @@ def write_tensors(
     """
     chosen = data.images[:limit]
     files = ImageFiles(source, split)
-    files.check_present([image.file_name for image in chosen])
+    absent = files.check_present([image.file_name for image in chosen], allow_missing)
+    chosen = tuple(image for image in chosen if image.file_name not in absent)
     own = {image.stem + npy.SUFFIX for image in data.images}
     with ExitStack() as stack:
         for folder in folders:
@@ -111,9 +114,10 @@ def write_tensors(
         )
         advance(summary.done_before)
         with _converted(waiting, files, folders, workers) as finished:
-            for stem, fingerprint, marks in finished:
+            for image, fingerprint, marks in finished:
+                inputs = {"image": fingerprint, "file_name": image.file_name}
                 for record, mark in zip(records, marks, strict=True):
-                    record.add(Entry(stem, {"image": fingerprint}, {stem + npy.SUFFIX: mark}))
+                    record.add(Entry(image.stem, inputs, {image.stem + npy.SUFFIX: mark}))
                 summary.written += sum(mark.size for mark in marks)
                 advance(1)
     return summary
@@ -167,8 +171,8 @@ def _is_done(image: ImageEntry, folders: Sequence[Path], records: Sequence[RunRe
 @contextmanager
 def _converted(
     images: Sequence[ImageEntry], files: ImageFiles, folders: tuple[Path, Path], workers: int
-) -> Iterator[Iterator[tuple[str, str, list[FileMark]]]]:
-    """Yield an iterator over finished images: stem, fingerprint of the image, marks of both tensors.
+) -> Iterator[Iterator[tuple[ImageEntry, str, list[FileMark]]]]:
+    """Yield an iterator over finished images: entry, fingerprint of the image, marks of both tensors.
 
     On an error or an interrupt the images under way are finished, and no others are begun.
     """
@@ -191,8 +195,8 @@ class Converter:
         self.files, self.folders = files, folders
         self._local = threading.local()
 
-    def __call__(self, image: ImageEntry) -> tuple[str, str, list[FileMark]]:
-        """Return the image's stem, the fingerprint of the bytes that were read, and the marks of both tensors."""
+    def __call__(self, image: ImageEntry) -> tuple[ImageEntry, str, list[FileMark]]:
+        """Return the image, the fingerprint of the bytes that were read, and the marks of both tensors."""
         data = self.files.read(image.file_name)
         fingerprint = f"{len(data)}-{zlib.crc32(data):08x}"
         pixels = decode_image(data, f"{self.files.source}: {image.file_name}", image.size)
@@ -202,7 +206,7 @@ class Converter:
             npy.write(folder, image.stem + npy.SUFFIX, normalise(view, tensor))
             for folder, view in zip(self.folders, (warped, mirror(warped)), strict=True)
         ]
-        return image.stem, fingerprint, marks
+        return image, fingerprint, marks
 
     def _buffer(self, input_size: Size) -> np.ndarray:
         buffers: dict[Size, np.ndarray] = self._local.__dict__.setdefault("buffers", {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import logging
 import os
 import signal
 import sys
@@ -12,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 
+from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dekr_infer.config.load import load_config
@@ -161,6 +163,16 @@ def _keep_interrupts() -> Iterator[None]:
         sys.unraisablehook = before
 
 
+class _PrintWarnings(logging.Handler):
+    """Prints what the package logs, one line each, between the updates of progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(f"warning: {one_line(record.getMessage())}", file=sys.stderr)
+
+
+_print_warnings = _PrintWarnings(logging.WARNING)
+
+
 def run(work: Callable[[], None]) -> int:
     """Run a command's work; report expected failures as one line on stderr.
 
@@ -168,6 +180,7 @@ def run(work: Callable[[], None]) -> int:
         The exit code: 0 done, 1 failed, 2 wrong configuration, 130 interrupted, 143 terminated, 129 hung up.
     """
     _open_streams()
+    logging.getLogger("dekr_infer").addHandler(_print_warnings)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a path need not be text
     try:

@@ -123,13 +123,7 @@ class _Run:
         self.data.ground_truth()
         files = ImageFiles(image_source(root, split, config.DATASET.DATA_FORMAT), split)
         names = [image.file_name for image in self.data.images[: args.limit]]
-        absent = set(files.missing(names))
-        if absent and (not args.allow_missing or len(absent) == len(names)):
-            first = next(name for name in names if name in absent)
-            raise DekrError(
-                f"{files.source}: {len(absent)} of {len(names)} images are missing, the first is {first}; "
-                "download them again, or add --allow_missing to evaluate the others"
-            )
+        absent = files.check_present(names, args.allow_missing)
         rescore = Path(config.RESCORE.MODEL_FILE) if config.RESCORE.VALID else None
         self.network = OnnxRuntime(args.model, args.threads, provider=args.provider)
         self.detector = Detector(

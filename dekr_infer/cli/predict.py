@@ -72,7 +72,6 @@ def main(argv: Arguments = None) -> int:
         parser.error(f"--json {target}: its name must end in .json or .jsonl")
 
     def work() -> None:
-        cv2.setLogLevel(0)  # what OpenCV prints of damaged files comes as one line of ours
         failures = Failures()
         sources = find_sources(args.inputs, failures.add, args.every, args.output)
         sources += [camera(args.camera)] if args.camera is not None else []

@@ -47,6 +47,7 @@ def main(argv: Arguments = None) -> int:
     )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N images")
     parser.add_argument("--overwrite", action="store_true", help="write tensors again that are there already")
+    parser.add_argument("--allow_missing", action="store_true", help="write the tensors of the images that are there")
     add_category(parser)
     add_config(parser)
     args = parser.parse_args(argv)
@@ -59,6 +60,7 @@ def main(argv: Arguments = None) -> int:
             workers=args.workers,
             overwrite=args.overwrite,
             category=args.category,
+            allow_missing=args.allow_missing,
         )
 
     return run(work)
@@ -73,6 +75,7 @@ def preprocess(
     overwrite: bool = False,
     replace_changed: bool = False,
     category: str | None = None,
+    allow_missing: bool | None = None,
 ) -> None:
     """Write the tensors of a data set and print what was done; see `write_tensors`.
 
@@ -83,6 +86,7 @@ def preprocess(
         overwrite: write all tensors again.
         replace_changed: write the tensors of changed images again, instead of refusing them.
         category: see `load_data_set`.
+        allow_missing: see `ImageFiles.check_present`.
         folders: for the original and the flipped tensors.
     Raises:
         ConfigError: the settings are not those of these input sizes, or the folders are the same.
@@ -102,7 +106,8 @@ def preprocess(
     source = image_source(root, split, config.DATASET.DATA_FORMAT)
     if moves_pixels():
         print(f"warning: {moved_warning([cv2.__version__])}", file=sys.stderr)
-    with progress("preprocess", len(data.images[:limit])) as advance:
+    expected = data.images[:limit]
+    with progress("preprocess", len(expected)) as advance:
         summary = write_tensors(
             data,
             source,
@@ -112,9 +117,12 @@ def preprocess(
             workers=workers,
             overwrite=overwrite,
             replace_changed=replace_changed,
+            allow_missing=allow_missing,
             advance=advance,
         )
     print(
         f"{summary.images} images ({summary.done_before} were there already) -> {folders[0]} {folders[1]}; "
         f"{input_size_table(summary.input_sizes)}; {summary.written:,} bytes in {time.monotonic() - started:.1f} s"
     )
+    if summary.images < len(expected):
+        print(f"warning: {len(expected) - summary.images} of {len(expected)} images are missing", file=sys.stderr)

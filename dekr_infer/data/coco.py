@@ -6,6 +6,7 @@ dropped there.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,32 +22,31 @@ from dekr_infer.geometry import Size
 from dekr_infer.skeleton import COCO_17, Skeleton
 from dekr_infer.storage.atomic import read_regular
 
+LONGEST_STEM = 240  # bytes; file systems allow 255, and endings follow
 LARGEST_NUMBER = 1e12  # pixels, or square pixels; beyond any image
 SMALLEST_AREA = 0.05  # of the box of a person's joints; COCO's people have 0.16 and more
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Id = Annotated[int, msgspec.Meta(ge=1 - (1 << 63), le=(1 << 63) - 1)]  # what numpy, and so pycocotools, keeps exactly
-Side = Annotated[int, msgspec.Meta(ge=1, le=LARGEST_SIDE)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=(1 << 31) - 1)]
 Number = Annotated[float, msgspec.Meta(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 
 
-class ImageEntry(msgspec.Struct, frozen=True):
-    """One image of the annotation file; `stem` names its tensors."""
-
+class _Image(msgspec.Struct):
     id: Id
     file_name: str
     height: Side
     width: Side
 
-    @property
-    def size(self) -> Size:
-        """Height and width in pixels."""
-        return Size(self.height, self.width)
 
-    @property
-    def stem(self) -> str:
-        """The file's name without folders and ending."""
-        return PurePosixPath(self.file_name).stem
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image of the annotation file; `stem` names its tensors, see `tensor_names`."""
+
+    id: int
+    file_name: str
+    size: Size
+    stem: str
 
 
 class PersonEntry(msgspec.Struct, frozen=True):
@@ -150,7 +150,7 @@ def load_data_set(root: str | Path, split: str, category: str | None = None, ske
         raise DekrError(f"{path}: not a JSON file, or cut short ({error}); download it again") from None
     if not content.images:
         raise DekrError(f"{path}: lists no images; it must be a COCO annotation file")
-    images = _checked_images(_entries(content.images, ImageEntry, "image", path), path)
+    images = _checked_images(_entries(content.images, _Image, "image", path), path)
     if content.annotations is msgspec.UNSET:
         return DataSet(path, images, None, None)
     warnings: dict[str, str] = {}
@@ -221,25 +221,42 @@ def _located(error: msgspec.ValidationError) -> str:
     return (f"{match[2]}: {match[1]}" if match else str(error)).replace("`", "")
 
 
-def _checked_images(images: Iterable[ImageEntry], path: Path) -> tuple[ImageEntry, ...]:
-    ids: dict[int, ImageEntry] = {}
-    stems: dict[str, ImageEntry] = {}
-    for image in images:
-        name = image.file_name
-        pure = PurePosixPath(name)
-        if not pure.stem or pure.is_absolute() or ".." in pure.parts or "\\" in name:
+def tensor_names(file_names: Sequence[str]) -> list[str]:
+    """Return the name of each image's tensors: the file's name without folders and ending.
+
+    Where that has a dot, at which ais_bench cuts, or more than 240 bytes, or is the name of several images, its letters
+    and digits are followed by a hash of the whole file name. The records beside the tensors hold both names.
+    """
+    stems = [PurePosixPath(name.replace("\\", "/")).stem for name in file_names]
+    uses = Counter(stems)
+    return [
+        stem
+        if uses[stem] == 1 and "." not in stem and len(stem.encode()) <= LONGEST_STEM
+        else f"{re.sub('[^A-Za-z0-9_-]', '_', stem)[:64]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+        for stem, name in zip(stems, file_names, strict=True)
+    ]
+
+
+def _checked_images(images: Sequence[_Image], path: Path) -> tuple[ImageEntry, ...]:
+    ids: dict[int, str] = {}
+    names: dict[str, ImageEntry] = {}
+    for image, stem in zip(images, tensor_names([image.file_name for image in images]), strict=True):
+        name, size = image.file_name, Size(image.height, image.width)
+        pure = PurePosixPath(name.replace("\\", "/"))
+        if not pure.stem or pure.is_absolute() or ".." in pure.parts or "\0" in name:
             raise DekrError(f"{path}: {name!r} is no file name below the images folder; correct it")
-        if "." in pure.stem:
-            raise DekrError(f"{path}: {name}: ais_bench cuts names at the first dot; rename the image")
-        other = ids.setdefault(image.id, image)
-        if other is not image:
-            raise DekrError(f"{path}: {other.file_name} and {name} have the same id {image.id}; correct one")
-        other = stems.setdefault(image.stem, image)
-        if other is not image:
+        if max(size) > LARGEST_SIDE:
             raise DekrError(
-                f"{path}: {other.file_name} and {name} would write the same tensor {image.stem}.npy; rename one"
+                f"{path}: {name} is {size} pixels; this program takes at most {LARGEST_SIDE} a side; make it smaller"
             )
-    return tuple(ids.values())
+        if image.id in ids:
+            raise DekrError(f"{path}: {ids[image.id]} and {name} have the same id {image.id}; correct one")
+        if stem in names:
+            other = names[stem]
+            raise DekrError(f"{path}: images {other.id} and {image.id} are the same file, {name}; remove one of them")
+        ids[image.id] = name
+        names[stem] = ImageEntry(image.id, name, size, stem)
+    return tuple(names.values())
 
 
 def _person_category(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
+import unicodedata
 import zipfile
 import zlib
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -18,6 +21,10 @@ from dekr_infer.storage.atomic import open_regular
 from dekr_infer.structures import Frame
 
 LARGEST_FILE = 1 << 28  # bytes of one encoded image; a small zip may announce far more
+BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # methods; the others give whatever a member unpacks to at once
+UTF8_NAME = 0x800  # flag of a member whose name is UTF-8
+
+_log = logging.getLogger(__name__)
 
 
 def image_source(root: str | Path, split: str, data_format: str = "") -> Path:
@@ -45,6 +52,9 @@ def image_source(root: str | Path, split: str, data_format: str = "") -> Path:
 class ImageFiles:
     """The encoded images of a split. Safe to read from several threads.
 
+    An image is looked for where COCO has it: `<split>/<file name>` in the zip, `<file name>` in the folder. If it is
+    not there, it is taken from another path that ends alike, if there is just one: see `_Index`.
+
     Args:
         source: what `image_source` returned.
     """
@@ -52,22 +62,78 @@ class ImageFiles:
     def __init__(self, source: Path, split: str) -> None:
         self.source, self.split = source, split
         self._zip = _open_zip(source) if source.suffix == ".zip" else None
+        self._members = {info.filename: info for info in self._zip.infolist()} if self._zip else {}
+        self._elsewhere: _Index | None = None
+        self._lock = threading.Lock()
 
     def missing(self, file_names: Sequence[str]) -> list[str]:
-        """Return the names of the images that are not there."""
-        if self._zip is None:
-            return [name for name in file_names if not (self.source / name).is_file()]
-        members = set(self._zip.namelist())
-        return [name for name in file_names if f"{self.split}/{name}" not in members]
+        """Return the names of the images that are not there; log where images are found under other paths.
 
-    def check_present(self, file_names: Sequence[str]) -> None:
-        """Raise a `DekrError` that names the first missing image, where images are missing."""
+        Raises:
+            DekrError: an image could be any of several files.
+        """
+        places = {name: self._place(name) for name in file_names}
+        moved = [(name, place) for name, place in places.items() if place not in (None, self._usual(name))]
+        if moved:
+            name, place = moved[0]
+            _log.warning(
+                "%s: %d of %d images are under other paths and taken from there, the first is %s instead of %s",
+                *(self.source, len(moved), len(places), place, self._usual(name)),
+            )
+        return [name for name, place in places.items() if place is None]
+
+    def check_present(self, file_names: Sequence[str], allow_missing: bool | None = None) -> set[str]:
+        """Check that images are there.
+
+        Args:
+            file_names: of the images.
+            allow_missing: whether only some need to be there; `None` where a command has no such flag.
+        Returns:
+            The names of the images that are missing and allowed to be.
+        Raises:
+            DekrError: images are missing; what was looked for, and what is there.
+        """
         missing = self.missing(file_names)
-        if missing:
+        if missing and (not allow_missing or len(missing) == len(file_names)):
+            there = self._paths()
+            found = f"{len(there)} files, the first is {there[0]}" if there else "no files"
+            remedy = "" if allow_missing is None else ", or add --allow_missing to do without them"
             raise DekrError(
                 f"{self.source}: {len(missing)} of {len(file_names)} images are missing, the first is {missing[0]}; "
-                "download the images of this annotation file again"
+                f"looked for {self._usual(missing[0])}, found {found}; download the images of this annotation file "
+                f"again{remedy}"
             )
+        return set(missing)
+
+    def _usual(self, file_name: str) -> str:
+        """Return the path where COCO has an image."""
+        return f"{self.split}/{file_name}" if self._zip else file_name
+
+    def _place(self, file_name: str) -> str | None:
+        """Return the path of an image below the source; `None` where it is not there."""
+        usual = self._usual(file_name)
+        if usual in self._members if self._zip else (self.source / usual).is_file():
+            return usual
+        with self._lock:
+            if self._elsewhere is None:
+                self._elsewhere = _Index(self._paths(), self._members)
+        found = self._elsewhere.find(file_name)
+        if len(found) > 1:
+            raise DekrError(
+                f"{self.source}: {file_name}: {usual} is not there, and {len(found)} files could be meant, such as "
+                f"{found[0]} and {found[1]}; move the right one to {usual}"
+            )
+        return found[0] if found else None
+
+    def _paths(self) -> list[str]:
+        """Return the paths of all files of the source."""
+        if self._zip:
+            return [path for path, info in self._members.items() if not info.is_dir()]
+        return [
+            os.path.relpath(os.path.join(folder, name), self.source)
+            for folder, _, names in sorted(os.walk(self.source))
+            for name in sorted(names)
+        ]
 
     def fingerprint(self, file_name: str) -> str:
         """Return an image's length and CRC-32, which are the same from a zip and from a folder.
@@ -79,7 +145,7 @@ class ImageFiles:
             data = self.read(file_name)
             length, checksum = len(data), zlib.crc32(data)
         else:
-            member = self._member(self._zip, file_name)
+            member = self._members[self._found(file_name)]
             length, checksum = member.file_size, member.CRC
         return f"{length}-{checksum:08x}"
 
@@ -91,15 +157,18 @@ class ImageFiles:
         """
         try:
             if self._zip is None:
-                with open_regular(self.source / file_name) as file:
+                with open_regular(self.source / self._found(file_name)) as file:
                     size = os.fstat(file.fileno()).st_size
                     if size <= LARGEST_FILE:
                         return file.readall()
             else:
-                member = self._member(self._zip, file_name)
+                member = self._members[self._found(file_name)]
                 size = member.file_size
+                if member.compress_type not in BOUNDED:
+                    raise self._failure(file_name, "is packed by another method than deflate", "pack the zip again")
                 if size <= LARGEST_FILE:
-                    return self._zip.read(member)
+                    with self._zip.open(member) as unpacked:
+                        return unpacked.read(size + 1)  # bounds what is unpacked; the checksum is looked at, too
             reason = f"announces {size:,} bytes, which no image has"
         except DekrError:
             raise
@@ -121,14 +190,58 @@ class ImageFiles:
         """
         return decode_image(self.read(image.file_name), f"{self.source}: {image.file_name}", image.size)
 
-    def _member(self, archive: zipfile.ZipFile, file_name: str) -> zipfile.ZipInfo:
-        try:
-            return archive.getinfo(f"{self.split}/{file_name}")
-        except KeyError:
-            raise self._failure(file_name, "no such member") from None
+    def _found(self, file_name: str) -> str:
+        place = self._place(file_name)
+        if place is None:
+            raise self._failure(file_name, "is not there")
+        return place
 
-    def _failure(self, file_name: str, reason: str) -> DekrError:
-        return DekrError(f"{self.source}: {file_name}: {reason}; download this file again")
+    def _failure(self, file_name: str, reason: str, remedy: str = "download this file again") -> DekrError:
+        return DekrError(f"{self.source}: {file_name}: {reason}; {remedy}")
+
+
+class _Index:
+    """Finds images whose path is not COCO's: in other folders or none, with backslashes, in another case or encoding.
+
+    Args:
+        paths: of all files.
+        members: of a zip, by path; their flags tell the encoding of their names.
+    """
+
+    def __init__(self, paths: Sequence[str], members: Mapping[str, zipfile.ZipInfo]) -> None:
+        self._by_name: dict[str, list[tuple[list[str], str]]] = {}
+        for path in paths:
+            info = members.get(path)
+            parts = _parts(path if info is None else _decoded(info))
+            self._by_name.setdefault(parts[-1], []).append((parts, path))
+
+    def find(self, file_name: str) -> list[str]:
+        """Return the paths that end as a file name does: in as many parts as any path has in common with it."""
+        wanted = _parts(file_name)
+        candidates = [(_common_end(parts, wanted), path) for parts, path in self._by_name.get(wanted[-1], [])]
+        most = max((common for common, _ in candidates), default=0)
+        return [path for common, path in candidates if common == most]
+
+
+def _parts(path: str) -> list[str]:
+    """Return a path's parts as they are compared."""
+    plain = unicodedata.normalize("NFC", path.replace("\\", "/")).casefold()
+    return list(PurePosixPath(plain).parts) or [""]
+
+
+def _common_end(parts: Sequence[str], others: Sequence[str]) -> int:
+    pairs = zip(reversed(parts), reversed(others), strict=False)
+    return next((index for index, (part, other) in enumerate(pairs) if part != other), min(len(parts), len(others)))
+
+
+def _decoded(info: zipfile.ZipInfo) -> str:
+    """Return a member's path. Without a flag zipfile takes its bytes for code page 437; most tools write UTF-8."""
+    if not info.flag_bits & UTF8_NAME:
+        try:
+            return info.filename.encode("cp437").decode("utf-8")
+        except UnicodeError:
+            pass
+    return info.filename
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:

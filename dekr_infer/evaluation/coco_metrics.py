@@ -54,7 +54,7 @@ def _coco(data: DataSet, annotations: list[dict[str, Any]]) -> COCO:
     coco = COCO()
     coco.dataset = {
         "info": {},
-        "images": [{"id": image.id, "height": image.height, "width": image.width} for image in data.images],
+        "images": [{"id": image.id, "height": image.size.h, "width": image.size.w} for image in data.images],
         "categories": [{"id": data.category.id, "name": data.category.name}],
         "annotations": annotations,
     }

@@ -100,11 +100,11 @@ def _match_image(
         return
     poses = np.array([result["keypoints"] for result in results]).reshape(-1, len(skeleton), 3)[:, :, :2]
     best = np.argsort([-result["score"] for result in results], kind="stable")[: len(people)]
-    beyond = (poses[best] < 0) | (poses[best] > (image.width - 1, image.height - 1))
+    beyond = (poses[best] < 0) | (poses[best] > (image.size.w - 1, image.size.h - 1))
     counts.predicted += len(best)
     counts.outside += int(beyond.any(2).sum())
     exchanged = poses[:, skeleton.partners]
-    mirrored = exchanged * (-1, 1) + (image.width - 1, 0)
+    mirrored = exchanged * (-1, 1) + (image.size.w - 1, 0)
     spread_squared = (2 * np.array(skeleton.sigmas)) ** 2  # per joint; times the area, a tolerance in square pixels
     for person in people:
         truth = np.array(person.keypoints, float).reshape(-1, 3)

@@ -1,17 +1,18 @@
-"""Images of a data set from zip or folder, their headers, their decoding: [1] to [4] of the facts."""
+"""Images of a data set from zip or folder, wherever they lie in it: docs/reference.md [1] to [4]."""
 
 import os
+import tracemalloc
+import unicodedata
+import zipfile
+import zlib
 
-import cv2
-import numpy as np
 import pytest
 
-from dekr_infer.data.images import is_cut_short
 from dekr_infer.data.sources import LARGEST_FILE, ImageFiles, image_source
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.geometry import Size
 from tests.support.coco_files import write_images
-from tests.support.images import colourful, encode, with_thumbnail
+from tests.support.images import colourful, encode
 
 SIZES = {"000000000030.jpg": Size(4, 5), "000000000007.jpg": Size(6, 4), "b.png": Size(3, 9), "a.jpg": Size(8, 8)}
 
@@ -46,10 +47,111 @@ def test_missing_images_are_counted_and_the_first_is_named(tmp_path, pictures, a
         files.read("000000000007.jpg")
 
 
-def test_members_lie_below_the_splits_name(tmp_path, pictures):
-    source = write_images(tmp_path, pictures, split="train2017").rename(tmp_path / "images" / "val2017.zip")
-    with pytest.raises(DekrError, match="4 of 4 images are missing"):
-        ImageFiles(source, "val2017").check_present(list(pictures))
+# -- other paths -------------------------------------------------------------------------------------------------------
+
+MOVES = {
+    "flat": lambda name: name,
+    "nested": lambda name: f"download/images/val2017/{name}",
+    "dot": lambda name: f"./val2017/{name}",
+    "backslash": lambda name: f"val2017\\{name}",
+    "case": lambda name: f"VAL2017/{name.upper()}",
+    "other split": lambda name: f"train2017/{name}",
+}
+
+
+def write_zip(path, members):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+@pytest.mark.parametrize("move", MOVES)
+def test_images_under_other_paths_of_the_zip_are_taken_and_one_line_says_so(tmp_path, pictures, move, caplog):
+    moved = {MOVES[move](name): data for name, data in pictures.items()}
+    files = ImageFiles(write_zip(tmp_path / "val2017.zip", {**moved, "__MACOSX/._a.jpg": b"mac"}), "val2017")
+    assert files.check_present(list(pictures)) == set()
+    assert [files.read(name) for name in pictures] == list(pictures.values())
+    (record,) = caplog.records
+    name = next(iter(pictures))
+    said = record.getMessage()
+    assert f"4 of 4 images are under other paths and taken from there, the first is {MOVES[move](name)} " in said
+    assert said.endswith(f"instead of val2017/{name}")
+
+
+def test_names_in_another_encoding_or_normal_form_are_found(tmp_path, pictures):
+    data = pictures["a.jpg"]
+    plain = write_zip(
+        tmp_path / "val2017.zip", {"val2017/xyzz.jpg": data}
+    )  # its name is replaced by UTF-8 without a flag
+    plain.write_bytes(plain.read_bytes().replace(b"xyzz.jpg", "ä€.jpg".encode()[:8].ljust(8, b"g")[:8]))
+    name = "ä€.jpg".encode()[:8].ljust(8, b"g").decode("utf-8", "ignore")
+    decomposed = unicodedata.normalize("NFD", "ä.jpg")
+    folder = write_images(tmp_path, {decomposed: data}, as_zip=False)
+    assert ImageFiles(folder, "val2017").read("ä.jpg") == data
+    assert ImageFiles(plain, "val2017").read(name) == data
+
+
+def test_folders_tell_equal_names_apart_and_otherwise_nothing_is_taken(tmp_path, pictures):
+    members = {"set/cam1/a.jpg": pictures["a.jpg"], "set/cam2/a.jpg": pictures["b.png"], "x/cam1/c.jpg": b"c"}
+    files = ImageFiles(write_zip(tmp_path / "val2017.zip", members), "val2017")
+    assert files.read("cam2/a.jpg") == pictures["b.png"]
+    with pytest.raises(
+        DekrError, match=r"a\.jpg: val2017/a\.jpg is not there, and 2 files could be meant, such as set/cam1"
+    ):
+        files.read("a.jpg")
+    with pytest.raises(DekrError, match="2 files could be meant"):
+        files.check_present(["cam1/a.jpg", "a.jpg"])
+
+
+def test_the_usual_path_comes_first_and_without_a_word(tmp_path, pictures, caplog):
+    members = {"other/a.jpg": b"other", "val2017/a.jpg": pictures["a.jpg"]}
+    files = ImageFiles(write_zip(tmp_path / "val2017.zip", members), "val2017")
+    assert files.check_present(["a.jpg"]) == set() and files.read("a.jpg") == pictures["a.jpg"]
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_missing_images_may_be_allowed_but_not_all_of_them(tmp_path, pictures, as_zip):
+    files = ImageFiles(write_images(tmp_path, {"a.jpg": pictures["a.jpg"]}, as_zip), "val2017")
+    assert files.check_present(["a.jpg", "b.png"], allow_missing=True) == {"b.png"}
+    with pytest.raises(
+        DekrError, match=r"1 of 2 images .* looked for \S*b\.png, found 1 files, .*or add --allow_missing"
+    ):
+        files.check_present(["a.jpg", "b.png"], allow_missing=False)
+    with pytest.raises(DekrError, match=r"1 of 1 images are missing"):
+        files.check_present(["b.png"], allow_missing=True)
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_whose_unpacking_cannot_be_bounded_is_refused(tmp_path, method):
+    with zipfile.ZipFile(tmp_path / "val2017.zip", "w", method) as archive:
+        archive.writestr("val2017/a.jpg", bytes(1 << 20))
+    with pytest.raises(DekrError, match=r"a\.jpg: is packed by another method than deflate; pack the zip again"):
+        ImageFiles(tmp_path / "val2017.zip", "val2017").read("a.jpg")
+
+
+def test_a_member_that_unpacks_to_more_than_it_announces_takes_no_more_memory_than_that(tmp_path):
+    path = write_zip(tmp_path / "val2017.zip", {"val2017/a.jpg": b""})
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("val2017/a.jpg", bytes(200_000_000))
+    data = bytearray(path.read_bytes())
+    start = data.index(b"PK\x01\x02")
+    data[start + 16 : start + 20] = zlib.crc32(bytes(1000)).to_bytes(4, "little")
+    data[start + 24 : start + 28] = (1000).to_bytes(4, "little")
+    data[14:18] = zlib.crc32(bytes(1000)).to_bytes(4, "little")
+    path.write_bytes(data)
+    files = ImageFiles(path, "val2017")
+    tracemalloc.start()
+    try:
+        assert files.read("a.jpg") == bytes(1000)
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_damage_in_the_zip_is_noticed_by_its_checksum(tmp_path, pictures):
@@ -83,19 +185,3 @@ def test_the_source_is_what_is_asked_for_or_what_is_there_the_zip_first(tmp_path
     assert image_source(tmp_path, "val2017", "jpg") == folder
     with pytest.raises(ConfigError, match=r"DATASET\.DATA_FORMAT png"):
         image_source(tmp_path, "val2017", "png")
-
-
-@pytest.mark.parametrize("progressive", [0, 1])
-@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.9, 0.999])
-def test_a_jpeg_cut_short_is_noticed_in_spite_of_its_thumbnails_end_marker(share, progressive):
-    image = colourful(Size(90, 120)) // 2 + np.random.default_rng(0).integers(0, 99, (90, 120, 3), np.uint8)
-    _, encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_PROGRESSIVE, progressive])
-    for whole in (encoded.tobytes(), with_thumbnail(encoded.tobytes())):
-        assert not is_cut_short(whole)
-        assert not is_cut_short(whole + b"padding after the end")
-        assert is_cut_short(whole[: int(len(whole) * share)] if share > 0.01 else whole[:3])
-
-
-def test_what_is_no_jpeg_is_never_called_cut_short():
-    assert not is_cut_short(encode(colourful(Size(9, 8)), ".png")[:30])
-    assert not is_cut_short(b"")

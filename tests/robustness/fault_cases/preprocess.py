@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,13 +60,23 @@ def png_of(width: int, height: int) -> Callable[[bytes], bytes]:
 
     def change(data: bytes) -> bytes:
         whole = encode(colourful(Size(52, 52)))
-        return whole[:16] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + whole[24:]
+        head = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + whole[24:29]
+        return whole[:12] + head + zlib.crc32(head).to_bytes(4, "big") + whole[33:]
 
     return change
 
 
-def as_tiff(data: bytes) -> bytes:
-    return encode(colourful(Size(52, 52)), ".tiff")
+def as_png(data: bytes) -> bytes:
+    return encode(colourful(Size(52, 52)))
+
+
+def as_heic(data: bytes) -> bytes:
+    return b"\0\0\0\x18ftypheic" + data
+
+
+def hole(data: bytes) -> bytes:
+    """A change: bytes in the middle are gone."""
+    return data[: len(data) * 2 // 3] + data[-200:]
 
 
 def config(text: str) -> Deed:
@@ -107,25 +118,36 @@ PREPROCESS_FAULTS = [
     Fault(
         "zip of an unknown method",
         at(ZIP, spoil.set_zip_fields, {8: b"\x63"}, {10: b"\x63"}),
-        ("a.jpg: That compression method is not supported", "download this"),
+        ("a.jpg: is packed by another method than deflate", "pack the zip again"),
     ),
     Fault(
         "zip that would unpack to gigabytes",
         at(ZIP, spoil.set_zip_fields, {}, {24: b"\xff\xff\xff\x7f"}),
         ("a.jpg: announces 2,147,483,647 bytes", "download this"),
     ),
+    Fault("JPEG truncated", picture(lambda data: data[:-20]), ("b.jpg: a damaged JPEG, pixels", "download"), real=True),
     Fault(
-        "JPEG truncated", picture(lambda data: data[:-20]), ("b.jpg: not an image, or damaged", "download"), real=True
+        "JPEG cut, with an end marker",
+        picture(lambda data: data[:-20] + data[-2:]),
+        ("b.jpg: a damaged JPEG, pixels are lost (Corrupt JPEG data: premature end of data segment)", "download"),
+        real=True,
+    ),
+    Fault("JPEG with a hole", picture(hole), ("b.jpg: a damaged JPEG, pixels are lost (Corrupt JPEG data", "download")),
+    Fault(
+        "PNG cut", picture(lambda data: as_png(data)[:-12]), ("b.jpg: a damaged PNG, its beginning or end", "download")
     ),
     Fault("JPEG empty", picture(lambda data: b""), ("val2017.zip: b.jpg: not an image", "download")),
     Fault("JPEG header only", picture(lambda data: data[:20]), ("val2017.zip: b.jpg: not an image", "download")),
-    Fault("not an image", picture(lambda data: b"<html>no</html>"), ("val2017.zip: b.jpg: not an image", "download")),
+    Fault("not an image", picture(lambda data: b"<html>no</html>"), ("b.jpg: is HTML by its content", "download")),
+    Fault("HEIC under a JPEG's name", picture(as_heic), ("b.jpg: is HEIC by its content", "save it as JPEG or PNG")),
     Fault("size other than annotated", image(width=53), ("b.jpg: is 52x52 pixels, the annotation says 52x53", "both")),
     Fault(
         "JPEG announces gigabytes", picture(spoil.announce(60_000, 60_000)), ("b.jpg: is 60000x60000", "download both")
     ),
     Fault("PNG announces gigabytes", picture(png_of(60_000, 60_000)), ("b.jpg: is 60000x60000", "download both")),
-    Fault("TIFF under a JPEG's name", picture(as_tiff), ("b.jpg: not an image", "nor PNG", "download")),
+    Fault(
+        "JPEG announces more than it holds", picture(spoil.announce(9_000, 9_000)), ("is 9000x9000", "download both")
+    ),
     Fault("annotation missing", at(ANNOTATION, Path.unlink), (ANNOTATION.name, "set DATASET.ROOT"), real=True),
     Fault("annotation is a folder", at(ANNOTATION, spoil.folder), (ANNOTATION.name, "set DATASET.ROOT")),
     Fault(
@@ -148,16 +170,16 @@ PREPROCESS_FAULTS = [
     ),
     Fault("duplicate ids", image(id=1000), ("a.jpg and b.jpg have the same id 1000", "correct one")),
     Fault("id beyond 64 bits", image(id=10**30), ("b.jpg", "id: ", "correct the file")),
-    Fault("same stem twice", image(file_name="sub/a.png"), ("would write the same tensor a.npy", "rename one")),
-    Fault("name with two dots", image(file_name="b.v2.jpg"), ("b.v2.jpg", "first dot", "rename")),
+    Fault("image listed twice", image(file_name="a.jpg"), ("are the same file, a.jpg", "remove one")),
+    Fault("name of no file", image(file_name="b.v2.jpg"), ("1 of 3 images", "looked for val2017/b.v2.jpg", "download")),
     Fault("name that leads out", image(file_name="../b.jpg"), ("'../b.jpg' is no file name below", "correct it")),
     Fault("name from the root", image(file_name="/etc/b.jpg"), ("'/etc/b.jpg' is no file name", "correct it")),
-    Fault("name with a NUL", image(file_name="b\0.jpg"), ("1 of 3 images are missing", "download")),
+    Fault("name with a NUL", image(file_name="b\0.jpg"), ("no file name below", "correct it")),
     Fault("height 0", image(height=0), ("b.jpg", "height: Expected int >= 1", "correct the file")),
     Fault("height infinite", image(height=float("inf")), ("not a JSON file", "invalid character", FETCH)),
     Fault("height of a text", image(height="52"), ("b.jpg", "height: Expected int, got str", "correct the file")),
     Fault(
-        "wider than OpenCV warps", image(width=40_000), ("b.jpg", "width: Expected int <= 32766", "correct the file")
+        "wider than OpenCV warps", image(width=40_000), ("b.jpg is 52x40000", "this program takes at most", "smaller")
     ),
     Fault(
         "unknown key",
