@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import resource
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from dekr_infer.storage.atomic import atomic_write
 
 PREFIX = "module."  # what a data-parallel training run puts before every key
 PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64)
+LOADING = 1 << 29  # bytes that loading may take, besides four times the file's
 NAMED = 3  # how many offending keys an error message names
 
 
@@ -43,7 +46,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise DekrError(f"{path}: no such checkpoint; the README says where the weights go")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _bounded_memory(LOADING + 4 * path.stat().st_size):
             warnings.simplefilter("ignore")  # torch warns about legacy formats; what matters is reported below
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -57,10 +60,32 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             loaded = loaded[key]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise DekrError(f"{path}: holds no state dict; save the network's state_dict() instead")
+    if odd := [str(key) for key, value in loaded.items() if not _is_plain(value)]:
+        raise DekrError(
+            f"{path}: {len(odd)} entries are not of plain numbers ({', '.join(odd[:NAMED])}); save a state_dict() of "
+            "dense tensors on the CPU"
+        )
     state = {str(key).removeprefix(PREFIX): value for key, value in loaded.items()}
     if len(state) < len(loaded):
         raise DekrError(f"{path}: holds some keys twice, with and without {PREFIX}; save the state_dict() again")
     return state
+
+
+@contextlib.contextmanager
+def _bounded_memory(more: int) -> Iterator[None]:
+    """Let this process take so many bytes more than it has: a small file may announce gigabytes.
+
+    Raises:
+        MemoryError: this, or an error of torch's own, where that is not enough.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + more
+    if soft == resource.RLIM_INFINITY or limit < soft:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def load_network(network: nn.Module, path: str | Path) -> None:
@@ -77,8 +102,10 @@ def load_network(network: nn.Module, path: str | Path) -> None:
         ("missing", [key for key in expected if key not in state]),
         ("unexpected", [key for key in state if key not in expected]),
         ("ill-shaped", [_shapes(k, v, expected[k]) for k, v in known.items() if v.shape != expected[k].shape]),
-        ("not of plain numbers", [key for key, value in known.items() if not _is_plain(value)]),
-        ("not finite", [k for k, v in known.items() if _fits(v, expected[k]) and not _is_finite(v, expected[k])]),
+        (
+            "not finite",
+            [k for k, v in known.items() if v.shape == expected[k].shape and not _is_finite(v, expected[k])],
+        ),
     ):
         if keys:
             more = f" and {len(keys) - NAMED} more" if len(keys) > NAMED else ""
@@ -88,18 +115,14 @@ def load_network(network: nn.Module, path: str | Path) -> None:
     network.load_state_dict(state, strict=True)
 
 
-def _fits(value: Tensor, wanted: Tensor) -> bool:
-    """Return whether a value may be read: one of another shape may expand to more memory than there is."""
-    return value.shape == wanted.shape and _is_plain(value)
-
-
 def _is_finite(value: Tensor, wanted: Tensor) -> bool:
     return bool(value.to(wanted.dtype).isfinite().all())
 
 
 def _is_plain(value: Tensor) -> bool:
-    """Return whether these are dense real numbers: neither complex nor sparse nor quantised."""
-    return value.layout == torch.strided and value.dtype in PLAIN_DTYPES
+    """Return whether these are dense real numbers: not complex, sparse, nested or quantised, and not only a shape."""
+    dense = value.layout == torch.strided and not value.is_nested and value.device.type == "cpu"
+    return dense and value.dtype in PLAIN_DTYPES
 
 
 def _shapes(key: str, found: Tensor, wanted: Tensor) -> str:

@@ -3,6 +3,8 @@
 import errno
 import os
 import pickle
+import resource
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -192,3 +194,55 @@ def test_an_ordered_dict_and_half_precision_are_taken(net, file):
     torch.save(OrderedDict((key, value.half()) for key, value in state.items()), file)
     load_network(net, file)
     assert_loaded(net, state)
+
+
+ODD = {
+    "meta": torch.zeros(3, device="meta"),
+    "nested": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+    "sparse": torch.eye(3).to_sparse(),
+    "complex": torch.zeros(3, dtype=torch.complex64),
+    "quantised": torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ODD)
+def test_a_tensor_that_is_no_dense_array_of_real_numbers_is_named(net, file, kind):
+    torch.save(filled(net) | {"last.weight": ODD[kind]}, file)
+    assert "1 entries are not of plain numbers (last.weight); save a state_dict() of dense" in refused(net, file)
+
+
+def test_weights_that_repeat_one_number_are_measured_before_they_are_written_out(net, file):
+    torch.save(filled(net) | {"last.weight": torch.zeros(1).expand(10**10)}, file)
+    assert "1 ill-shaped (last.weight: (10000000000,) instead of (1, 3))" in refused(net, file)
+
+
+def packed_pickle(net: nn.Module, file: Path) -> None:
+    """Gigabytes of a text in a packed member of a checkpoint of 3 MB."""
+    torch.save(filled(net), file)
+    with zipfile.ZipFile(file) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            with archive.open(name, "w", force_zip64=True) as member:
+                member.write(data if not name.endswith("data.pkl") else b"\x80\x02X\xff\xff\xff\x7f")
+                for _ in range(64 if name.endswith("data.pkl") else 0):
+                    member.write(bytes(1 << 24))
+
+
+def announced_storage(net: nn.Module, file: Path) -> None:
+    """A file of torch before 1.6 whose storage announces gigabytes."""
+    torch.save({"last.weight": torch.zeros(3)}, file, _use_new_zipfile_serialization=False)
+    data = file.read_bytes()
+    assert data.count(b"K\x03Nt") == 1
+    file.write_bytes(data.replace(b"K\x03Nt", b"J\xff\xff\xff\x3fNt"))
+
+
+@pytest.mark.parametrize("make", [packed_pickle, announced_storage])
+def test_a_small_file_takes_no_gigabytes(net, file, make):
+    make(net, file)
+    assert file.stat().st_size < 4_000_000
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "damaged or no checkpoint" in refused(net, file) or "not enough memory" in refused(net, file)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700_000, "kilobytes"
+    assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY, "the limit is gone again"
