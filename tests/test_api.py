@@ -132,7 +132,7 @@ def test_a_wrong_image_is_one_clear_error(detector, image, complaint):
     [
         ({"backend": "no.onnx"}, "no.onnx: cannot be read (No such file or directory); export it"),
         ({"backend": str(Path(__file__))}, "test_api.py: not an ONNX file, or cut short"),
-        ({"rescore": "no.pth"}, "no.pth: no such checkpoint"),
+        ({"rescore": "no.pth"}, "no.pth: no such rescoring checkpoint"),
         ({"rescore": str(Path(__file__))}, "test_api.py: damaged or no checkpoint"),
         ({"provider": "MagicProvider"}, "has no MagicProvider; it has "),
     ],

@@ -30,6 +30,12 @@ _OPERATOR = {ASCEND: OPERATOR, ONNX: STANDARD_OPERATOR}
 _OPSET = {ASCEND: 11, ONNX: 19}
 _IR_VERSION = {ASCEND: 6, ONNX: 9}
 TAPS = 9
+_UNCHANGED = (  # operators of which the opsets from 11 to 19 changed types and additions only
+    "Abs Add AveragePool Cast Ceil Clip Concat Constant Conv Div Equal Exp Expand Flatten Floor Gather GatherElements "
+    "GatherND Gemm Greater Identity LeakyRelu Less MatMul Max MaxPool Mean Min Mod Mul Neg NonZero Pad Pow ReduceMax "
+    "Relu Reshape Resize Shape Sigmoid Slice Sqrt Sub Sum Tanh Tile Transpose Where"
+)
+UNCHANGED = frozenset(_UNCHANGED.split())
 _FOREIGN = "only graphs of this project can be converted"
 
 
@@ -47,11 +53,13 @@ def to_dialect(model: ModelProto, dialect: str) -> ModelProto:
     """Return a graph in a dialect: the graph itself when it is in it already, else a converted copy.
 
     Raises:
-        DekrError: a deformable convolution is not of the form that our export writes.
+        DekrError: a deformable convolution is not of the form that our export writes, or another operator may mean
+            something else in the opset of that dialect.
     """
     source = dialect_of(model)
     if source == dialect:
         return model
+    _check_meanings(model, source, _OPSET[dialect])
     converted = ir.from_proto(model)
     arranged: set[ir.Value] = set()  # equal weights may be stored once and serve several convolutions
     for node in converted.graph:
@@ -66,6 +74,26 @@ def to_dialect(model: ModelProto, dialect: str) -> ModelProto:
     if "dialect" in converted.metadata_props:
         converted.metadata_props["dialect"] = dialect
     return to_proto(converted)
+
+
+def _check_meanings(model: ModelProto, source: str, target: int) -> None:
+    """Raise a `DekrError` that names the first node which opset `target` may read as something else."""
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    for node in model.graph.node:
+        if node.op_type in (_OPERATOR[source], "Split"):
+            continue
+        name = node.name or node.op_type
+        try:
+            before, after = (onnx.defs.get_schema(node.op_type, version, node.domain) for version in (opset, target))
+        except onnx.defs.SchemaError:
+            raise DekrError(f"node {name}: {node.op_type} is no operator of opsets {opset} and {target}") from None
+        known = before.since_version == after.since_version or (
+            node.op_type in UNCHANGED and opset >= min(_OPSET.values()) and not after.deprecated
+        )
+        if not known or not {entry.name for entry in node.attribute} <= after.attributes.keys():
+            raise DekrError(
+                f"node {name}: {node.op_type} of opset {opset} may mean something else in opset {target}; {_FOREIGN}"
+            )
 
 
 def to_proto(model: ir.Model) -> ModelProto:

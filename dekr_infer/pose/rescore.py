@@ -73,11 +73,22 @@ def load_rescore_net(path: str | Path, hidden: int, skeleton: Skeleton = COCO_17
     try:
         from torch import nn
 
-        from dekr_infer.model.checkpoint import load_network
+        from dekr_infer.model.checkpoint import load_network, read_state
     except ImportError:
         raise DekrError(
             f"{path}: reading it needs torch; install torch, or evaluate without rescoring by RESCORE.VALID False"
         ) from None
+    if not Path(path).is_file():
+        raise DekrError(
+            f"{path}: no such rescoring checkpoint; put it there, name it with RESCORE.MODEL_FILE, or do without it by "
+            "RESCORE.VALID False"
+        )
+    first = read_state(path).get("l1.weight")
+    if first is not None and len(first) != hidden:
+        raise DekrError(
+            f"{path}: its hidden layers have {len(first)} neurons, RESCORE.HIDDEN_LAYER says {hidden}; add "
+            f"RESCORE.HIDDEN_LAYER {len(first)}"
+        )
     net = nn.ModuleDict({name: nn.Linear(*shape) for name, shape in layer_shapes(hidden, skeleton).items()})
     load_network(net, path)
     state = {key: value.numpy() for key, value in net.state_dict().items()}

@@ -138,3 +138,41 @@ def test_without_deformable_convolutions_the_opset_decides():
     standard = to_dialect(model, ONNX)
     assert dialect_of(standard) == ONNX
     check_standard(standard)
+
+
+def graph_of(op_type: str, opset: int, **values: object) -> ModelProto:
+    node = onnx.helper.make_node(op_type, ["x"], ["y"], name="odd", **values)
+    ends = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 2, 3, 4]) for name in "xy"]
+    graph = onnx.helper.make_graph([node], "g", ends[:1], ends[1:])
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+
+
+@pytest.mark.parametrize(
+    ("op_type", "opset", "values"),
+    [
+        ("Softmax", 11, {}),  # over all axes from one on, then over one axis
+        ("Hardmax", 11, {"axis": 2}),
+        ("Unsqueeze", 11, {"axes": [0]}),
+        ("ReduceSum", 11, {"axes": [1]}),
+        ("Dropout", 11, {"ratio": 0.3}),
+        ("Relu", 5, {}),  # older than both of ours
+        ("Resize", 10, {}),
+        ("Upsample", 9, {}),
+        ("Fancy", 11, {}),
+    ],
+)
+def test_an_operator_that_another_opset_reads_otherwise_is_refused_by_its_node(op_type, opset, values):
+    with pytest.raises(DekrError, match=rf"node odd: {op_type} (of opset {opset} may mean|is no operator)"):
+        to_dialect(graph_of(op_type, opset, **values), ONNX)
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+@pytest.mark.parametrize("op_type", ["Relu", "Sigmoid", "Identity", "Transpose", "Flatten"])
+def test_an_operator_that_opsets_agree_on_is_converted(op_type, opset):
+    converted = to_dialect(graph_of(op_type, opset), ONNX)
+    assert converted.opset_import[0].version == 19 and converted.graph.node[0].op_type == op_type
+
+
+def test_an_attribute_that_the_older_opset_lacks_is_refused():
+    with pytest.raises(DekrError, match="node odd: Shape of opset 19 may mean something else in opset 11"):
+        to_dialect(graph_of("Shape", 19, start=1), ASCEND)

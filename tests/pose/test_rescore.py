@@ -115,7 +115,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_the_key_named(tmp_path, c
 
 def test_another_width_a_torn_file_and_no_file_are_refused(tmp_path):
     torch.save(state(13), tmp_path / "r.pth")
-    with pytest.raises(DekrError, match="l1"):
+    with pytest.raises(DekrError, match=r"have 13 neurons, RESCORE.HIDDEN_LAYER says 12; add RESCORE.HIDDEN_LAYER 13"):
         load_rescore_net(tmp_path / "r.pth", 12)
     (tmp_path / "torn.pth").write_bytes((tmp_path / "r.pth").read_bytes()[:700])
     (tmp_path / "text.pth").write_text("hello")

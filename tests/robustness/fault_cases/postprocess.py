@@ -149,7 +149,12 @@ POSTPROCESS_FAULTS = [
         ("loop: 6 of 6 files are missing", RUN),
         flags=("--dump_dir", "loop"),
     ),
-    Fault("rescoring net missing", at(RESCORE, Path.unlink), ("rescore.pth: no such checkpoint", "README"), real=True),
+    Fault(
+        "rescoring net missing",
+        at(RESCORE, Path.unlink),
+        ("rescore.pth: no such rescoring", "RESCORE.VALID"),
+        real=True,
+    ),
     Fault(
         "rescoring net truncated",
         at(RESCORE, spoil.cut, 0.5),
@@ -159,7 +164,11 @@ POSTPROCESS_FAULTS = [
         "rescoring net that runs code", at(RESCORE, spoil.trap_checkpoint), ("rescore.pth", "more than weights", "save")
     ),
     Fault("model given as rescoring net", other_file, ("rescore.pth: not a checkpoint", "missing (l1.weight", CHECK)),
-    Fault("rescoring net of another width", net(hidden=200), ("rescore.pth", "ill-shaped", CHECK)),
+    Fault(
+        "rescoring net of another width",
+        net(hidden=200),
+        ("rescore.pth: its hidden layers have 200 neurons", "HIDDEN_LAYER 200"),
+    ),
     Fault("rescoring weights NaN", net(scale=float("nan")), ("rescore.pth", "not finite", CHECK)),
     Fault(
         "rescoring weights beyond all bounds",
@@ -217,7 +226,12 @@ POSTPROCESS_FAULTS = [
         ("m.json: cannot be read (not a regular file)", "check its name"),
         flags=("--compare", "m.json"),
     ),
-    Fault("weights a device", nothing, ("/dev/zero: no such checkpoint", "README"), pairs=(RESCORE_FILE, "/dev/zero")),
+    Fault(
+        "weights a device",
+        nothing,
+        ("/dev/zero: no such rescoring", "VALID"),
+        pairs=(RESCORE_FILE, "/dev/zero"),
+    ),
     Fault(
         "earlier metrics another file",
         at("m.json", spoil.replace, b"{}"),
