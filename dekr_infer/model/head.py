@@ -5,6 +5,8 @@ Module names are those of upstream's state dict; the joints' branches stay separ
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
@@ -14,6 +16,9 @@ from dekr_infer.model.blocks import AdaptBlock, BasicBlock, conv_bn
 from dekr_infer.model.hrnet import HighResolutionNet
 from dekr_infer.skeleton import COCO_17
 
+MOST = 4096  # channels, modules, blocks or dilation; W48's largest is 384
+MOST_LAYERS = 5000  # W48 has 1,100
+MOST_PARAMETERS = 500_000_000  # 2 GB; W48 has 66 million
 JOINTS = COCO_17.offset_channels // 2
 
 
@@ -58,6 +63,17 @@ def _final(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, kernel, 1, kernel // 2)
 
 
+def _numbers(value: object) -> Iterator[int]:
+    """Yield the whole numbers in a section of the configuration."""
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for entry in value:
+            yield from _numbers(entry)
+    elif isinstance(value, int):
+        yield value
+
+
 def build_network(config: CfgNode) -> DekrNet:
     """Build the network of a configuration, in evaluation mode, without weights.
 
@@ -75,7 +91,17 @@ def build_network(config: CfgNode) -> DekrNet:
     for count, *lists in zip(stages.NUM_BRANCHES, stages.NUM_BLOCKS, stages.NUM_CHANNELS, strict=True):
         if any(len(entry) != count for entry in lists):
             raise ConfigError(f"MODEL.SPEC.STAGES: a stage of {count} branches needs {count} widths and block counts")
+    large = [value for value in _numbers(spec) if value > MOST]
+    layers = sum(n * sum(blocks) for n, blocks in zip(stages.NUM_MODULES, stages.NUM_BLOCKS, strict=True))
+    layers += spec.HEAD_HEATMAP.NUM_BLOCKS + JOINTS * spec.HEAD_OFFSET.NUM_BLOCKS
+    if large or layers > MOST_LAYERS:
+        found = f"{large[0]}, at most {MOST} is" if large else f"{layers} blocks, at most {MOST_LAYERS} are"
+        raise ConfigError(f"MODEL.SPEC: has {found} supported; correct MODEL.SPEC")
     try:
+        with torch.device("meta"):  # takes no memory
+            parameters = sum(weight.numel() for weight in DekrNet(spec).parameters())
+        if parameters > MOST_PARAMETERS:
+            raise ConfigError(f"MODEL.SPEC: has {parameters:,} parameters, at most {MOST_PARAMETERS:,} are supported")
         return DekrNet(spec).eval()
     except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError) as error:  # torch's, for such layers
         raise ConfigError(

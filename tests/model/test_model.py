@@ -119,6 +119,11 @@ def test_w48_differs_in_widths_only(w32):
     [
         ("MODEL.SPEC.HEAD_OFFSET.BLOCK", "BASIC", "ADAPTIVE offset head"),
         ("MODEL.SPEC.STAGES.BLOCK", "['BASIC','BOTTLENECK','BASIC']", "only BASIC blocks"),
+        ("MODEL.SPEC.STEM_CHANNELS", "1000000000", "has 1000000000, at most 4096"),
+        ("MODEL.SPEC.STAGES.NUM_CHANNELS", "[[4,6],[4,6,8],[4,6,8,1000000000]]", "has 1000000000, at most 4096"),
+        ("MODEL.SPEC.STAGES.NUM_MODULES", "[4000,1,1]", "32063 blocks, at most 5000"),
+        ("MODEL.SPEC.HEAD_OFFSET.NUM_BLOCKS", "4000", "blocks, at most 5000"),
+        ("MODEL.SPEC.HEAD_OFFSET.NUM_CHANNELS_PERKPT", "4000", "4,965,868,352 parameters, at most 500,000,000"),
         ("MODEL.SPEC.STAGES.NUM_MODULES", "[1,4]", "needs NUM_STAGES = 3 entries"),
         ("MODEL.SPEC.STAGES.NUM_CHANNELS", "[[4,6],[4,6],[4,6,8,10]]", "3 branches needs 3 widths"),
     ],

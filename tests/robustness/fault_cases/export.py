@@ -71,7 +71,15 @@ EXPORT_FAULTS = [
     ),
     Fault("pairs uneven", nothing, ("pairs are uneven", "no partner"), 2, pairs=("TEST.FLIP_TEST",), again=False),
     Fault("width below zero", nothing, ("MODEL.SPEC: no network", "correct"), 2, (), (WIDER[0], "-3"), again=False),
-    Fault("width beyond memory", nothing, ("MODEL.SPEC: no network",), 2, (), (WIDER[0], "10000000000"), again=False),
+    Fault(
+        "width beyond memory",
+        nothing,
+        ("MODEL.SPEC: has 10000000000, at most 4096",),
+        2,
+        (),
+        (WIDER[0], "10000000000"),
+        again=False,
+    ),
     Fault(
         "a folder in the output's place",
         left("net.onnx", spoil.folder),
