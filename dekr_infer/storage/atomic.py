@@ -76,9 +76,12 @@ def _locked(path: Path, *, folder: bool = False) -> int:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.path.samestat(os.stat(path), os.fstat(handle)):
-                if not folder:
+                if folder:
+                    return handle
+                if os.fstat(handle).st_nlink == 1:
                     os.truncate(handle, 0)
-                return handle
+                    return handle
+                os.unlink(path)  # a hard link to somebody's file, which keeps its content
         except FileNotFoundError:
             pass  # the same, a moment later
         except BaseException:

@@ -13,6 +13,7 @@ import pytest
 from dekr_infer.errors import DekrError
 from dekr_infer.storage import atomic as files
 from dekr_infer.storage.atomic import (
+    UNFINISHED,
     atomic_write,
     open_regular,
     read_json,
@@ -168,3 +169,12 @@ def test_an_interrupt_while_a_file_is_opened_stays_one(tmp_path, monkeypatch):
     monkeypatch.setattr(files.io, "FileIO", opened_and_interrupted)
     with pytest.raises(KeyboardInterrupt):
         open_regular(tmp_path / "a")
+
+
+def test_a_file_linked_at_the_name_of_the_unfinished_one_keeps_its_content(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    os.link(tmp_path / "precious", tmp_path / f".a.json{UNFINISHED}")
+    files.write_json(tmp_path / "a.json", 1)
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert (tmp_path / "a.json").read_text() == "1\n"
+    assert names_in(tmp_path) == ["a.json", "precious"]
