@@ -49,9 +49,11 @@ take_environment() { # SCRIPT
     local __pair __code=0
     local __pairs=()
     # shellcheck disable=SC2016
-    mapfile -d '' -t __pairs < <(exec bash -c 'unset CDPATH; source "$0" >&2; command -p env -0' "$1")
+    mapfile -d '' -t __pairs < <(exec timeout -k 5 60 bash -c 'unset CDPATH; source "$0" >&2; command -p env -0' "$1")
     wait "$!" || __code=$?
-    if [[ ${#__pairs[@]} -eq 0 ]]; then
+    if [[ ${#__pairs[@]} -eq 0 && $__code -eq 124 ]]; then
+        printf 'warning: %s: did not end in 60 s; the toolkit is not loaded\n' "$1" >&2
+    elif [[ ${#__pairs[@]} -eq 0 ]]; then
         printf 'warning: %s: ended its shell with exit code %s; the toolkit is not loaded\n' "$1" "$__code" >&2
     fi
     for __pair in "${__pairs[@]}"; do

@@ -5,4 +5,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 find_python
 [[ " $* " != *" --backend om "* ]] || load_toolkit
-exec "$python" "$root/scripts/ascend.py" pipeline "$@"
+exec "$python" -E "$root/scripts/ascend.py" pipeline "$@"

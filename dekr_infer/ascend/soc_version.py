@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from typing import NamedTuple
 
+from dekr_infer.ascend.subprocess_runner import ask_tool
 from dekr_infer.errors import ConfigError, DekrError
 
 PREFIX = "Ascend"
@@ -115,13 +115,13 @@ def ask(*words: str) -> str:
     if tool is None:
         raise DekrError(f"npu-smi: not found; install the NPU's driver, or {OVERRIDE}")
     try:
-        done = subprocess.run([tool, *words], capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
-    except subprocess.TimeoutExpired:
-        raise DekrError(f"{command}: no answer in {TIMEOUT} s; restart the driver, or {OVERRIDE}") from None
-    if done.returncode:
-        reason = (done.stdout + done.stderr).strip().splitlines() or ["no message"]
+        code, text = ask_tool([tool, *words], TIMEOUT)
+    except DekrError as error:
+        raise DekrError(f"{error}; restart the driver, or {OVERRIDE}") from None
+    if code:
+        reason = text.strip().splitlines() or ["no message"]
         raise DekrError(f"{command}: failed ({reason[-1].strip()[:200]}); check the driver, or {OVERRIDE}")
-    return done.stdout
+    return text
 
 
 def _prefixed(name: str) -> str:

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from dekr_infer.errors import DekrError
 
 KEPT = 2000  # lines that are searched for known errors
+MOST_ANSWER = 1 << 22  # bytes that a short command may print
 PATIENCE = 10  # seconds that an interrupted tool has to end
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _LIBC = ctypes.CDLL(None)  # loaded here, because between fork and exec little may be done
@@ -52,6 +54,49 @@ def run_tool(command: Sequence[str]) -> Ran:
         raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def ask_tool(command: Sequence[str], seconds: float) -> tuple[int, str]:
+    """Return the exit code of a short command and what it prints, on either stream.
+
+    Raises:
+        DekrError: it cannot be started, does not end in time, or prints more than any answer has.
+    """
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise DekrError(f"{command[0]}: cannot be started ({error.strerror}); check the installation") from None
+    name, late = " ".join((os.path.basename(command[0]), *command[1:])), threading.Event()
+
+    def stop() -> None:
+        late.set()
+        kill()
+
+    def kill() -> None:
+        with contextlib.suppress(ProcessLookupError):  # with its children, which hold the pipe open
+            os.killpg(process.pid, signal.SIGKILL)
+
+    timer = threading.Timer(seconds, stop)
+    timer.start()
+    with process:
+        try:
+            assert process.stdout is not None
+            answer = process.stdout.read(MOST_ANSWER)
+            if len(answer) == MOST_ANSWER:
+                raise DekrError(f"{name}: prints without end")
+            process.wait()
+        finally:
+            timer.cancel()
+            kill()
+    if late.is_set():
+        raise DekrError(f"{name}: no answer in {seconds:g} s")
+    return process.returncode, answer.decode(errors="replace")
 
 
 def _start(command: Sequence[str], mask: Iterable[int]) -> subprocess.Popen[str]:

@@ -14,13 +14,13 @@ import importlib.util
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from dekr_infer.ascend.subprocess_runner import ask_tool
 from dekr_infer.errors import DekrError
 from dekr_infer.launch import DISTRIBUTIONS, python_error
 from dekr_infer.model.weights import NOTES, weights_kind
@@ -261,10 +261,9 @@ def _hash(path: Path) -> str:
 def _ask(*command: str) -> tuple[int, str]:
     """Return the exit code and the output of a command; -1 when it cannot be run."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT)
-    except (OSError, subprocess.TimeoutExpired) as error:
+        return ask_tool(command, TIMEOUT)
+    except DekrError as error:
         return -1, str(error)
-    return done.returncode, done.stdout + done.stderr
 
 
 def _last(text: str) -> str:

@@ -2,11 +2,14 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from dekr_infer.ascend import soc_version
 from dekr_infer.ascend.soc_version import Device, devices
+from dekr_infer.errors import DekrError
 from tests.support.ascend_host import FAKES, Host, refused
 
 NAMES = {
@@ -77,6 +80,25 @@ def test_no_driver(host):
 
 def test_no_npu_smi(tmp_path):
     refused(Host(tmp_path).run("chip_name.sh"), 1, "npu-smi: not found", "driver", "CHIP_NAME")
+
+
+@pytest.mark.parametrize(
+    ("answer", "part"),
+    [
+        ("sleep 60", r"npu-smi info: no answer in 0\.3 s; restart the driver"),
+        ("(sleep 60 &) ; echo hello", r"npu-smi info: no answer in 0\.3 s"),  # a child holds the pipe
+        ("yes", r"npu-smi info: prints without end"),
+    ],
+)
+def test_npu_smi_that_hangs_or_floods_is_ended(tmp_path, monkeypatch, answer, part):
+    (tmp_path / "npu-smi").write_text(f"#!/bin/bash\n{answer}\n")
+    (tmp_path / "npu-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(soc_version, "TIMEOUT", 5 if answer == "yes" else 0.3)
+    began = time.monotonic()
+    with pytest.raises(DekrError, match=part):
+        soc_version.ask("info")
+    assert time.monotonic() - began < 5
 
 
 def test_name_given_counts_first(tmp_path):
