@@ -42,7 +42,7 @@ class OutputFolder:
         paths = [folder / name for name in output_files(frame.key)]
         maps = []
         for path, shape in zip(paths, output_shapes(self.skeleton, frame.placement.cells), strict=True):
-            values = npy.open_map(path)
+            values = npy.open_map(path, npy.OUTPUTS)
             if values.shape != shape:
                 raise DekrError(
                     f"{path}: has shape {values.shape}, {frame.name} needs {shape}; it is of another image or network"
