@@ -26,6 +26,7 @@ from dekr_infer.errors import ConfigError
 from dekr_infer.export.export import export_onnx
 from dekr_infer.export.parity import HEAT_TOLERANCE, OFFSET_TOLERANCE, Difference
 from dekr_infer.export.people_proof import PIXELS_TOLERANCE, SCORE_TOLERANCE, PeopleDifference
+from dekr_infer.export.snippet import usage_snippet
 from dekr_infer.export.variants import SEPARATE, VARIANTS
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes
 from dekr_infer.model.head import build_network
@@ -164,6 +165,8 @@ def export(
         f"{report.output}: dialect {report.dialect}, {report.nodes} nodes, {report.deformable} deformable, "
         f"{report.size:,} bytes, in {report.seconds:.1f} s"
     )
+    if baked is not None:
+        print(f"to use it elsewhere:\n\n{usage_snippet(report.output, baked, input_sizes, input_dtype)}", end="")
 
 
 def _decoded(found: PeopleDifference) -> str:

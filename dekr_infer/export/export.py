@@ -19,7 +19,7 @@ from dekr_infer.export.people_graph import add_people
 from dekr_infer.export.people_proof import PeopleDifference, compare_people
 from dekr_infer.export.trace import build_graph
 from dekr_infer.export.uint8_input import take_uint8
-from dekr_infer.export.variants import SEPARATE
+from dekr_infer.export.variants import GATHER, SEPARATE
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes
 from dekr_infer.model.checkpoint import load_network
 from dekr_infer.model.weights import least_trained, weights_kind
@@ -96,6 +96,11 @@ def export_onnx(
         raise ConfigError(f"--output {output} is the checkpoint itself; name another file")
     if people is not None and dialect != ONNX:
         raise ConfigError(f"--decode people needs --dialect {ONNX}; atc does not take its operators")
+    if people is not None and people.flip and deform == GATHER:
+        raise ConfigError(
+            f"--deform {GATHER} takes one image at a time, but a flipped pass is run with the original; "
+            "add --flip off, or choose another --deform"
+        )
     load_network(network, checkpoint)
     model = build_graph(network, deform)
     check_standard(to_dialect(model, ONNX))
@@ -122,7 +127,7 @@ def export_onnx(
     if people is not None:
         written = add_people(written, people, input_sizes, skeleton, rescore, with_maps)
         check_standard(written)
-    elif dialect == ONNX:
+    elif dialect == ONNX and deform != GATHER:
         _open_batch(written)
     differences: list[Difference | PeopleDifference] = []
     with atomic_write(output) as temporary:

@@ -246,6 +246,7 @@ def _cell_and_share(write: Writer, pixels: Any, count: Any) -> tuple[Any, Any, A
     """Return the cell at or before each coordinate, the next one, and the share of the way to it."""
     last = write("Sub", count, np.int32(1))
     border = write("Mul", write("Cast", last, to=ir.DataType.FLOAT), float(STRIDE))
+    pixels = write("Where", write("IsNaN", pixels), 0.0, pixels)  # `poison` tells; here it would be no index
     pixel = write("Min", write("Max", write("Floor", pixels), 0.0), border)
     place = write("Mul", pixel, 1 / STRIDE)
     cell = write("Floor", place)

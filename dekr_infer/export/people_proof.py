@@ -84,8 +84,8 @@ def compare_people(
 
     model = onnx.load(path)
     pixel = [PIXEL_NAME] if rescore is not None else []
-    whole = _session(model, [INPUT_NAME, *pixel], [*PEOPLE_NAMES, *OUTPUT_NAMES], threads)
-    decoder = _session(model, [*OUTPUT_NAMES, *pixel], PEOPLE_NAMES, threads)
+    whole = part_of(model, [INPUT_NAME, *pixel], [*PEOPLE_NAMES, *OUTPUT_NAMES], threads)
+    decoder = part_of(model, [*OUTPUT_NAMES, *pixel], PEOPLE_NAMES, threads)
     rng = np.random.default_rng(SEED)
     for input_size in input_sizes:
         warped = sample_image(rng, input_size)
@@ -107,7 +107,7 @@ def compare_people(
         yield PeopleDifference(maps_apart, sum(counts), all(same), float(np.max(pixels)), float(np.max(scores)))
 
 
-def _session(
+def part_of(
     model: onnx.ModelProto, inputs: list[str], outputs: Iterable[str], threads: int
 ) -> onnxruntime.InferenceSession:
     """Return the part of a model between some of its tensors, loaded for ONNX Runtime."""
