@@ -107,8 +107,6 @@ class Job(NamedTuple):
         frontend.check(self.model, self.source, self.folder.resolve().parent)
         exported = self.model.with_suffix(".onnx")
         known, dtype = _input_of(exported)
-        if dtype is not None:
-            refuse_other_dtype(next(iter(self.input_sizes)), self.dtype, dtype, exported)
         strays = [file for file, size in self.input_sizes.items() if size not in known]
         if len(strays) < len(self.input_sizes):
             for file in strays:
@@ -117,15 +115,16 @@ class Job(NamedTuple):
                     f"{self.model.with_suffix('.onnx')} ({', '.join(map(str, known))}); delete this tensor, "
                     "and run DEKR_preprocess.py again"
                 )
+            refuse_other_dtype(next(iter(self.input_sizes)), self.dtype, dtype, exported)
 
 
-def _input_of(file: Path) -> tuple[Sequence[Size], str | None]:
-    """Return the input sizes in an ONNX file's metadata, and its input's dtype; none when there is no such file."""
+def _input_of(file: Path) -> tuple[Sequence[Size], str]:
+    """Return the input sizes in an ONNX file's metadata, and its input's dtype; nothing when there is no such file."""
     try:
         model = load(file)
         dtype = onnx.helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
     except (DekrError, LookupError):
-        return (), None
+        return (), ""
     found = InputSizes.parse(default_input_sizes(model))
     return found.sizes if found else (), str(dtype)
 
