@@ -16,7 +16,7 @@ import pytest
 from onnx import helper
 
 from dekr_infer.ascend import ais_bench_frontend as frontend
-from dekr_infer.ascend.ais_bench import Summary, _speeds
+from dekr_infer.ascend.ais_bench import Job, Summary, _speeds
 from dekr_infer.backends.onnxruntime import OnnxRuntime
 from dekr_infer.backends.output_folder import OutputFolder
 from dekr_infer.cli import preprocess
@@ -133,6 +133,7 @@ def test_whole_flow_gives_the_bits_of_the_cpu_runner(tmp_path, tiny):
             assert (host.folder / target / name).read_bytes() == (host.folder / "cpu" / target / name).read_bytes()
 
 
+@pytest.mark.long
 def test_8_bit_tensors_and_float16_outputs_reach_the_metrics(tmp_path, tiny):
     """From uint8 tensors over a model with float16 outputs; postprocessing finds the people of float32, nearly."""
     host, root = Host(tmp_path, "npu-smi"), tmp_path / "coco"
@@ -342,6 +343,29 @@ def test_tensors_that_would_give_garbage_are_refused(host, kind, part):
     damage(kind, host.folder / "prep_data_flip" / "B1.npy")
     refused(host.run("ais_bench.sh", "net.om"), 1, "B1.npy", part)
     assert names(host.folder) == BEFORE
+
+
+@pytest.mark.parametrize("stems", [("B1",), STEMS])
+def test_tensors_of_another_dtype_than_the_others_or_the_model_are_refused(host, monkeypatch, stems):
+    """ais_bench compares byte counts alone, and stops in the middle."""
+    monkeypatch.chdir(host.folder)
+    onnx.save(toy_model(), "net.onnx")
+    for stem in stems:
+        file = Path("prep_data", f"{stem}.npy")
+        np.save(file, np.load(file).astype(np.uint8))
+    says = "net.onnx takes float32; run DEKR_preprocess.py" if stems == STEMS else "a2.npy holds float32"
+    with pytest.raises(DekrError, match=f"holds uint8, .*{says}"):
+        Job.of(Path("net.om"), 0, Path("prep_data"), Path("out")).check(Unchecked())
+
+
+class Unchecked(frontend.Frontend):
+    """A front end that refuses no path."""
+
+    def __init__(self) -> None:
+        pass
+
+    def check(self, *paths):
+        pass
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
