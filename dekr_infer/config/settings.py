@@ -87,7 +87,8 @@ def baked_config(config: CfgNode, baked: Baked | None, model: object) -> CfgNode
             )
         adapted[section][name] = value
     given = config.RESCORE.MODEL_FILE
-    if given != default.RESCORE.MODEL_FILE and sha256(Path(given)) != baked.rescore_sha256:
+    named = given != default.RESCORE.MODEL_FILE and Path(given).is_file()
+    if named and sha256(Path(given)) != baked.rescore_sha256:
         raise ConfigError(
             f"RESCORE.MODEL_FILE {given}: not the rescoring net inside {model}; leave the setting out, or export the "
             "file again with it"

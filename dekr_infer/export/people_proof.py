@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 PIXELS_TOLERANCE, SCORE_TOLERANCE = 1e-3, 1e-5  # the latter relative, from scores of 1 on
+CHAINS = 3  # scenes of chains: not every one has a person whose best duplicate is taken already
 SCALES = (1.0, 2.5)  # input pixels in an image pixel: what the rescoring net is told
 
 PassesArrays = tuple[np.ndarray, np.ndarray]  # heatmap (P, J + 1, h, w), offset (P, 2 J, h, w)
@@ -94,14 +95,14 @@ def compare_people(
             expected = [output.numpy() for output in network(torch.from_numpy(np.concatenate(images)))]
         image = as_uint8(warped) if input_dtype == UINT8 else images[0]
         *found, heat, offset = whole.run(None, {INPUT_NAME: image})
-        cases = [_compare(found, _expected((heat, offset), baked, rescore, skeleton))]
+        cases = [compare(found, expected_people((heat, offset), baked, rescore, skeleton))]
         for maps in scenes(rng, cells(input_size), skeleton, baked):
             for scale in SCALES if rescore is not None else SCALES[:1]:
                 feed = dict(zip(OUTPUT_NAMES, maps, strict=True)) | {
                     name: np.array(scale, np.float32) for name in pixel
                 }
-                wanted = _expected(maps, baked, rescore, skeleton, scale)
-                cases.append(_compare(decoder.run(None, feed), wanted))
+                wanted = expected_people(maps, baked, rescore, skeleton, scale)
+                cases.append(compare(decoder.run(None, feed), wanted))
         counts, same, pixels, scores = zip(*cases, strict=True)
         maps_apart = difference_of(input_size, expected, (heat, offset))
         yield PeopleDifference(maps_apart, sum(counts), all(same), float(np.max(pixels)), float(np.max(scores)))
@@ -121,7 +122,7 @@ def part_of(
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
-def _expected(
+def expected_people(
     maps: PassesArrays, baked: Baked, rescore: RescoreNet | None, skeleton: Skeleton, scale: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return poses in input pixels and scores of our own decoding, by score."""
@@ -133,7 +134,7 @@ def _expected(
     return poses[order], scores[order]
 
 
-def _compare(found: Iterable[np.ndarray], expected: tuple[np.ndarray, np.ndarray]) -> tuple[int, bool, float, float]:
+def compare(found: Iterable[np.ndarray], expected: tuple[np.ndarray, np.ndarray]) -> tuple[int, bool, float, float]:
     """Return the people compared, whether they are as many and in order, and the differences in pixels and scores.
 
     A person may stand where another one of the same score is expected: rounding decides between them.
@@ -168,7 +169,8 @@ def scenes(rng: np.random.Generator, size: Size, skeleton: Skeleton, baked: Bake
     levels = np.where(rng.random(size) < 0.05, rng.integers(0, 4, size) / 4, 0)
     yield maps(limit + rng.random(size), heat, offset)
     yield maps(limit + levels, np.full_like(heat, 0.5), offset)  # plateaus, and equal scores
-    yield maps(limit + levels, heat, _chained(rng, offset.shape, skeleton, baked))
+    for _ in range(CHAINS):
+        yield maps(limit + levels, heat, _chained(rng, offset.shape, skeleton, baked))
     yield maps(np.full(size, -1.0), heat, offset)
 
 
