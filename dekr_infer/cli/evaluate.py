@@ -125,8 +125,9 @@ class _Run:
         names = [image.file_name for image in self.data.images[: args.limit]]
         absent = files.check_present(names, args.allow_missing)
         self.network = OnnxRuntime(args.model, args.threads, provider=args.provider)
-        self.config = config = baked_config(config, self.network.baked, args.model)
-        self.baked_rescore = self.network.baked.rescore_sha256 if self.network.baked else None
+        baked = getattr(self.network, "baked", None)
+        self.config = config = baked_config(config, baked, args.model)
+        self.baked_rescore = baked.rescore_sha256 if baked else None
         rescore = Path(config.RESCORE.MODEL_FILE) if config.RESCORE.VALID and not self.baked_rescore else None
         self.detector = Detector(
             self.network,

@@ -79,9 +79,10 @@ def main(argv: Arguments = None) -> int:
             failures.check()
         places = {} if args.no_overlays else overlay_places(sources, args.output)
         network = OnnxRuntime(args.model, args.threads, provider=args.provider)
-        config = baked_config(load_config(args.cfg), network.baked, args.model)
-        if network.baked is not None and args.rescore:
-            inside = "holds its rescoring net" if network.baked.rescore_sha256 else "was exported without rescoring"
+        baked = getattr(network, "baked", None)
+        config = baked_config(load_config(args.cfg), baked, args.model)
+        if baked is not None and args.rescore:
+            inside = "holds its rescoring net" if baked.rescore_sha256 else "was exported without rescoring"
             raise ConfigError(f"--rescore {args.rescore}: {args.model} yields people and {inside}; leave --rescore out")
         detector = Detector(
             network,
