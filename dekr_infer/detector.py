@@ -19,9 +19,10 @@ from dekr_infer.backends.base import Backend
 from dekr_infer.config.load import load_config
 from dekr_infer.config.settings import decode_settings
 from dekr_infer.data.images import bgr, read_image
-from dekr_infer.errors import DekrError
+from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.geometry import Placement, Size
 from dekr_infer.model.weights import least_trained
+from dekr_infer.onnx_graph.baked import Baked
 from dekr_infer.pose.decode import DecodeSettings, decode, transform_poses
 from dekr_infer.pose.refine import RefineSettings, match_to_heatmap
 from dekr_infer.pose.rescore import RescoreNet, load_rescore_net
@@ -44,7 +45,11 @@ class Detector:
         skeleton: of the network.
         threads: of ONNX Runtime, for a backend given as a path; by default all cores.
         provider: the execution provider of ONNX Runtime, for a backend given as a path.
+
+    A graph that decodes people itself settles `settings`, `flip` and rescoring.
+
     Raises:
+        ConfigError: the arguments ask for other things than such a graph does.
         DekrError: a file is missing, damaged or does not fit.
     """
 
@@ -69,6 +74,13 @@ class Detector:
         if isinstance(rescore, str | Path):
             rescore = load_rescore_net(rescore, load_config().RESCORE.HIDDEN_LAYER, skeleton)
         self.flip, self.refine, self.rescore, self.skeleton = flip, refine, rescore, skeleton
+        baked: Baked | None = getattr(backend, "baked", None)
+        if baked is not None:
+            if refine is not None or rescore is not None or settings not in (None, baked.settings):
+                raise ConfigError("the graph decodes people itself; leave out settings, refinement and rescoring net")
+            if baked.flip and not flip:
+                raise ConfigError("the graph merges the flipped pass itself; export it with --flip off")
+            self.settings, self.flip = baked.settings, baked.flip
 
     @property
     def weights(self) -> str:
@@ -88,10 +100,12 @@ class Detector:
             image = self.frame(image)
         return self.detect(image)[0]
 
-    def detect(self, frame: Frame) -> tuple[People, Passes]:
-        """Find the people of a frame; also return the maps they come from."""
-        passes = self.backend.infer(frame, self.flip)
-        return self.decode(passes, frame.placement), passes
+    def detect(self, frame: Frame) -> tuple[People, Passes | None]:
+        """Find the people of a frame; also return the maps they come from, if the backend yields maps."""
+        found = self.backend.infer(frame, self.flip)
+        if isinstance(found, People):
+            return found, None
+        return self.decode(found, frame.placement), found
 
     def decode(self, passes: Passes, placement: Placement) -> People:
         """Turn the network's outputs into people in image pixels.

@@ -5,7 +5,7 @@ Names, channels and file suffixes of the network's input and outputs are here, a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,32 +18,33 @@ from dekr_infer.skeleton import Skeleton
 
 INPUT_NAME = "image"
 OUTPUT_NAMES = ("heatmap", "offset")  # in the graph's order
+PEOPLE_NAMES = ("keypoints", "scores", "num")  # of a graph that yields people
 
 
-def output_shapes(skeleton: Skeleton, cells: Size) -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of both outputs for one input: (1, channels, h, w) in `OUTPUT_NAMES`' order."""
-    return tuple((1, channels, *cells) for channels in (skeleton.heatmap_channels, skeleton.offset_channels))
+def output_shapes(skeleton: Skeleton, cells: Size, images: int = 1) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of both outputs for one input: (images, channels, h, w) in `OUTPUT_NAMES`' order."""
+    return tuple((images, channels, *cells) for channels in (skeleton.heatmap_channels, skeleton.offset_channels))
 
 
-def output_files(stem: str, suffix: str = ".npy") -> tuple[str, ...]:
-    """Return the file names of the outputs of a tensor, in `OUTPUT_NAMES`' order.
+def output_files(stem: str, suffix: str = ".npy", names: Sequence[str] = OUTPUT_NAMES) -> tuple[str, ...]:
+    """Return the file names of the outputs of a tensor, in the order of the outputs' names.
 
     >>> output_files("000000000139")
     ('000000000139_0.npy', '000000000139_1.npy')
     """
-    return tuple(f"{stem}_{index}{suffix}" for index in range(len(OUTPUT_NAMES)))
+    return tuple(f"{stem}_{index}{suffix}" for index in range(len(names)))
 
 
 class Maps(NamedTuple):
     """The network's outputs for one input, in cells.
 
     Args:
-        heatmap: (J + 1, h, w) float32: the joints, then the person centre.
-        offset: (2 J, h, w) float32: x then y of each joint; joint = cell - offset.
+        heatmap: (J + 1, h, w) float32 or float16: the joints, then the person centre.
+        offset: (2 J, h, w) float32 or float16: x then y of each joint; joint = cell - offset.
         sources: the places of heatmap and offset, for error messages: files, or the model.
         milliseconds: of the forward pass, where it has just been run.
 
-    The arrays may be memory-mapped files, so values are checked where they are read.
+    Values are checked where they are used: decoding needs few of them.
     """
 
     heatmap: np.ndarray
@@ -57,7 +58,7 @@ class Maps(NamedTuple):
         return Size(*self.heatmap.shape[1:])
 
     def heat_at(self, channel: Any, y: Any, x: Any) -> np.ndarray:
-        """Return finite values of the heatmap; the arguments are numpy indices.
+        """Return finite values of the heatmap, float32; the arguments are numpy indices.
 
         Raises:
             DekrError: a value is NaN or infinite.
@@ -76,7 +77,7 @@ class Maps(NamedTuple):
 def _finite(values: np.ndarray, source: str) -> np.ndarray:
     if not np.isfinite(values).all():
         raise DekrError(f"{source}: holds NaN or infinite values; run the network on this image again")
-    return values
+    return values.astype(np.float32, copy=False)
 
 
 class Passes(NamedTuple):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import msgspec
+import onnx
 
 from dekr_infer.ascend.ais_bench_frontend import REMEDIES, Frontend, check_further_words, find_frontend
 from dekr_infer.ascend.lint.check import default_input_sizes, load
@@ -19,6 +20,7 @@ from dekr_infer.backends.folder_runner import (
     list_tensors,
     output_stem,
     record_outputs,
+    refuse_other_dtype,
     summary_path,
 )
 from dekr_infer.errors import DekrError
@@ -46,13 +48,14 @@ class Summary(msgspec.Struct):
 
 
 class Job(NamedTuple):
-    """A folder of tensors to be run: `source` -> `folder`, by a model on a device; `input_sizes` by tensor."""
+    """A folder of tensors to be run: `source` -> `folder`, by a model on a device; `input_sizes` by tensor; `dtype`."""
 
     model: Path
     device: int
     source: Path
     folder: Path
     input_sizes: dict[Path, Size]
+    dtype: str = str(tensors.DTYPE)
 
     @classmethod
     def of(cls, model: Path, device: int, source: Path, folder: Path) -> Job:
@@ -60,7 +63,7 @@ class Job(NamedTuple):
 
         Raises:
             DekrError: there is no such folder, no tensor in it, a file that ais_bench takes for a tensor or overlooks,
-                or an array that is not a float32 (1, 3, H, W).
+                or an array that is not a float32 or uint8 (1, 3, H, W), or not of the others' dtype.
         """
         if not source.is_dir():
             raise DekrError(f"{source}: no such folder of tensors; make it with DEKR_preprocess.py")
@@ -70,13 +73,19 @@ class Job(NamedTuple):
                 raise DekrError(f"{source / name}: ais_bench would feed it to the network; move it out of this folder")
             if ending.lower() == ".npy" and ending not in (".npy", ".NPY"):
                 raise DekrError(f"{source / name}: ais_bench overlooks this ending; rename it to .npy")
-        input_sizes = {}
+        input_sizes: dict[Path, Size] = {}
+        dtypes: dict[str, Path] = {}
         for file in list_tensors([source]):
-            shape = tensors.read_header(file).shape
+            header = tensors.read_header(file, tensors.TENSORS)
+            shape = header.shape
+            dtypes.setdefault(str(header.dtype), file)
             if len(shape) != 4 or shape[:2] != (1, 3):
                 raise DekrError(f"{file}: its shape {shape} is not (1, 3, H, W); run DEKR_preprocess.py --overwrite")
             input_sizes[file] = Size(*shape[2:])
-        return cls(model, device, source, folder, input_sizes)
+        if len(dtypes) > 1:
+            (one, file), (other, stray) = dtypes.items()
+            raise DekrError(f"{stray}: holds {other}, but {file} holds {one}; run DEKR_preprocess.py --overwrite")
+        return cls(model, device, source, folder, input_sizes, *dtypes)
 
     @property
     def results(self) -> dict[str, tuple[Path, tuple[int, ...]]]:
@@ -96,7 +105,8 @@ class Job(NamedTuple):
         """
         tensors.refuse_foreign(self.folder, self.results, "these inputs")
         frontend.check(self.model, self.source, self.folder.resolve().parent)
-        known = _sizes_of(self.model.with_suffix(".onnx"))
+        exported = self.model.with_suffix(".onnx")
+        known, dtype = _input_of(exported)
         strays = [file for file, size in self.input_sizes.items() if size not in known]
         if len(strays) < len(self.input_sizes):
             for file in strays:
@@ -105,15 +115,18 @@ class Job(NamedTuple):
                     f"{self.model.with_suffix('.onnx')} ({', '.join(map(str, known))}); delete this tensor, "
                     "and run DEKR_preprocess.py again"
                 )
+            refuse_other_dtype(next(iter(self.input_sizes)), self.dtype, dtype, exported)
 
 
-def _sizes_of(file: Path) -> Sequence[Size]:
-    """Return the input sizes in an ONNX file's metadata; none when there is no such file, or it names none."""
+def _input_of(file: Path) -> tuple[Sequence[Size], str]:
+    """Return the input sizes in an ONNX file's metadata, and its input's dtype; nothing when there is no such file."""
     try:
-        found = InputSizes.parse(default_input_sizes(load(file)))
-    except DekrError:
-        found = None
-    return found.sizes if found else ()
+        model = load(file)
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(model.graph.input[0].type.tensor_type.elem_type)
+    except (DekrError, LookupError):
+        return (), ""
+    found = InputSizes.parse(default_input_sizes(model))
+    return found.sizes if found else (), str(dtype)
 
 
 def run_passes(
@@ -206,12 +219,12 @@ def _check_results(job: Job, made: Path) -> tuple[dict[str, Any], Summary]:
     summary = _summary_in(written, path)
     for name, (_, shape) in job.results.items():
         try:
-            found = tensors.read_header(made / name).shape
+            found = tensors.read_header(made / name, tensors.OUTPUTS).shape
         except DekrError:
             found = ()
         if found != shape:
             raise DekrError(
-                f"{job.source}: ais_bench reported success, but {name} is missing or not float32 {shape}; "
+                f"{job.source}: ais_bench reported success, but {name} is missing or not float32 or float16 {shape}; "
                 f"check that {job.model} is a DEKR export, converted with its own input sizes"
             )
     foreign = set(os.listdir(made)) - set(job.results)

@@ -28,6 +28,7 @@ PRECISIONS = (
     *("must_keep_origin_dtype", "allow_mix_precision"),
 )
 CACHE_MODES = ("enable", "force")
+OUTPUT_TYPES = ("FP32", "FP16")
 _CHIP = "check the chip's spelling with scripts/chip_name.sh, and that this toolkit knows the chip"
 _OPTION = "check the option that the message names, behind -- too"
 _SIZES = "the input sizes in the file's metadata do not suit; export it again with DEKR_pth2onnx.py"
@@ -73,6 +74,7 @@ def convert(
     chip: str | None = None,
     device: int | None = None,
     precision_mode: str | None = None,
+    output_type: str | None = None,
     keep_dtype: Path | None = None,
     cache: str | None = None,
     extra: Sequence[str] = (),
@@ -87,6 +89,8 @@ def convert(
         output: the model's name, with or without its suffix; by default the ONNX file's name.
         chip, device: see `chip_name`.
         precision_mode: one of `PRECISIONS`; by default atc's own, force_fp16.
+        output_type: of the model's outputs, one of `OUTPUT_TYPES`; by default the ONNX file's, float32. float16 halves
+            what is copied and written; everything that reads outputs takes it.
         keep_dtype: a file that lists nodes to keep in float32, one name per line.
         cache: of compiled kernels, one of `CACHE_MODES`; by default none is kept.
         extra: further words for atc.
@@ -116,6 +120,7 @@ def convert(
             *([f"--dynamic_dims={sizes}"] if sizes else []),
             f"--soc_version={soc}",
             *([f"--precision_mode={precision_mode}"] if precision_mode else []),
+            *([f"--output_type={output_type}"] if output_type else []),
             *([f"--keep_dtype={kept}"] if kept else []),
             *_unless_given(extra, "op_compiler_cache_mode", cache),
             *_unless_given(extra, "log", "error"),

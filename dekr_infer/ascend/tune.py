@@ -122,7 +122,9 @@ class Tuning:
         times = run_pass(self.frontend, job, ["--loop", str(self.loop)]).npu_compute_time_list
         if len(times) != self.loop:
             raise DekrError(f"ais_bench reports {len(times)} passes at {input_size} instead of {self.loop}")
-        outputs = [np.array(tensors.open_map(folder / name)) for name in output_files(STEM)]
+        outputs = [
+            np.array(tensors.read_unchecked(folder / name, tensors.OUTPUTS), np.float32) for name in output_files(STEM)
+        ]
         if not all(np.isfinite(values).all() for values in outputs):
             raise DekrError(
                 f"NaN or infinite outputs at {input_size}: float16 does not suffice; try another --precision_mode"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from dekr_infer.geometry import InputSizes
-from dekr_infer.structures import Frame, Passes
+from dekr_infer.structures import Frame, Passes, People
 
 
 class Backend(Protocol):
@@ -15,8 +15,10 @@ class Backend(Protocol):
     def input_sizes(self) -> InputSizes:
         """The sizes that the network takes."""
 
-    def infer(self, frame: Frame, flip: bool) -> Passes:
-        """Return the maps of a frame and, with `flip`, those of its flipped twin.
+    def infer(self, frame: Frame, flip: bool) -> Passes | People:
+        """Return the maps of a frame and, with `flip`, those of its flipped twin; or its people in image pixels.
+
+        A backend that returns people has an attribute `baked`, which describes the decoding and settles the flip.
 
         Raises:
             DekrError: the frame cannot be read, or the network does not run on it.

@@ -117,7 +117,7 @@ def run_folder(
     """Run every tensor that is not done yet and write its outputs; at the end, the summary beside the folder.
 
     Args:
-        network: the graph to run.
+        network: the graph to run; one that yields people writes keypoints, scores and their number.
         options: how to run it.
         advance: called with the number of tensors just finished.
         files: from `list_tensors`.
@@ -131,7 +131,7 @@ def run_folder(
     check_input_sizes(network, files)
     about = {"checkpoint": network.checkpoint_sha256, "weights": network.weights, "versions": _versions()}
     head = outputs_head(files, network.sha256, options.outfmt, options.loop, about)
-    own = {name for file in files for name in output_files(output_stem(file), options.suffix)}
+    own = {name for file in files for name in _outputs(file, network, options)}
     with folder_lock(folder):
         npy.refuse_foreign(folder, own, "these inputs")
         record = RunRecord(record_path(folder), head)
@@ -156,7 +156,7 @@ def run_folder(
             summary_path(folder).unlink(missing_ok=True)  # it is an earlier run's; there is none until this one is done
         with record:
             for turn, file in enumerate(waiting):
-                image, content = npy.read_hashed(file)
+                image, content = npy.read_hashed(file, npy.TENSORS)
                 for _ in range(options.warmup_count if turn == 0 else 0):
                     network.run(image)
                 times, marks = _run_one(network, image, file, folder, options)
@@ -230,13 +230,15 @@ class TensorMarks:
 
 
 def check_input_sizes(network: OnnxRuntime, files: Sequence[Path]) -> None:
-    """Check the shape of every tensor before anything runs.
+    """Check the dtype and the shape of every tensor before anything runs.
 
     Raises:
-        DekrError: a tensor is damaged, or its shape is no input size of the graph.
+        DekrError: a tensor is damaged, or its dtype is not the graph's, or its shape is no input size of the graph.
     """
     for file in files:
-        shape = npy.read_header(file).shape
+        header = npy.read_header(file, npy.TENSORS)
+        refuse_other_dtype(file, str(header.dtype), network.input_dtype, network.path)
+        shape = header.shape
         input_size = Size(*shape[2:]) if len(shape) == 4 and shape[:2] == (1, 3) else Size(0, 0)
         if input_size not in network.input_sizes:
             known = ", ".join(f"(1, 3, {g.h}, {g.w})" for g in network.input_sizes)
@@ -244,6 +246,19 @@ def check_input_sizes(network: OnnxRuntime, files: Sequence[Path]) -> None:
                 f"{file}: its shape {shape} is no input size of {network.path} ({known}); "
                 "make it again with DEKR_preprocess.py"
             )
+
+
+def refuse_other_dtype(file: Path, dtype: str, expected: str, model: Path) -> None:
+    """Refuse a tensor of another dtype than the graph's input.
+
+    Raises:
+        DekrError: it is of another one.
+    """
+    if dtype != expected:
+        raise DekrError(
+            f"{file}: holds {dtype}, {model} takes {expected}; run DEKR_preprocess.py --dtype {expected} into an empty "
+            f"folder, or export the graph again with --input {dtype}"
+        )
 
 
 def summary_path(folder: Path) -> Path:
@@ -260,11 +275,16 @@ def _run_one(
         *outputs, milliseconds = network.run(image)
         times.append(milliseconds)
     marks = {}
-    for name, values in zip(output_files(output_stem(file), options.suffix), outputs, strict=True):
+    for name, values in zip(_outputs(file, network, options), outputs, strict=True):
         if not np.isfinite(values).all():
             raise DekrError(f"{file}: the network's output for it holds NaN or infinite values; check {network.path}")
         marks[name] = npy.write(folder, name, values)
     return times, marks
+
+
+def _outputs(file: Path, network: OnnxRuntime, options: Options) -> tuple[str, ...]:
+    """Return the file names of a tensor's outputs, in the graph's order."""
+    return output_files(output_stem(file), options.suffix, network.output_names)
 
 
 def _versions() -> dict[str, str]:
@@ -285,7 +305,7 @@ def _summary(
         "filesinfo": {
             str(index): {
                 "infiles": [str(file)],
-                "outfiles": [str(folder / name) for name in output_files(output_stem(file), options.suffix)],
+                "outfiles": [str(folder / name) for name in _outputs(file, network, options)],
             }
             for index, file in enumerate(files)
         },

@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import TensorProto, external_data_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import InputSizes, Size, cells
+from dekr_infer.onnx_graph.baked import FLOAT32, PIXEL_NAME, UINT8, Baked
 from dekr_infer.onnx_graph.cpu_optimize import optimize_for_cpu
 from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
-from dekr_infer.pose.preprocess import mirror, normalise, warp
+from dekr_infer.onnx_graph.subgraphs import inner_graphs, tensors
+from dekr_infer.pose.decode import transform_poses
+from dekr_infer.pose.preprocess import as_uint8, mirror, normalise, warp
 from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage.atomic import read_regular
-from dekr_infer.structures import INPUT_NAME, OUTPUT_NAMES, Frame, Maps, Passes, output_shapes
+from dekr_infer.structures import INPUT_NAME, OUTPUT_NAMES, PEOPLE_NAMES, Frame, Maps, Passes, People, output_shapes
 
 CPU_PROVIDER = "CPUExecutionProvider"
+NUMBERS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8, TensorProto.INT64)
+OUT_OF_MEMORY = re.compile("(?i)failed to allocate memory|bad_alloc|bad allocation")
 EXPORT_AGAIN = "export it again with DEKR_pth2onnx.py"
 MALFORMED = (  # what the rewrites stumble over in nodes that lack something, or hold it in another type
     *(LookupError, ValueError, TypeError, AttributeError, ArithmeticError, StopIteration, RuntimeError, AssertionError),
@@ -43,6 +51,7 @@ class OnnxRuntime:
         as_written: run the file's own nodes; otherwise the same sums, rearranged for a CPU (`cpu_optimize`).
         provider: the execution provider, by ONNX Runtime's name.
 
+    `baked` is the decoding of a graph that yields people, else `None`; `input_dtype` that of its input.
     `input_sizes`, `checkpoint_sha256` and `weights` (`random`, `demo` or `trained`) are those that the file's metadata
     name; `sha256` is that of the file. One object serves several threads: `infer` runs at most `passes_at_once` passes
     together, as many as the cores can hold with `threads` each, while other threads decode images and poses.
@@ -63,6 +72,8 @@ class OnnxRuntime:
         self.input_sizes = input_sizes
         self.checkpoint_sha256 = self.metadata.get("checkpoint_sha256")
         self.weights = self.metadata.get("weights")
+        self.input_dtype = UINT8 if _element_type(model) == onnx.TensorProto.UINT8 else FLOAT32
+        self.baked = _baked(model, self.metadata, path)
         if provider not in onnxruntime.get_available_providers():
             available = ", ".join(onnxruntime.get_available_providers())
             raise DekrError(f"ONNX Runtime {onnxruntime.__version__}: has no {provider}; it has {available}")
@@ -75,46 +86,74 @@ class OnnxRuntime:
         standard = _standard(model, path, as_written or provider != CPU_PROVIDER)
         try:
             self.session = onnxruntime.InferenceSession(standard.SerializeToString(), options, providers=[provider])
+        except EncodeError:  # protobuf's word for it
+            raise MemoryError from None
         except RUNTIME_ERRORS as error:
-            raise DekrError(
-                f"{path}: ONNX Runtime {onnxruntime.__version__}: {_first_line(error)}; {EXPORT_AGAIN}"
-            ) from None
+            raise _failure(f"{path}: ONNX Runtime {onnxruntime.__version__}", error) from None
 
-    def run(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-        """Run one forward pass.
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """The outputs that `run` returns, in order."""
+        return OUTPUT_NAMES if self.baked is None else PEOPLE_NAMES
+
+    def tensor_of(self, warped: np.ndarray) -> np.ndarray:
+        """Return a warped image (H, W, 3) uint8 BGR as the graph's input: (1, 3, H, W) of its dtype."""
+        return as_uint8(warped) if self.input_dtype == UINT8 else normalise(warped)
+
+    def run(self, image: np.ndarray, pixel: float = 1.0) -> tuple[Any, ...]:
+        """Run the graph once.
 
         Args:
-            image: (1, 3, H, W) float32, H x W an input size.
+            image: (N, 3, H, W) of `input_dtype`, H x W an input size; N is 1, except for maps in the `onnx` dialect.
+            pixel: input pixels in an image pixel, for a graph that rescores people.
         Returns:
-            heatmap (1, 18, H/4, W/4), offset (1, 34, H/4, W/4), both float32, and the milliseconds it took.
+            heatmap (N, 18, H/4, W/4), offset (N, 34, H/4, W/4), both float32, and the milliseconds it took. Of a graph
+            that yields people: keypoints (1, K, 17, 3) and scores (1, K) float32, num (1, 1) int64, the milliseconds.
         """
+        feed = {INPUT_NAME: image}
+        expected = output_shapes(COCO_17, cells(Size(*image.shape[2:])), len(image)) if image.ndim == 4 else ()
+        if self.baked is not None:
+            count = self.baked.settings.max_people
+            expected = ((1, count, len(COCO_17), 3), (1, count), (1, 1))
+            if self.baked.rescore_sha256:
+                feed[PIXEL_NAME] = np.array(pixel, np.float32)
         started = time.perf_counter()
         try:
-            heatmap, offset = self.session.run(OUTPUT_NAMES, {INPUT_NAME: image})
+            outputs = self.session.run(self.output_names, feed)
         except RUNTIME_ERRORS as error:
-            raise DekrError(f"{self.path}: cannot be run: {_first_line(error)}; {EXPORT_AGAIN}") from None
+            raise _failure(f"{self.path}: cannot be run", error) from None
         milliseconds = (time.perf_counter() - started) * 1000
-        expected = output_shapes(COCO_17, cells(Size(*image.shape[2:])))
-        for name, shape, values in zip(OUTPUT_NAMES, expected, (heatmap, offset), strict=True):
+        for name, shape, values in zip(self.output_names, expected, outputs, strict=True):
             if values.shape != shape:
                 raise DekrError(f"{self.path}: {name} has shape {values.shape}, not {shape}; {EXPORT_AGAIN}")
-        return heatmap, offset, milliseconds
+        return *outputs, milliseconds
 
-    def infer(self, frame: Frame, flip: bool) -> Passes:
-        """Decode a frame's image, warp it once, and run both passes.
+    def infer(self, frame: Frame, flip: bool) -> Passes | People:
+        """Decode a frame's image, warp it once, and run both passes; or the graph that yields people, once.
 
         Raises:
             DekrError: the image cannot be decoded, or ONNX Runtime fails.
         """
         warped = warp(frame.read(), frame.placement.input)
+        if self.baked is not None:
+            return self._people(frame, self.tensor_of(warped))
         maps = []
         for pixels in (warped, mirror(warped))[: 1 + flip]:
-            tensor = normalise(pixels)
+            tensor = self.tensor_of(pixels)
             with self._turns:
                 heatmap, offset, milliseconds = self.run(tensor)
             sources = (f"{frame.name}: heatmap", f"{frame.name}: offset")
             maps.append(Maps(heatmap[0], offset[0], sources, milliseconds))
         return Passes(*maps)
+
+    def _people(self, frame: Frame, tensor: np.ndarray) -> People:
+        placement = frame.placement
+        with self._turns:
+            keypoints, scores, num, _ = self.run(tensor, min(placement.input) / min(placement.image))
+        if not (np.isfinite(keypoints).all() and np.isfinite(scores).all()):
+            raise DekrError(f"{frame.name}: {self.path} found NaN or infinite values in it; check that file")
+        count = int(num[0, 0])
+        return People(transform_poses(keypoints[0, :count], placement.to_image), scores[0, :count])
 
 
 def load_graph(path: Path) -> tuple[onnx.ModelProto, str]:
@@ -134,7 +173,8 @@ def load_graph(path: Path) -> tuple[onnx.ModelProto, str]:
     if not model.graph.node:
         raise DekrError(f"{path}: not an ONNX file, or cut short; export it again with DEKR_pth2onnx.py")
     inputs, outputs = ([str(entry.name) for entry in ends] for ends in (model.graph.input, model.graph.output))
-    if inputs != [INPUT_NAME] or outputs != list(OUTPUT_NAMES):
+    yields_people = tuple(outputs) in (PEOPLE_NAMES, PEOPLE_NAMES + OUTPUT_NAMES) and inputs[1:] in ([], [PIXEL_NAME])
+    if inputs[:1] != [INPUT_NAME] or not (yields_people or (len(inputs) == 1 and tuple(outputs) == OUTPUT_NAMES)):
         raise DekrError(
             f"{path}: goes from {', '.join(inputs)} to {', '.join(outputs)}, not from {INPUT_NAME} to "
             f"{', '.join(OUTPUT_NAMES)}; export it with DEKR_pth2onnx.py"
@@ -142,9 +182,25 @@ def load_graph(path: Path) -> tuple[onnx.ModelProto, str]:
     return model, hashlib.sha256(data).hexdigest()
 
 
+def _element_type(model: onnx.ModelProto) -> int:
+    """Return the type of the input's values, as ONNX numbers types."""
+    return model.graph.input[0].type.tensor_type.elem_type
+
+
+def _baked(model: onnx.ModelProto, metadata: dict[str, str], path: Path) -> Baked | None:
+    """Return the decoding in a graph that yields people."""
+    if model.graph.output[0].name != PEOPLE_NAMES[0]:
+        return None
+    try:
+        return Baked.parse(metadata)
+    except DekrError as error:
+        raise DekrError(f"{path}: {error}; {EXPORT_AGAIN}") from None
+
+
 def _standard(model: onnx.ModelProto, path: Path, as_written: bool) -> onnx.ModelProto:
     """Return a graph in the dialect of ONNX Runtime and, unless `as_written`, in the form that suits a CPU."""
     try:
+        _check_contents(model)
         _check_order(model)
         standard = to_dialect(model, ONNX)
         return standard if as_written else optimize_for_cpu(standard)
@@ -152,6 +208,27 @@ def _standard(model: onnx.ModelProto, path: Path, as_written: bool) -> onnx.Mode
         raise DekrError(f"{path}: {error}; {EXPORT_AGAIN}") from None
     except MALFORMED as error:
         raise DekrError(f"{path}: its nodes are not those of our export ({error!r:.80}); {EXPORT_AGAIN}") from None
+
+
+def _check_contents(model: onnx.ModelProto) -> None:
+    """Check that a graph is one file of plain nodes: no loops, which could not be interrupted, and no foreign files.
+
+    Raises:
+        DekrError: a node holds graphs of its own, the file defines functions, or weights lie in other files.
+    """
+    if model.functions:
+        raise DekrError(f"defines functions, the first is {model.functions[0].name}, which our export does not")
+    for node in model.graph.node:
+        if next(inner_graphs(node), None) is not None:
+            raise DekrError(
+                f"node {node.name or node.op_type} is control flow ({node.op_type}), which our export has not"
+            )
+    for tensor in tensors(model.graph):
+        if external_data_helper.uses_external_data(tensor):
+            raise DekrError(f"the values of {tensor.name} lie in another file, our export writes one file")
+    for entry in (*model.graph.input, *model.graph.output):
+        if entry.type.WhichOneof("value") != "tensor_type" or entry.type.tensor_type.elem_type not in NUMBERS:
+            raise DekrError(f"{entry.name} is no tensor of plain numbers")
 
 
 def _check_order(model: onnx.ModelProto) -> None:
@@ -168,6 +245,16 @@ def _check_order(model: onnx.ModelProto) -> None:
         if not made.isdisjoint(filter(None, node.output)):
             raise DekrError(f"node {node.name or node.op_type} computes a tensor that exists already")
         made.update(node.output)
+
+
+def _failure(where: str, error: Exception) -> Exception:
+    """Return the error for what ONNX Runtime refuses: its own, or that memory is short."""
+    if OUT_OF_MEMORY.search(str(error)):
+        return MemoryError()
+    remedy = EXPORT_AGAIN
+    if "DeformConv" in str(error) and "NOT_IMPLEMENTED" in str(error):
+        remedy = "update ONNX Runtime (pip install 'onnxruntime>=1.25'): older ones lack this operator on a CPU"
+    return DekrError(f"{where}: {_first_line(error)}; {remedy}")
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from dekr_infer.structures import Frame, Maps, Passes, output_files, output_shap
 
 
 class OutputFolder:
-    """Outputs of both passes, memory-mapped: only the values that decoding touches are read from the disk.
+    """Outputs of both passes, as they are on the disk.
 
     Args:
         original, flipped: the folders of the two passes; `flipped` may be missing where nobody asks for it.
@@ -42,7 +42,7 @@ class OutputFolder:
         paths = [folder / name for name in output_files(frame.key)]
         maps = []
         for path, shape in zip(paths, output_shapes(self.skeleton, frame.placement.cells), strict=True):
-            values = npy.open_map(path)
+            values = npy.read_unchecked(path, npy.OUTPUTS)
             if values.shape != shape:
                 raise DekrError(
                     f"{path}: has shape {values.shape}, {frame.name} needs {shape}; it is of another image or network"

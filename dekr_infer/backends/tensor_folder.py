@@ -23,7 +23,7 @@ from dekr_infer.data.images import decode_image
 from dekr_infer.data.sources import ImageFiles
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, Size
-from dekr_infer.pose.preprocess import mirror, moves_pixels, normalise, warp
+from dekr_infer.pose.preprocess import as_uint8, mirror, moves_pixels, normalise, warp
 from dekr_infer.storage import npy
 from dekr_infer.storage.atomic import folder_lock, sha256, write_failure
 from dekr_infer.storage.run_record import Entry, FileMark, Head, RunRecord, record_path
@@ -51,6 +51,7 @@ def write_tensors(
     *,
     limit: int | None = None,
     workers: int = 1,
+    dtype: np.dtype = npy.DTYPE,
     overwrite: bool = False,
     replace_changed: bool = False,
     allow_missing: bool | None = None,
@@ -65,6 +66,7 @@ def write_tensors(
         folders: for the original and the flipped tensors; created when absent.
         limit: only the first so many images of the data set.
         workers: threads.
+        dtype: of the tensors: normalised float32, or uint8 RGB for a graph that normalises.
         overwrite: write all tensors again.
         replace_changed: write the tensors of images that have changed again; by default such tensors are refused.
         allow_missing: see `ImageFiles.check_present`.
@@ -88,7 +90,7 @@ def write_tensors(
             settings = {
                 "pass": which,
                 "input_sizes": str(PUBLISHED_SIZES),
-                "dtype": npy.DTYPE.str,
+                "dtype": dtype.str,
                 "moved_pixels": moved,
             }
             about = {"annotations": annotations, "opencv": [cv2.__version__]}
@@ -113,7 +115,7 @@ def write_tensors(
             input_sizes=Counter(PUBLISHED_SIZES.place(image.size).input for image in chosen),
         )
         advance(summary.done_before)
-        with _converted(waiting, files, folders, workers) as finished:
+        with _converted(waiting, Converter(files, folders, dtype), workers) as finished:
             for image, fingerprint, marks in finished:
                 inputs = {"image": fingerprint, "file_name": image.file_name}
                 for record, mark in zip(records, marks, strict=True):
@@ -170,13 +172,12 @@ def _is_done(image: ImageEntry, folders: Sequence[Path], records: Sequence[RunRe
 
 @contextmanager
 def _converted(
-    images: Sequence[ImageEntry], files: ImageFiles, folders: tuple[Path, Path], workers: int
+    images: Sequence[ImageEntry], converter: Converter, workers: int
 ) -> Iterator[Iterator[tuple[ImageEntry, str, list[FileMark]]]]:
     """Yield an iterator over finished images: entry, fingerprint of the image, marks of both tensors.
 
     On an error or an interrupt the images under way are finished, and no others are begun.
     """
-    converter = Converter(files, folders)
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # one for each of ours
     pool = ThreadPoolExecutor(workers)
@@ -191,8 +192,8 @@ def _converted(
 class Converter:
     """Makes both tensors of an image; safe to call from several threads, each of which has its own buffers."""
 
-    def __init__(self, files: ImageFiles, folders: tuple[Path, Path]) -> None:
-        self.files, self.folders = files, folders
+    def __init__(self, files: ImageFiles, folders: tuple[Path, Path], dtype: np.dtype = npy.DTYPE) -> None:
+        self.files, self.folders, self.dtype = files, folders, dtype
         self._local = threading.local()
 
     def __call__(self, image: ImageEntry) -> tuple[ImageEntry, str, list[FileMark]]:
@@ -201,12 +202,16 @@ class Converter:
         fingerprint = f"{len(data)}-{zlib.crc32(data):08x}"
         pixels = decode_image(data, f"{self.files.source}: {image.file_name}", image.size)
         warped = warp(pixels, PUBLISHED_SIZES.place(image.size).input)
-        tensor = self._buffer(Size(*warped.shape[:2]))
         marks = [
-            npy.write(folder, image.stem + npy.SUFFIX, normalise(view, tensor))
+            npy.write(folder, image.stem + npy.SUFFIX, self._tensor(view), self.dtype)
             for folder, view in zip(self.folders, (warped, mirror(warped)), strict=True)
         ]
         return image, fingerprint, marks
+
+    def _tensor(self, warped: np.ndarray) -> np.ndarray:
+        if self.dtype == npy.UINT8:
+            return as_uint8(warped)
+        return normalise(warped, self._buffer(Size(*warped.shape[:2])))
 
     def _buffer(self, input_size: Size) -> np.ndarray:
         buffers: dict[Size, np.ndarray] = self._local.__dict__.setdefault("buffers", {})

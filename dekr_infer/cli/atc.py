@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dekr_infer.ascend.atc import CACHE_MODES, PRECISIONS, convert
+from dekr_infer.ascend.atc import CACHE_MODES, OUTPUT_TYPES, PRECISIONS, convert
 from dekr_infer.cli.app import Arguments, Parser, non_negative_int, run, split_words
 
 
@@ -24,6 +24,9 @@ def main(argv: Arguments = None) -> int:
         "--device", type=non_negative_int, metavar="N", help="take the chip that ais_bench opens by N, if chips differ"
     )
     parser.add_argument("--keep_dtype", type=Path, metavar="FILE", help="nodes to keep in float32, one name per line")
+    parser.add_argument(
+        "--output_type", choices=OUTPUT_TYPES, help="of the model's outputs; FP16 halves their files (default: FP32)"
+    )
     add_conversion(parser, cache=None)
     parser.add_argument("--dry-run", action="store_true", help="print the command and stop")
     args = parser.parse_args(words)

@@ -46,7 +46,7 @@ from dekr_infer.cli.app import (
 )
 from dekr_infer.cli.postprocess import write_evaluation
 from dekr_infer.cli.progress import duration, progress
-from dekr_infer.config.settings import decode_settings, influences, refine_settings, rescore_net
+from dekr_infer.config.settings import baked_config, decode_settings, influences, refine_settings, rescore_net
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.data.sources import ImageFiles, frames_of, image_source
 from dekr_infer.detector import Detector
@@ -124,14 +124,17 @@ class _Run:
         files = ImageFiles(image_source(root, split, config.DATASET.DATA_FORMAT), split)
         names = [image.file_name for image in self.data.images[: args.limit]]
         absent = files.check_present(names, args.allow_missing)
-        rescore = Path(config.RESCORE.MODEL_FILE) if config.RESCORE.VALID else None
         self.network = OnnxRuntime(args.model, args.threads, provider=args.provider)
+        baked = getattr(self.network, "baked", None)
+        self.config = config = baked_config(config, baked, args.model)
+        self.baked_rescore = baked.rescore_sha256 if baked else None
+        rescore = Path(config.RESCORE.MODEL_FILE) if config.RESCORE.VALID and not self.baked_rescore else None
         self.detector = Detector(
             self.network,
             decode_settings(config),
             flip=config.TEST.FLIP_TEST,
             refine=refine_settings(config),
-            rescore=rescore_net(config),
+            rescore=rescore_net(config) if rescore else None,
         )
         frames = frames_of(self.data, self.network.input_sizes, files)[: args.limit]
         self.frames = [frame for frame in frames if frame.file_name not in absent]
@@ -140,7 +143,7 @@ class _Run:
             "annotations": sha256(self.data.annotation),
             "category": self.data.category.id if self.data.category else None,
             "graph": self.network.sha256,
-            "rescore": sha256(rescore) if rescore else None,
+            "rescore": sha256(rescore) if rescore else self.baked_rescore,
             "provider": args.provider,
             "onnxruntime": onnxruntime.__version__,
             "opencv": cv2.__version__,
@@ -253,7 +256,9 @@ class _Run:
         }
         with folder_lock(self.args.output, create=False):
             known = [origin] * (1 + self.detector.flip)
-            write_evaluation(self.config, self.data, evaluation, known, self.args.output, self.started)
+            write_evaluation(
+                self.config, self.data, evaluation, known, self.args.output, self.started, self.baked_rescore
+            )
         if times:
             print(f"a pass takes {np.mean(times):.1f} ms (median {np.median(times):.1f})")
         return evaluation.metrics

@@ -3,9 +3,14 @@
 The default dialect is the one that Ascend's atc compiles; the CPU runner accepts it, too. --dialect onnx writes the
 standard operators for ONNX Runtime, TensorRT and others. --deform chooses a variant of the deformable convolutions
 that may be faster on an accelerator: `padded` (16 channels each), or one of the experimental variants, which have never
-run on an NPU: `grouped` (all joints in one) and `gather` (plain operators only).
+run on an NPU: `grouped` (all joints in one) and `gather` (plain operators only, for toolkits without the kernel).
+
+--decode people (with --dialect onnx) puts everything behind the network into the file, too: the flipped pass, merging,
+decoding and the rescoring net, unless RESCORE.VALID is False. Its outputs are people, by score, in input pixels; a
+snippet that runs it with OpenCV, numpy and ONNX Runtime alone is printed. See docs/use_elsewhere.md.
 
   python3 DEKR_pth2onnx.py --output models/dekr_bs1.onnx TEST.MODEL_FILE models/pose_dekr_hrnetw32_coco.pth
+  python3 DEKR_pth2onnx.py --output models/dekr_people.onnx --dialect onnx --decode people --input uint8
 """
 
 from __future__ import annotations
@@ -16,14 +21,19 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, cores, run, worker_count
+from dekr_infer.config.settings import decode_settings, rescore_net
 from dekr_infer.errors import ConfigError
 from dekr_infer.export.export import export_onnx
 from dekr_infer.export.parity import HEAT_TOLERANCE, OFFSET_TOLERANCE, Difference
+from dekr_infer.export.people_proof import PIXELS_TOLERANCE, SCORE_TOLERANCE, PeopleDifference
+from dekr_infer.export.snippet import usage_snippet
 from dekr_infer.export.variants import SEPARATE, VARIANTS
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes
 from dekr_infer.model.head import build_network
 from dekr_infer.model.upstream import upstream_config, upstream_network, use_checkout
+from dekr_infer.onnx_graph.baked import DECODINGS, FLOAT32, INPUTS, MAPS, PEOPLE, Baked
 from dekr_infer.onnx_graph.dialects import ASCEND, DIALECTS
+from dekr_infer.storage.atomic import sha256
 
 
 def main(argv: Arguments = None, input_sizes: InputSizes = PUBLISHED_SIZES) -> int:
@@ -37,11 +47,19 @@ def main(argv: Arguments = None, input_sizes: InputSizes = PUBLISHED_SIZES) -> i
         default=SEPARATE,
         help=f"variant of the deformable convolutions; grouped and gather are experimental (default: {SEPARATE})",
     )
+    parser.add_argument(
+        "--input", choices=INPUTS, default=FLOAT32, help="normalised float32, or uint8 RGB (default: float32)"
+    )
+    parser.add_argument("--decode", choices=DECODINGS, default=MAPS, help="what the file yields (default: maps)")
+    parser.add_argument("--flip", choices=("on", "off"), help="for people: merge a flipped pass (default: FLIP_TEST)")
+    parser.add_argument("--with_maps", action="store_true", help="for people: yield the maps, too")
     parser.add_argument("--skip_check", action="store_true", help="do not compare the written file with torch")
     parser.add_argument("--threads", type=worker_count, default=cores(), metavar="N", help="(default: all cores)")
     parser.add_argument("--upstream", type=Path, metavar="DEKR", help="network and config from this patched checkout")
     add_config(parser)
     args = parser.parse_args(argv)
+    if args.decode == MAPS and (args.flip or args.with_maps):
+        parser.error("--flip and --with_maps need --decode people")
 
     def work() -> None:
         if args.upstream is None:
@@ -50,12 +68,19 @@ def main(argv: Arguments = None, input_sizes: InputSizes = PUBLISHED_SIZES) -> i
             use_checkout(args.upstream)
             config = upstream_config(args.upstream, args.cfg, args.pairs)
             network = upstream_network(config)
+        if args.flip:
+            config.defrost()
+            config.TEST.FLIP_TEST = args.flip == "on"
+            config.freeze()
         export(
             config,
             args.output,
             network,
             dialect=args.dialect,
             deform=args.deform,
+            input_dtype=args.input,
+            people=args.decode == PEOPLE,
+            with_maps=args.with_maps,
             check=not args.skip_check,
             input_sizes=input_sizes,
             threads=args.threads,
@@ -71,6 +96,9 @@ def export(
     *,
     dialect: str = ASCEND,
     deform: str = SEPARATE,
+    input_dtype: str = FLOAT32,
+    people: bool = False,
+    with_maps: bool = False,
     check: bool = True,
     input_sizes: InputSizes = PUBLISHED_SIZES,
     threads: int | None = None,
@@ -83,34 +111,51 @@ def export(
         network: by default the network of the configuration.
         dialect: one of `DIALECTS`.
         deform: one of `VARIANTS`.
+        input_dtype: one of `INPUTS`.
+        people: put decoding, and rescoring where it is on, into the file, with the configuration's settings.
+        with_maps: see `export_onnx`.
         check: compare the written file with torch at every input size.
         input_sizes: of the graph.
         threads: of torch and of the comparison.
     Raises:
-        ConfigError: no checkpoint is named.
+        ConfigError: no checkpoint is named, or the settings do not fit into a graph.
         DekrError: see `export_onnx`.
     """
 
-    def show(difference: Difference) -> None:
+    def show(found: Difference | PeopleDifference) -> None:
+        difference, decoded = (found, "") if isinstance(found, Difference) else (found.maps, _decoded(found))
         if difference.input_size == input_sizes[0]:
             allowed = f"heatmap {HEAT_TOLERANCE:g}, offset {OFFSET_TOLERANCE:g} cells"
+            if decoded:
+                allowed += f"; from our decoding: {PIXELS_TOLERANCE:g} pixels, score {SCORE_TOLERANCE:g}"
             print(f"largest differences from torch (allowed: {allowed})")
         print(
             f"  {difference.input_size!s:>9}  heatmap {difference.heat:.1e} of {difference.largest_heat:.3g}"
-            f"  offset {difference.offset:.1e} of {difference.largest_offset:.3g}"
-            f"  {'ok' if difference.holds else 'TOO LARGE'}",
+            f"  offset {difference.offset:.1e} of {difference.largest_offset:.3g}{decoded}"
+            f"  {'ok' if found.holds else 'TOO LARGE'}",
             flush=True,
         )
 
     network = network or build_network(config)
     if not config.TEST.MODEL_FILE:
         raise ConfigError("no checkpoint is named; add TEST.MODEL_FILE models/pose_dekr_hrnetw32_coco.pth")
+    rescore, baked = None, None
+    if people:
+        if config.TEST.MATCH_HMP:
+            raise ConfigError("TEST.MATCH_HMP True: its refinement is not put into a graph; add TEST.MATCH_HMP False")
+        rescore = rescore_net(config)
+        sha = sha256(Path(config.RESCORE.MODEL_FILE)) if rescore is not None else None
+        baked = Baked(decode_settings(config), config.TEST.FLIP_TEST, sha)
     report = export_onnx(
         network,
         Path(config.TEST.MODEL_FILE),
         output,
         dialect=dialect,
         deform=deform,
+        input_dtype=input_dtype,
+        people=baked,
+        rescore=rescore,
+        with_maps=with_maps,
         check=check,
         input_sizes=input_sizes,
         threads=threads,
@@ -120,3 +165,10 @@ def export(
         f"{report.output}: dialect {report.dialect}, {report.nodes} nodes, {report.deformable} deformable, "
         f"{report.size:,} bytes, in {report.seconds:.1f} s"
     )
+    if baked is not None:
+        print(f"to use it elsewhere:\n\n{usage_snippet(report.output, baked, input_sizes, input_dtype)}", end="")
+
+
+def _decoded(found: PeopleDifference) -> str:
+    count = "" if found.same else " (NOT AS MANY)"
+    return f"  {found.people} people{count}  {found.pixels:.1e} pixels  score {found.score:.1e}"

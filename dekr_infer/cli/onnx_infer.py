@@ -1,7 +1,8 @@
 """Run an exported graph on the CPU in ais_bench's place: same flags, order, file names and summary.
 
 Without --input it runs ./prep_data into ./out and ./prep_data_flip into ./out_flip. A stopped run goes on where it was.
-Either dialect of the graph will do.
+Either dialect of the graph will do. A graph that yields people (--decode people) runs ./prep_data alone and writes
+keypoints, scores and the number of people, in input pixels; predict.py and evaluate.py take such a graph, too.
 
   python3 scripts/onnx_infer.py --model models/dekr_bs1.onnx
   python3 scripts/onnx_infer.py --model models/dekr_bs1.onnx --input prep_data --output ./ --output_dirname out
@@ -87,8 +88,10 @@ def infer(model: Path, jobs: Sequence[Job], options: Options, threads: int, argu
     Raises:
         DekrError: see `list_tensors`, `OnnxRuntime` and `run_folder`.
     """
-    inputs = [list_tensors(places) for places, _ in jobs]
     network = OnnxRuntime(model, threads)
+    if network.baked is not None:
+        jobs = jobs[:1]  # the flipped pass is in the graph, where there is one
+    inputs = [list_tensors(places) for places, _ in jobs]
     print_note(network.weights)
     for files, (_, folder) in zip(inputs, jobs, strict=True):
         with tempfile.TemporaryDirectory() as scratch, progress(str(folder or "timing"), len(files)) as advance:

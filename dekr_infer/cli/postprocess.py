@@ -112,6 +112,7 @@ def write_evaluation(
     known: Sequence[Mapping[str, Any]],
     output: Path,
     started: float,
+    baked_rescore: str | None = None,
 ) -> dict[str, Any]:
     """Write both JSON files below `output`, print the metrics and warnings, and return the content of metrics.json.
 
@@ -122,11 +123,14 @@ def write_evaluation(
         known: the provenance of each pass; see `origins`.
         output: the folder; it is locked by the caller.
         started: the monotonic time at which the command began.
+        baked_rescore: SHA-256 of the rescoring net's checkpoint, where the graph has rescored.
     Raises:
         DekrError: a file cannot be written.
     """
-    rescore = Path(config.RESCORE.MODEL_FILE) if config.RESCORE.VALID else None
+    rescore = Path(config.RESCORE.MODEL_FILE) if config.RESCORE.VALID and baked_rescore is None else None
     metrics = metrics_content(evaluation, data, influences(config), rescore, known)
+    if baked_rescore is not None:
+        metrics["sha256"]["rescore"] = baked_rescore
     metrics["seconds"] = {"decoding": evaluation.seconds, "all": time.monotonic() - started}
     results = output / f"keypoints_{config.DATASET.TEST}_results.json"
     write_both(results, evaluation.results, output / "metrics.json", metrics)

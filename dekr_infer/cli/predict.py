@@ -31,7 +31,7 @@ from dekr_infer.backends.onnxruntime import CPU_PROVIDER, OnnxRuntime
 from dekr_infer.cli.app import Arguments, Parser, cores, non_negative_int, positive_int, print_note, run, worker_count
 from dekr_infer.cli.progress import progress
 from dekr_infer.config.load import load_config
-from dekr_infer.config.settings import decode_settings, refine_settings
+from dekr_infer.config.settings import baked_config, decode_settings, refine_settings
 from dekr_infer.data.media import MediaFrame, Source, camera, find_sources, frames_of_media
 from dekr_infer.detector import Detector
 from dekr_infer.errors import ConfigError, DekrError, one_line
@@ -78,9 +78,14 @@ def main(argv: Arguments = None) -> int:
         if not sources:
             failures.check()
         places = {} if args.no_overlays else overlay_places(sources, args.output)
-        config = load_config(args.cfg)
+        network = OnnxRuntime(args.model, args.threads, provider=args.provider)
+        baked = getattr(network, "baked", None)
+        config = baked_config(load_config(args.cfg), baked, args.model)
+        if baked is not None and args.rescore:
+            inside = "holds its rescoring net" if baked.rescore_sha256 else "was exported without rescoring"
+            raise ConfigError(f"--rescore {args.rescore}: {args.model} yields people and {inside}; leave --rescore out")
         detector = Detector(
-            OnnxRuntime(args.model, args.threads, provider=args.provider),
+            network,
             decode_settings(config),
             flip=config.TEST.FLIP_TEST,
             refine=refine_settings(config),

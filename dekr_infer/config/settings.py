@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from yacs.config import CfgNode
 
+from dekr_infer.config.load import load_config
+from dekr_infer.errors import ConfigError
+from dekr_infer.onnx_graph.baked import Baked
 from dekr_infer.pose.decode import DecodeSettings
 from dekr_infer.pose.refine import RefineSettings
 from dekr_infer.pose.rescore import RescoreNet, load_rescore_net
+from dekr_infer.storage.atomic import sha256
 
 
 def decode_settings(config: CfgNode) -> DecodeSettings:
@@ -46,6 +51,50 @@ def rescore_net(config: CfgNode) -> RescoreNet | None:
     if not config.RESCORE.VALID:
         return None
     return load_rescore_net(config.RESCORE.MODEL_FILE, config.RESCORE.HIDDEN_LAYER)
+
+
+def baked_config(config: CfgNode, baked: Baked | None, model: object) -> CfgNode:
+    """Return the configuration with the settings that are inside a graph that decodes people itself.
+
+    Args:
+        config: of the run.
+        baked: the decoding inside the graph; with `None` the configuration is returned as it is.
+        model: the graph's name.
+    Raises:
+        ConfigError: a setting is neither the default nor the graph's.
+    """
+    if baked is None:
+        return config
+    settings, default, adapted = baked.settings, load_config(), config.clone()
+    inside = {
+        "TEST.FLIP_TEST": baked.flip,
+        "TEST.MATCH_HMP": False,
+        "TEST.KEYPOINT_THRESHOLD": settings.threshold,
+        "TEST.NMS_THRE": settings.nms_distance,
+        "TEST.NMS_NUM_THRE": settings.nms_joints,
+        "TEST.POOL_THRESHOLD1": settings.pool_sides[0],
+        "TEST.POOL_THRESHOLD2": settings.pool_sides[1],
+        "DATASET.MAX_NUM_PEOPLE": settings.max_people,
+        "RESCORE.VALID": baked.rescore_sha256 is not None,
+    }
+    adapted.defrost()
+    for key, value in inside.items():
+        section, name = key.split(".")
+        if config[section][name] not in (value, default[section][name]):
+            raise ConfigError(
+                f"{key} {config[section][name]}: {model} decodes people itself, with {value}; leave the setting out, "
+                "or export the file again with it"
+            )
+        adapted[section][name] = value
+    given = config.RESCORE.MODEL_FILE
+    named = given != default.RESCORE.MODEL_FILE and Path(given).is_file()
+    if named and sha256(Path(given)) != baked.rescore_sha256:
+        raise ConfigError(
+            f"RESCORE.MODEL_FILE {given}: not the rescoring net inside {model}; leave the setting out, or export the "
+            "file again with it"
+        )
+    adapted.freeze()
+    return adapted
 
 
 def influences(config: CfgNode) -> dict[str, Any]:

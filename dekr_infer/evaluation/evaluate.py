@@ -99,9 +99,11 @@ def find_people(
             frame = replace(frame, read=lambda: image)
         people, passes = detector.detect(frame)
         counts = Counts()
-        if compared is None or frame.key in compared:
+        if passes is not None and (compared is None or frame.key in compared):
             compare_passes(counts, passes, detector.settings, detector.skeleton)
-        milliseconds = [maps.milliseconds for maps in passes if maps is not None and maps.milliseconds is not None]
+        milliseconds = [
+            maps.milliseconds for maps in passes or () if maps is not None and maps.milliseconds is not None
+        ]
         return Found(image_id, people, (counts.compared, counts.same, counts.exchanged), milliseconds)
 
     return in_order(find, frames, workers)

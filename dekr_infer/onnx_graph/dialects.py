@@ -106,7 +106,7 @@ def to_proto(model: ir.Model) -> ModelProto:
 def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """Return the initialiser of this name, made of the array if there is none yet."""
     if name not in graph.initializers:
-        tensor = ir.tensor(np.ascontiguousarray(array), name=name)
+        tensor = ir.tensor(np.asarray(array, order="C"), name=name)
         graph.register_initializer(
             ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         )

@@ -1,7 +1,7 @@
 """Decode the network's outputs of one image into scored poses: merge, candidates, poses, joint scores, duplicates.
 
-Numpy only. Nothing of full size is computed: the maps may be memory-mapped files, and only the centre map, the offsets
-at the candidates and four cells around each joint are read. Follows the DEKR reference; where two candidates tie
+Numpy only. Nothing of full size is computed: only the centre map, the offsets at the candidates and four cells around
+each joint are looked at. Follows the DEKR reference; where two candidates tie
 exactly, the one further up and left comes first (the reference leaves the order open).
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dekr_infer.geometry import STRIDE
+from dekr_infer.geometry import STRIDE, Size
 from dekr_infer.skeleton import COCO_17, Skeleton
 from dekr_infer.structures import Maps, Passes
 
@@ -75,8 +75,7 @@ def find_centres(centre: np.ndarray, settings: DecodeSettings) -> tuple[np.ndarr
     Returns:
         cells (n, 2) int: y, x; scores (n,) float32; at most `max_people`, all above the threshold.
     """
-    side = (centre.shape[0] + centre.shape[1]) / 2
-    reach = 1 + sum(side > limit for limit in settings.pool_sides)
+    reach = pool_reach(Size(*centre.shape), settings)
     values = centre.ravel()
     peaks = np.flatnonzero((centre == _maximum(centre, reach)) & (centre > np.float32(settings.threshold)))
     if len(peaks) > settings.max_people:
@@ -84,6 +83,11 @@ def find_centres(centre: np.ndarray, settings: DecodeSettings) -> tuple[np.ndarr
         peaks = peaks[heights >= np.partition(heights, -settings.max_people)[-settings.max_people]]
     best = peaks[np.argsort(-values[peaks], kind="stable")[: settings.max_people]]
     return np.stack(np.divmod(best, centre.shape[1]), axis=1), values[best]
+
+
+def pool_reach(cells: Size, settings: DecodeSettings) -> int:
+    """Return how many cells around it a centre must be the maximum of, in maps of this size."""
+    return 1 + sum(sum(cells) / 2 > limit for limit in settings.pool_sides)
 
 
 def _maximum(values: np.ndarray, reach: int) -> np.ndarray:

@@ -51,3 +51,8 @@ def normalise(warped: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     for plane, table, values in zip(reversed(cv2.split(warped)), normalisation(), tensor[0], strict=True):
         cv2.LUT(plane, table, dst=values)
     return tensor
+
+
+def as_uint8(warped: np.ndarray) -> np.ndarray:
+    """Convert (h, w, 3) uint8 BGR to (1, 3, h, w) uint8 RGB, for a graph that normalises."""
+    return np.stack(cv2.split(warped)[::-1])[None]

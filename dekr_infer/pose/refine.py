@@ -47,10 +47,10 @@ def match_to_heatmap(
 
 def merged_joints(passes: Passes, skeleton: Skeleton = COCO_17) -> np.ndarray:
     """Return the mean heatmaps of both passes, joints only: (J, h, w) float32."""
-    heat = np.asarray(passes.original.heatmap[: len(skeleton)])
+    heat = np.asarray(passes.original.heatmap[: len(skeleton)], np.float32)
     if passes.flipped is None:
         return heat
-    return (heat + np.asarray(passes.flipped.heatmap)[list(skeleton.partners), :, ::-1]) / 2
+    return (heat + np.asarray(passes.flipped.heatmap, np.float32)[list(skeleton.partners), :, ::-1]) / 2
 
 
 def absorb(poses: np.ndarray, heat: np.ndarray, settings: RefineSettings) -> np.ndarray:

@@ -16,11 +16,19 @@ import pytest
 from onnx import helper
 
 from dekr_infer.ascend import ais_bench_frontend as frontend
-from dekr_infer.ascend.ais_bench import Summary, _speeds
+from dekr_infer.ascend.ais_bench import Job, Summary, _speeds
+from dekr_infer.backends.onnxruntime import OnnxRuntime
+from dekr_infer.backends.output_folder import OutputFolder
+from dekr_infer.cli import preprocess
+from dekr_infer.data.coco import load_data_set
+from dekr_infer.data.sources import frames_of
+from dekr_infer.detector import Detector
 from dekr_infer.errors import DekrError
-from dekr_infer.geometry import InputSizes, Size
+from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
+from scripts.demo import people
 from tests.support.ascend_host import FAKES, ROOT, Host, compile_fake, refused
-from tests.support.tiny_models import SMALL_INPUT_SIZES, toy_model, toy_outputs
+from tests.support.commands import run_command
+from tests.support.tiny_models import ONE_THREAD, SMALL_INPUT_SIZES, export_command, toy_model, toy_outputs
 
 DIALECTS = ("T23", "T25", "T26")
 STRICT = DIALECTS[1:]
@@ -123,6 +131,40 @@ def test_whole_flow_gives_the_bits_of_the_cpu_runner(tmp_path, tiny):
         assert names(host.folder / target) == names(host.folder / "cpu" / target) == RESULTS
         for name in RESULTS:
             assert (host.folder / target / name).read_bytes() == (host.folder / "cpu" / target / name).read_bytes()
+
+
+@pytest.mark.long
+def test_8_bit_tensors_and_float16_outputs_reach_the_metrics(tmp_path, tiny):
+    """From uint8 tensors over a model with float16 outputs; postprocessing finds the people of float32, nearly."""
+    host, root = Host(tmp_path, "npu-smi"), tmp_path / "coco"
+    host.folder = tmp_path
+    host.install_toolkit()
+    host.env["PYTHONPATH"] = str(FAKES)
+    people.write_data_set(root, "val2017", 1, seed=3)
+    words = ["--output", tmp_path / "net.onnx", "--input", "uint8", "--skip_check", *ONE_THREAD, *tiny.pairs()]
+    assert run_command(export_command.main, *words).code == 0
+    tensors = ("--output", tmp_path / "prep_data", "--output_flip", tmp_path / "prep_data_flip", "DATASET.ROOT", root)
+    assert run_command(preprocess.main, "--dtype", "uint8", *tensors).code == 0
+    for script in (("atc.sh", "net.onnx", "--output_type", "FP16"), ("ais_bench.sh", "net.om")):
+        done = host.run(*script)
+        assert done.returncode == 0, done
+    assert {np.load(file, mmap_mode="r").dtype for file in (tmp_path / "out").glob("*.npy")} == {np.dtype(np.float16)}
+    half = OutputFolder(tmp_path / "out", tmp_path / "out_flip")
+    frames = frames_of(load_data_set(root, "val2017"), PUBLISHED_SIZES)
+    exact = OnnxRuntime(tmp_path / "net.onnx", 1)
+    for frame in frames:
+        for kept, full in zip(half.infer(frame, True), _run(exact, tmp_path, frame.key), strict=True):
+            heat = kept.heat_at(slice(None), slice(None), slice(None))
+            assert heat.dtype == np.float32
+            np.testing.assert_allclose(heat, full[0][0], rtol=1e-3, atol=1e-6)
+    assert len(Detector(half, threads=1)(frames[0])) > 0
+    (tensor,) = (tmp_path / "prep_data").glob("*.npy")
+    np.save(tensor, np.load(tensor).astype(np.float32))
+    refused(host.run("ais_bench.sh", "net.om"), 1, "holds float32", "net.onnx takes uint8", "--dtype uint8")
+
+
+def _run(network, folder, key):
+    return [network.run(np.load(folder / source / f"{key}.npy"))[:2] for source in FOLDERS]
 
 
 def test_results_of_other_images_are_refused_before_anything_runs(host):
@@ -301,6 +343,29 @@ def test_tensors_that_would_give_garbage_are_refused(host, kind, part):
     damage(kind, host.folder / "prep_data_flip" / "B1.npy")
     refused(host.run("ais_bench.sh", "net.om"), 1, "B1.npy", part)
     assert names(host.folder) == BEFORE
+
+
+@pytest.mark.parametrize("stems", [("B1",), STEMS])
+def test_tensors_of_another_dtype_than_the_others_or_the_model_are_refused(host, monkeypatch, stems):
+    """ais_bench compares byte counts alone, and stops in the middle."""
+    monkeypatch.chdir(host.folder)
+    onnx.save(toy_model(), "net.onnx")
+    for stem in stems:
+        file = Path("prep_data", f"{stem}.npy")
+        np.save(file, np.load(file).astype(np.uint8))
+    says = "net.onnx takes float32; run DEKR_preprocess.py" if stems == STEMS else "a2.npy holds float32"
+    with pytest.raises(DekrError, match=f"holds uint8, .*{says}"):
+        Job.of(Path("net.om"), 0, Path("prep_data"), Path("out")).check(Unchecked())
+
+
+class Unchecked(frontend.Frontend):
+    """A front end that refuses no path."""
+
+    def __init__(self) -> None:
+        pass
+
+    def check(self, *paths):
+        pass
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)

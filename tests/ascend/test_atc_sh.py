@@ -25,7 +25,7 @@ PUBLISHED_SIZES = "512,768;512,512;768,512;512,1024;1024,512"
 def options(model: Path) -> list[str]:
     """Return the options that the fake was given, without the paths."""
     words = zipfile.ZipFile(model).read("options").decode().split("\n")
-    return [word for word in words if not word.startswith(("--model", "--output"))]
+    return [word for word in words if not word.startswith(("--model=", "--output="))]
 
 
 def left(host: Host) -> set[str]:
@@ -75,10 +75,11 @@ def test_our_export_is_converted_with_the_published_options(host, tiny):
 def test_options_output_and_words_for_atc(host):
     (host.folder / "keep these").write_text("node\n")
     words = ("net.onnx", "models/other", "--chip", "910B4", "--precision_mode", "force_fp32")
+    words += ("--output_type", "FP16")
     done = host.run("atc.sh", *words, "--keep_dtype", "keep these", "--cache", "force", "--", "--log=info")
     assert done.returncode == 0, done
     given = options(host.folder / "models" / "other.om")
-    assert "--soc_version=Ascend910B4" in given and "--precision_mode=force_fp32" in given
+    assert {"--soc_version=Ascend910B4", "--precision_mode=force_fp32", "--output_type=FP16"} <= set(given)
     assert given[-1] == "--log=info" and any(word.startswith("--keep_dtype=") for word in given)
     assert given.count("--op_compiler_cache_mode=force") == 1 and "--log=error" not in given
 

@@ -11,8 +11,14 @@ from onnx import TensorProto, helper, numpy_helper
 from dekr_infer.ascend.lint.check import default_input_shape, default_input_sizes, preflight, report
 from dekr_infer.ascend.lint.rules import COORDINATE_MODE, REFUSED, WARNING, WRONG
 from dekr_infer.cli import check_atc
+from dekr_infer.export.people_graph import add_people
+from dekr_infer.export.uint8_input import take_uint8
+from dekr_infer.geometry import PUBLISHED_SIZES
+from dekr_infer.onnx_graph.baked import Baked
 from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
+from dekr_infer.skeleton import COCO_17
 from tests.support.ascend_host import ROOT
+from tests.support.recipe import DECODE
 
 
 def graph(*nodes, opset=11, size=("h", "w"), channels=4, **weights):
@@ -71,6 +77,30 @@ def test_standard_dialect_is_refused_at_every_operator(tiny):
     deformable = [finding for finding in findings if "E16002: there is no parser for the standard" in finding.rule]
     assert len(deformable) == 34 and "without --dialect onnx" in deformable[0].remedy
     assert {finding.level for finding in deformable} == {REFUSED}
+
+
+def test_8_bit_input_passes(tiny):
+    assert preflight(take_uint8(tiny.model())) == preflight(tiny.model())
+
+
+def test_an_open_number_of_images_means_one(tiny):
+    model = to_dialect(tiny.model(), ONNX)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    assert default_input_shape(model) == "image:1,3,-1,-1"
+    assert not any("E10046" in finding.rule for finding in preflight(model))
+
+
+def test_a_file_that_yields_people_is_refused_with_the_reason(tiny, tmp_path, capsys):
+    """Each node would be refused for its opset; a converter of opset 18 and above would stop at the next reason."""
+    model = add_people(to_dialect(tiny.model(), ONNX), Baked(DECODE), PUBLISHED_SIZES, COCO_17)
+    onnx.save(model, tmp_path / "net.onnx")
+    assert check_atc.main([str(tmp_path / "net.onnx")]) == 1
+    assert "Slice with a step on the last axis" in capsys.readouterr().out
+    helper.set_model_props(model, Baked(DECODE).metadata())
+    onnx.save(model, tmp_path / "net.onnx")
+    assert check_atc.main([str(tmp_path / "net.onnx")]) == 1
+    out, err = capsys.readouterr()
+    assert out.count("\n") == 1 and "the file yields people" in err and "without --decode people" in err
 
 
 RIGHT = [deform(), resize(), graph(node("Relu")), deform(drop=("dilations", "deformable_groups"))]

@@ -114,7 +114,85 @@ def test_metadata_without_input_size_is_refused(file, input_sizes):
 def test_a_graph_that_onnx_runtime_does_not_know_is_refused(file):
     model = toy_model()
     model.graph.node[0].op_type = "Cnov"
-    assert "ONNX Runtime" in refused(saved(model, file))
+    assert "node Cnov: Cnov is no operator of opsets 11 and 19" in refused(saved(model, file))
+    standard = to_dialect(toy_model(), ONNX)
+    name_operator(standard, "Cnov")
+    assert "ONNX Runtime" in refused(saved(standard, file))
+
+
+def name_operator(model: ModelProto, op_type: str) -> None:
+    model.graph.node[0].op_type = op_type
+
+
+def with_loop(model: ModelProto) -> None:
+    body = helper.make_graph([], "body", [], [])
+    model.graph.node.append(helper.make_node("Loop", ["", ""], ["x"], "forever\x1b[2J", body=body))
+
+
+def with_branches(model: ModelProto) -> None:
+    empty = helper.make_graph([], "branch", [], [])
+    model.graph.node.append(helper.make_node("If", ["image"], ["x"], then_branch=empty, else_branch=empty))
+
+
+def with_function(model: ModelProto) -> None:
+    opsets = [helper.make_opsetid("", 19)]
+    model.functions.append(helper.make_function("own", "Hidden", [], [], [], opsets))
+
+
+def with_values_elsewhere(model: ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    entry = tensor.external_data.add()
+    entry.key, entry.value = "location", "weights.bin"
+
+
+def with_text_outputs(model: ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.STRING
+
+
+def with_sequence_outputs(model: ModelProto) -> None:
+    plain = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
+    model.graph.output[1].type.CopyFrom(helper.make_sequence_type_proto(plain))
+
+
+def with_optional_outputs(model: ModelProto) -> None:
+    plain = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, None)
+    model.graph.output[1].type.CopyFrom(helper.make_optional_type_proto(plain))
+
+
+@pytest.mark.parametrize("dialect", [None, ONNX])
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (with_loop, "is control flow (Loop)"),
+        (with_branches, "is control flow (If)"),
+        (with_function, "defines functions, the first is Hidden"),
+        (with_values_elsewhere, "lie in another file"),
+        (with_text_outputs, "heatmap is no tensor of plain numbers"),
+        (with_sequence_outputs, "offset is no tensor of plain numbers"),
+        (with_optional_outputs, "offset is no tensor of plain numbers"),
+    ],
+)
+def test_what_our_export_never_writes_is_refused_before_it_runs(file, change, part, dialect):
+    (file.parent / "weights.bin").write_bytes(bytes(1 << 20))
+    model = toy_model() if dialect is None else to_dialect(toy_model(), dialect)
+    change(model)
+    file.write_bytes(model.SerializeToString())
+    assert part in refused(file) and "export it again with DEKR_pth2onnx.py" in refused(file)
+
+
+@pytest.mark.parametrize("said", ["Failed to allocate memory for requested buffer of size 1", "std::bad_alloc"])
+def test_little_memory_is_no_fault_of_the_graph(file, said, monkeypatch):
+    network = OnnxRuntime(saved(toy_model(), file), 1)
+
+    class Full:
+        def run(self, *_: object) -> None:
+            raise RuntimeError(said)
+
+    monkeypatch.setattr(network, "session", Full())
+    with pytest.raises(MemoryError):
+        network.run(whole_picture(next(iter(SMALL_INPUT_SIZES))))
 
 
 @pytest.mark.parametrize(("weight", "says"), [("heat", "heatmap has shape"), ("off", "offset has shape")])

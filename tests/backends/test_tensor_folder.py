@@ -14,6 +14,8 @@ from dekr_infer.data.coco import load_data_set
 from dekr_infer.data.images import decode_image
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES
+from dekr_infer.pose.preprocess import normalisation
+from dekr_infer.storage import npy
 from dekr_infer.storage.atomic import folder_lock
 from tests.support.coco_files import write_annotation, write_images
 from tests.support.images import colourful, encode, turned
@@ -96,6 +98,25 @@ def test_the_summary_counts_images_input_size_and_bytes(made):
 def test_zip_and_folder_and_any_number_of_workers_give_the_same_files(root, made, tmp_path):
     make(root, tmp_path, "val2017", workers=3)
     assert files_of(tmp_path) == files_of(made[0])
+
+
+def test_8_bit_tensors_hold_what_the_others_are_made_of_in_a_quarter_of_the_bytes(root, made, tmp_path):
+    summary = make(root, tmp_path, dtype=npy.UINT8)
+    for folder in ("prep", "prep_flip"):
+        for stem in STEMS:
+            bytes_, floats = (np.load(place / folder / f"{stem}.npy") for place in (tmp_path, made[0]))
+            assert bytes_.dtype == np.uint8 and bytes_.shape == floats.shape
+            table = normalisation()
+            np.testing.assert_array_equal([table[c][bytes_[0, c]] for c in range(3)], floats[0])
+    header = 2 * len(STEMS) * npy.USUAL_HEADER
+    assert 4 * (summary.written - header) == made[1].written - header
+
+
+def test_tensors_of_the_other_dtype_are_not_mixed_in(root, copy):
+    with pytest.raises(DekrError, match="other settings"):
+        make(root, copy, dtype=npy.UINT8)
+    make(root, copy, dtype=npy.UINT8, overwrite=True)
+    assert {np.load(file).dtype for file in copy.glob("prep*/*.npy")} == {np.dtype(np.uint8)}
 
 
 def test_a_second_run_converts_nothing(root, copy, monkeypatch):

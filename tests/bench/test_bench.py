@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,12 @@ from dekr_infer.model.head import build_network
 from dekr_infer.pose.encode import Encoding, noisy, write_dumps
 from dekr_infer.storage.atomic import folder_lock
 from scripts.bench import forward, reference_impl, regression_check, roofline, timing
+from scripts.bench import people as people_bench
 from scripts.bench import run as bench
 from scripts.bench.timing import LIMIT, OURS, REFERENCE, UPSTREAM, Row, alternate, table
 from scripts.demo.people import write_data_set
 from tests.support.commands import assert_refused, run_command
-from tests.support.tiny_models import PAIRS, single_thread
+from tests.support.tiny_models import ONE_THREAD, PAIRS, single_thread
 
 WEIGHTS = Path(__file__).resolve().parents[2] / "scripts/demo/weights"
 SPLIT = "val2017"
@@ -196,3 +198,11 @@ def test_the_regression_check_compares_equal_work(tmp_path):
     ours = [found.poses for _, found in people[OURS]]
     for mine, (theirs, _) in zip(ours, people[REFERENCE], strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-3)
+
+
+@pytest.mark.long
+def test_people_are_timed_against_two_passes_and_decoding(capsys):
+    assert people_bench.main(["--rounds", "1", *ONE_THREAD, *PAIRS], Size(64, 96)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:2]] == ["two passes and our decoding", "the file that yields people"]
+    assert re.fullmatch(r"people of an image of 64x96, .*: \d+\.\d{3}", lines[2])

@@ -79,6 +79,21 @@ def loaded(folders, stem: str) -> Passes:
     return passes_of(*(np.load(folder / f"{stem}_{index}.npy")[0] for folder in folders for index in (0, 1)))
 
 
+def test_outputs_of_float16_are_taken_and_computed_with_in_float32(data, folders):
+    exact = process(data, folders)
+    for file in (file for folder in folders for file in folder.glob("*.npy")):
+        np.save(file, np.load(file).astype(np.float16))
+    half = process(data, folders)
+    assert len(half.results) == len(exact.results) > 3
+    for one, other in zip(half.results, exact.results, strict=True):
+        np.testing.assert_allclose(one["keypoints"][:2], other["keypoints"][:2], atol=0.3)
+        assert one["score"] == pytest.approx(other["score"], rel=1e-2)
+    assert process(data, folders, refine=REFINE).results
+    passes = OutputFolder(*folders).infer(frames(data)[0], flip=True)
+    y = x = np.arange(3)
+    assert passes.original.offset_at(y, x).dtype == passes.original.heat_at(0, y, x).dtype == np.float32
+
+
 # -- which dumps are there ---------------------------------------------------------------------------------------------
 
 

@@ -244,6 +244,30 @@ def test_dialect_onnx_is_written_on_request(tiny, tmp_path):
     onnx.checker.check_model(written, full_check=True)
 
 
+LONG_FORMS = [pytest.param(name, marks=pytest.mark.long) for name in ("padded", "grouped")]
+
+
+@pytest.mark.parametrize("deform", ["separate", *LONG_FORMS])
+def test_dialect_onnx_takes_any_number_of_images(tiny, tmp_path, deform):
+    words = ("--dialect", "onnx", "--deform", deform, "--skip_check")
+    assert export(tmp_path / "net.onnx", tiny, *words) == 0
+    written = onnx.load(tmp_path / "net.onnx")
+    assert {dimensions(entry)[0] for entry in (*written.graph.input, *written.graph.output)} == {"batch"}
+    network = OnnxRuntime(tmp_path / "net.onnx", 1)
+    rng = np.random.default_rng(1)
+    images = [normalise(sample_image(rng, Size(64, 96))) for _ in range(5)]
+    alone = [network.run(image)[:2] for image in images]
+    for count in (1, 2, 5):
+        for index, together in enumerate(network.run(np.concatenate(images[:count]))[:2]):
+            expected = np.concatenate([outputs[index] for outputs in alone[:count]])
+            np.testing.assert_allclose(together, expected, rtol=0, atol=(1e-5, 1e-3)[index])
+
+
+def test_gather_takes_one_image(tiny, tmp_path):
+    assert export(tmp_path / "net.onnx", tiny, "--dialect", "onnx", "--deform", "gather", "--skip_check") == 0
+    assert dimensions(onnx.load(tmp_path / "net.onnx").graph.input[0])[0] == 1
+
+
 def test_skip_check_runs_nothing(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("dekr_infer.export.export.compare_with_torch", lambda *_: pytest.fail("the check ran"))
     assert export(tmp_path / "net.onnx", tiny, "--skip_check") == 0

@@ -16,9 +16,18 @@ from dekr_infer.ascend.lint.context import PORTABLE_OPSET, REFUSED, WARNING, Fin
 from dekr_infer.ascend.lint.rules import OLD_OPSET, check_node
 from dekr_infer.ascend.lint.shapes import Shapes, infer, opset_of, view_of, views
 from dekr_infer.errors import DekrError
+from dekr_infer.onnx_graph.baked import PEOPLE
 from dekr_infer.onnx_graph.subgraphs import array_of, is_text, tensors
 from dekr_infer.storage.atomic import read_regular
+from dekr_infer.structures import INPUT_NAME
 
+YIELDS_PEOPLE = Finding(
+    REFUSED,
+    "outputs",
+    "the file yields people: for that it has opset 19, indices that it computes (int64 from TopK and ArgMax) and a "
+    "Slice backwards along the last axis",
+    "convert a file of maps, exported without --decode people and --dialect onnx",
+)
 MOST_INPUT_SIZES = 100
 MOST_DYNAMIC = 4  # --dynamic_dims takes inputs of at most as many sizes
 MOST_DIGITS = 9  # of a size
@@ -72,13 +81,23 @@ def graph_inputs(model: ModelProto) -> Shapes:
 
 
 def default_input_shape(model: ModelProto) -> str:
-    """Return the file's own inputs as atc's --input_shape has them, e.g. `image:1,3,-1,-1`."""
-    return ";".join(f"{name}:{','.join(map(str, shape))}" for name, shape in graph_inputs(model).items())
+    """Return the file's own inputs as atc's --input_shape has them, e.g. `image:1,3,-1,-1`.
+
+    An open number of images, as the `onnx` dialect leaves it, means one.
+    """
+    shapes = graph_inputs(model)
+    if (whole := shapes.get(INPUT_NAME, ()))[:2] == (-1, 3):
+        shapes[INPUT_NAME] = (1, *whole[1:])
+    return ";".join(f"{name}:{','.join(map(str, shape))}" for name, shape in shapes.items())
 
 
 def default_input_sizes(model: ModelProto) -> str:
     """Return the input sizes in the file's metadata as --dynamic_dims has them; empty if it names none."""
-    return next((entry.value for entry in model.metadata_props if entry.key == "input_sizes"), "")
+    return _metadata(model).get("input_sizes", "")
+
+
+def _metadata(model: ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def preflight(model: ModelProto, input_shape: str | None = None, dynamic_dims: str | None = None) -> list[Finding]:
@@ -89,6 +108,8 @@ def preflight(model: ModelProto, input_shape: str | None = None, dynamic_dims: s
         input_shape: atc's --input_shape; by default the file's own inputs.
         dynamic_dims: atc's --dynamic_dims; by default the input sizes in the file's metadata.
     """
+    if _metadata(model).get("decode") == PEOPLE:
+        return [YIELDS_PEOPLE]
     input_sizes_text = default_input_sizes(model) if dynamic_dims is None else dynamic_dims
     shape_text = default_input_shape(model) if input_shape is None else input_shape
     findings = [*_check_opsets(model), *_check_tensors(model)]

@@ -44,8 +44,8 @@ def natural(name: str) -> list[tuple[int, int | str]]:
     return [(0, int(part)) if part.isdigit() else (1, part.lower()) for part in re.split(r"(\d+)", name)]
 
 
-def load_model(text: str) -> tuple[OnnxRuntime, set[tuple[int, ...]]]:
-    """The stand-in's graph, and the input sizes it was compiled for."""
+def load_model(text: str) -> tuple[OnnxRuntime, set[tuple[int, ...]], str]:
+    """The stand-in's graph, the input sizes it was compiled for, and the dtype of its outputs."""
     if not Path(text).is_file():
         stop(1, "[1][ACL: invalid parameter]")
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(text) as stand_in:
@@ -55,19 +55,22 @@ def load_model(text: str) -> tuple[OnnxRuntime, set[tuple[int, ...]]]:
             for input_size in stand_in.read("input_sizes").decode().split(";")
             if input_size
         }
-        return OnnxRuntime(Path(folder) / "model.onnx", 1), input_sizes
+        options = stand_in.read("options").decode() if "options" in stand_in.namelist() else ""
+        output = "float16" if "--output_type=FP16" in options.split() else "float32"
+        return OnnxRuntime(Path(folder) / "model.onnx", 1), input_sizes, output
 
 
-def as_sent(file: Path, input_sizes: set[tuple[int, ...]]) -> np.ndarray:
-    """What the device sees: memory as it lies, taken for float32; only byte counts are compared."""
-    values = np.fromfile(file, np.float32) if file.suffix.lower() == ".bin" else np.load(file)
+def as_sent(file: Path, input_sizes: set[tuple[int, ...]], dtype: str) -> np.ndarray:
+    """What the device sees: memory as it lies, taken for the model's dtype; only byte counts are compared."""
+    values = np.fromfile(file, dtype) if file.suffix.lower() == ".bin" else np.load(file)
     if values.ndim != 4 or values.shape[:2] != (1, 3) or values.shape[2:] not in input_sizes:
         print("[ERROR] set_dynamic_dims failed", flush=True)
         raise RuntimeError("[-1][ACL: general failure]")
     sent = values.tobytes(order="A")
-    if len(sent) != values.size * 4:
-        raise RuntimeError(f"tensorsize {values.size * 4} filesize {len(sent)} not match")
-    return np.frombuffer(sent, np.float32).reshape(values.shape)
+    expected = values.size * np.dtype(dtype).itemsize
+    if len(sent) != expected:
+        raise RuntimeError(f"tensorsize {expected} filesize {len(sent)} not match")
+    return np.frombuffer(sent, dtype).reshape(values.shape)
 
 
 def statistics(times: list[float]) -> dict[str, float]:
@@ -76,7 +79,7 @@ def statistics(times: list[float]) -> dict[str, float]:
 
 
 def run(args: argparse.Namespace) -> None:
-    network, input_sizes = load_model(args.model)
+    network, input_sizes, output = load_model(args.model)
     if args.output_dirname and not args.output:
         raise RuntimeError("output_dirname needs output")
     name = args.output_dirname or time.strftime("%Y_%m_%d-%H_%M_%S")
@@ -91,20 +94,20 @@ def run(args: argparse.Namespace) -> None:
         raise RuntimeError("dynamic model needs a dynamic option")
     if TROUBLE == "device":
         raise RuntimeError("acl open device 0 failed")
-    network.run(as_sent(files[0], input_sizes))
+    network.run(as_sent(files[0], input_sizes, network.input_dtype))
     print("[INFO] warm up 1 done", flush=True)
     times, info = [], {}
     troubled = CONCERNS in args.model
     for number, file in enumerate(files):
         for _ in range(args.loop):
-            *outputs, milliseconds = network.run(as_sent(file, input_sizes))
+            *outputs, milliseconds = network.run(as_sent(file, input_sizes, network.input_dtype))
             times.append(milliseconds)
         if TROUBLE in ("wrong", "nan") and troubled:
             outputs[1] = outputs[1][:, ::-1] if TROUBLE == "wrong" else outputs[1] * np.float32("nan")
         names = [folder / f"{file.name.split('.')[0]}_{index}.npy" for index in range(len(outputs))]
         for path, values in zip(names, outputs, strict=True):
             if not (TROUBLE == "lost" and file == files[-1] and path == names[-1]):
-                np.save(path, values)
+                np.save(path, values.astype(output))
         info[str(number)] = {"infiles": [str(file)], "outfiles": [str(path) for path in names]}
         if TROUBLE == "child":
             subprocess.Popen(["sleep", "61"])
