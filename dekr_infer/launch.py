@@ -17,6 +17,7 @@ from types import FrameType
 
 OLDEST, NEWEST = (3, 11), (3, 13)
 INTERRUPTED = "interrupted; finished results are kept, run the same command again to resume"
+NO_MEMORY = "not enough memory; free some, or use a machine with more"
 SIGNAL_CODE = 128  # a shell reports a signal as this plus its number, for example 130 for Ctrl-C
 SET_UP = "'source .venv/bin/activate', or 'bash scripts/setup_venv.sh requirements.txt' if there is no .venv"
 DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "PyYAML", "google": "protobuf"}
@@ -80,7 +81,11 @@ def launch(name: str, argv: Sequence[str] | None = None) -> int:
             if own:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
         code: int = command.main(argv)
+    except MemoryError:
+        return _fail(NO_MEMORY)
     except ImportError as error:
+        if "failed to map segment" in str(error) or "cannot allocate memory" in str(error).lower():
+            return _fail(NO_MEMORY)
         package = (error.name or "").partition(".")[0]
         if package in ("", "dekr_infer"):
             raise

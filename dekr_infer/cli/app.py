@@ -18,7 +18,7 @@ from yacs.config import CfgNode
 
 from dekr_infer.config.load import load_config
 from dekr_infer.errors import DekrError, one_line
-from dekr_infer.launch import INTERRUPTED, SIGNAL_CODE
+from dekr_infer.launch import INTERRUPTED, NO_MEMORY, SIGNAL_CODE
 from dekr_infer.model.weights import NOTES
 
 MOST_PARALLEL = 1024  # threads; more than any machine has, fewer than one breaks down under
@@ -196,7 +196,7 @@ def run(work: Callable[[], None]) -> int:
         _drop_stdout()
         return 1
     except MemoryError:
-        return _fail("not enough memory; free some, or use a machine with more", 1)
+        return _fail(NO_MEMORY, 1)
     except OSError as error:
         _drop_stdout()
         place = f"{error.filename}: " if error.filename else ""

@@ -74,7 +74,7 @@ def load_rescore_net(path: str | Path, hidden: int, skeleton: Skeleton = COCO_17
         from torch import nn
 
         from dekr_infer.model.checkpoint import load_network, read_state
-    except ImportError:
+    except ModuleNotFoundError:
         raise DekrError(
             f"{path}: reading it needs torch; install torch, or evaluate without rescoring by RESCORE.VALID False"
         ) from None

@@ -222,6 +222,18 @@ def test_a_package_that_cannot_be_imported_is_named_with_its_reason(tmp_path, mo
     assert "cannot import cv2 (libGL.so.1: cannot open shared object file)" in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "error", [ImportError("libx.so: failed to map segment from shared object", name="cv2"), MemoryError()]
+)
+def test_little_memory_while_packages_are_imported_is_told_as_it_is(monkeypatch, capsys, error):
+    def broken(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(launch.importlib, "import_module", broken)
+    assert launch.launch("preprocess", []) == 1
+    assert capsys.readouterr().err == "error: not enough memory; free some, or use a machine with more\n"
+
+
 def test_a_package_that_is_imported_later_is_named_as_well(monkeypatch, capsys):
     def main(argv: object) -> int:
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
