@@ -66,6 +66,12 @@ HELPERS = 2  # threads that decode images and poses while the others run the gra
 
 def main(argv: Arguments = None) -> int:
     """Run the command; return its exit code."""
+    args = parse(argv)
+    return run(lambda: Evaluation(config_of(args), args).evaluate())
+
+
+def parse(argv: Arguments) -> Namespace:
+    """Return the options of a command line."""
     parser = Parser(__doc__)
     parser.add_argument("--model", "-m", type=Path, required=True, help="ONNX file of DEKR_pth2onnx.py")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder for all results")
@@ -92,7 +98,7 @@ def main(argv: Arguments = None) -> int:
     args = parser.parse_args(argv)
     if args.expect is not None and args.shard[1] > 1:
         parser.error("--expect needs all shares: give it with --merge")
-    return run(lambda: _Run(config_of(args), args).evaluate())
+    return args
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -109,7 +115,7 @@ def _share_of_one(text: str) -> float:
     return value
 
 
-class _Run:
+class Evaluation:
     """One run of the command: what it evaluates, and the shards that it fills."""
 
     def __init__(self, config: CfgNode, args: Namespace) -> None:

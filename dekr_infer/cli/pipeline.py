@@ -3,6 +3,7 @@
 The steps are preprocess, export, convert (NPU only), infer, infer_flip and postprocess. A step is done again if the
 content of a file or a setting that decides its result has changed, whatever the dates; every other step is skipped, so
 an interrupted run resumes. --backend om converts with atc for this host's chip, or for --chip, and runs ais_bench.
+--stream evaluates on the CPU without tensors and outputs on the disk; its steps are export and evaluate.
 --onnx takes an exported file instead of the weights. RESCORE.VALID False does without the rescoring file.
 
   bash scripts/run_pipeline.sh --data data/coco --weights models/pose_dekr_hrnetw32_coco.pth
@@ -11,7 +12,9 @@ an interrupted run resumes. --backend om converts with atc for this host's chip,
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import sys
 import time
 from argparse import Namespace
@@ -28,6 +31,7 @@ from dekr_infer.ascend.atc import convert
 from dekr_infer.ascend.soc_version import chip_name
 from dekr_infer.backends.folder_runner import Options, summary_path
 from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, cores, non_negative_int, positive_int, run
+from dekr_infer.cli.evaluate import Evaluation, parse
 from dekr_infer.cli.onnx_infer import infer
 from dekr_infer.cli.postprocess import postprocess
 from dekr_infer.cli.preprocess import preprocess
@@ -54,11 +58,14 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--rescore", default=rescore, help=f"the rescoring checkpoint (default: {rescore})")
     parser.add_argument("--work", type=Path, default=Path(), help="folder for everything that is made (default: here)")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N images")
+    parser.add_argument("--stream", action="store_true", help="no tensors and outputs on the disk: people only (CPU)")
     parser.add_argument("--device", type=non_negative_int, metavar="N", help="NPU to convert for and run on")
     parser.add_argument("--chip", metavar="NAME", help="e.g. Ascend310P3 (default: this host's)")
     add_category(parser)
     add_config(parser)
     args = parser.parse_args(argv)
+    if args.stream and args.backend == "om":
+        parser.error("--stream runs on the CPU: leave out --backend om")
     failed: list[int] = []
 
     def work() -> None:
@@ -106,12 +113,15 @@ class Chain:
     def run(self) -> None:
         """Do what is not done, then print the table of seconds."""
         started = time.monotonic()
-        self._preprocess()
-        graph = self.args.onnx or self._export()
-        model = self._convert(graph, self.chip) if self.chip else graph
-        for which in ("", "_flip"):
-            self._infer(model, which)
-        self._postprocess()
+        if self.args.stream:
+            self._evaluate(self.args.onnx or self._export())
+        else:
+            self._preprocess()
+            graph = self.args.onnx or self._export()
+            model = self._convert(graph, self.chip) if self.chip else graph
+            for which in ("", "_flip"):
+                self._infer(model, which)
+            self._postprocess()
         print(f"\nbackend {self.args.backend}, {time.monotonic() - started:.0f} s in all")
         for name, seconds in self.seconds.items():
             print(f"{'-':>8}  {name}" if seconds is None else f"{seconds:6.0f} s  {name}")
@@ -133,7 +143,8 @@ class Chain:
         self.seconds[name] = None
         self.record.step(name, inputs, work, makes)
 
-    def _preprocess(self) -> None:
+    def _images(self) -> dict[str, Any]:
+        """Return what is known of the data set's content: it decides whether a step is done."""
         config, limit = self.config, self.args.limit
         root, split = config.DATASET.ROOT, config.DATASET.TEST
         data = load_data_set(root, split, self.args.category)
@@ -141,7 +152,30 @@ class Chain:
         chosen = [image.file_name for image in data.images[:limit]]
         files.check_present(chosen)
         images = {name: files.fingerprint(name) for name in chosen}
-        inputs = {"annotations": sha256(data.annotation), "images": images, "input_size": config.DATASET.INPUT_SIZE}
+        return {"annotations": sha256(data.annotation), "images": images}
+
+    def _rescore(self) -> str | None:
+        return sha256(Path(self.config.RESCORE.MODEL_FILE)) if self.config.RESCORE.VALID else None
+
+    def _evaluate(self, graph: Path) -> None:
+        inputs = self._images() | {
+            "graph": sha256(graph),
+            "rescore": self._rescore(),
+            "settings": influences(self.config),
+            "category": self.args.category,
+        }
+        name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]  # a folder of its own
+        results = self.work / "results"
+        words = ["--model", str(graph), "--output", str(results), "--run", f"people-{name}"]
+        words += ["--limit", str(self.args.limit)] if self.args.limit else []
+        words += ["--category", self.args.category] if self.args.category else []
+        options = parse(words)
+        makes = [results / f"keypoints_{self.config.DATASET.TEST}_results.json", results / "metrics.json"]
+        self._step("evaluate", inputs, lambda: Evaluation(self.config, options).evaluate(), makes)
+
+    def _preprocess(self) -> None:
+        config, limit = self.config, self.args.limit
+        inputs = self._images() | {"input_size": config.DATASET.INPUT_SIZE}
         folders = (self.work / "prep_data", self.work / "prep_data_flip")
         self._step(
             "preprocess",
@@ -195,7 +229,7 @@ class Chain:
             "annotations": sha256(data.annotation),
             "category": data.category.id if data.category else None,
             "outputs": [mark_folder(folder).xxh3 for folder in folders[: 1 + config.TEST.FLIP_TEST]],
-            "rescore": sha256(Path(config.RESCORE.MODEL_FILE)) if config.RESCORE.VALID else None,
+            "rescore": self._rescore(),
             "settings": influences(config),
         }
         missing = self.args.limit is not None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -447,3 +448,22 @@ def test_outputs_that_a_tool_wrote_by_hand_are_replaced(chain):
         np.save(path, np.load(path) + 1)
     record_path(chain.folder / "out").unlink()
     assert chain.executed() == ["infer"] and (chain.folder / "out" / "a_0.npy").read_bytes() == wanted
+
+
+def test_streaming_gives_the_same_results_without_a_tensor(chain):
+    wanted = (chain.folder / "results" / "keypoints_val2017_results.json").read_bytes()
+    for name in ("prep_data", "prep_data_flip", "out", "out_flip", "results"):
+        shutil.rmtree(chain.folder / name)
+    assert chain.executed("--stream") == ["evaluate"] and chain.executed("--stream") == []
+    assert (chain.folder / "results" / "keypoints_val2017_results.json").read_bytes() == wanted
+    assert not list(chain.folder.rglob("*.npy"))
+    chain.write("net.pth", "other weights")
+    assert chain.executed("--stream") == ["export", "evaluate"]
+    assert (chain.folder / "results" / "keypoints_val2017_results.json").read_bytes() != wanted
+    assert chain.executed("--stream", "TEST.NMS_THRE", "0.2") == ["evaluate"]
+    chain.replace_image()
+    assert chain.executed("--stream", "TEST.NMS_THRE", "0.2") == ["evaluate"]
+
+
+def test_streaming_is_for_the_cpu(new):
+    assert_refused(new.go("--stream", "--backend", "om"), 2, "--stream runs on the CPU", "leave out --backend om")
