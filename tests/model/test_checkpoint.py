@@ -201,7 +201,6 @@ ODD = {
     "nested": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
     "sparse": torch.eye(3).to_sparse(),
     "complex": torch.zeros(3, dtype=torch.complex64),
-    "quantised": torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8),
 }
 
 
