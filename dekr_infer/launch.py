@@ -12,6 +12,7 @@ import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import FrameType
 
@@ -81,6 +82,8 @@ def launch(name: str, argv: Sequence[str] | None = None) -> int:
             if own:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
         code: int = command.main(argv)
+        if own and code > SIGNAL_CODE:
+            _end_threads(code)
     except MemoryError:
         return _fail(NO_MEMORY)
     except ImportError as error:
@@ -96,6 +99,16 @@ def launch(name: str, argv: Sequence[str] | None = None) -> int:
         problem = f"{sys.executable}: cannot import {package} ({reason})"
         return _fail(f"{problem}; install {distribution} again, or use the project's environment: {SET_UP}")
     return code
+
+
+def _end_threads(code: int) -> None:
+    """End an interrupted process whose threads are still at work: Python would wait for one that is stuck."""
+    others = [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    if any(not thread.daemon for thread in others):
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
 
 
 def python_error() -> str:

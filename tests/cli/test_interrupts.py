@@ -75,3 +75,22 @@ def test_ctrl_c_is_an_exception_again_once_the_command_runs(monkeypatch):
 
     monkeypatch.setattr(launch.importlib, "import_module", imported)
     assert launch.launch("atc") is True
+
+
+@pytest.mark.parametrize("code", [130, 1])
+def test_an_interrupted_command_does_not_wait_for_a_stuck_thread_but_one_that_failed_does(code):
+    program = f"""
+import sys, threading, time, types
+from dekr_infer import launch
+
+def main(argv):
+    threading.Thread(target=lambda: (time.sleep(1.5), print("done", flush=True))).start()
+    print("out")
+    return {code}
+
+sys.modules["dekr_infer.cli.stuck"] = types.SimpleNamespace(main=main)
+launch.COMMANDS["stuck"] = ("cli.stuck", "")
+sys.exit(launch.launch("stuck"))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "out\n" if code == 130 else "out\ndone\n"), done.stderr
