@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dekr_infer.geometry import FLIP_SHIFT, PUBLISHED_SIZES, STRIDE, Placement, Size, cells
+from dekr_infer.geometry import FLIP_SHIFT, PUBLISHED_SIZES, STRIDE, InputSizes, Placement, Size, cells
 
 SIZES = [Size(427, 640), Size(640, 427), Size(333, 333), Size(480, 853), Size(701, 384), Size(31, 400), Size(2000, 99)]
 
@@ -137,3 +137,23 @@ def test_the_inverse_carries_input_size_pixels_back(image):
 def test_an_image_without_area_is_refused(size, function):
     with pytest.raises(ValueError, match="no area"):
         function(size)
+
+
+@pytest.mark.parametrize("input_size", [Size(0, 512), Size(512, -1)])
+def test_an_input_size_without_area_is_refused(input_size):
+    with pytest.raises(ValueError, match="no area"):
+        Placement(Size(5, 5), input_size).to_input  # noqa: B018
+
+
+def test_only_sizes_that_lie_as_the_image_does_are_considered():
+    sizes = InputSizes((Size(512, 512), Size(512, 768), Size(1024, 512)))
+    assert sizes.place(Size(427, 640)).input == Size(512, 768)
+    assert sizes.place(Size(640, 427)).input == Size(1024, 512)
+    assert sizes.place(Size(400, 1000)).input == Size(512, 768), "the largest that lies so"
+    assert sizes.place(Size(300, 300)).input == Size(512, 512)
+
+
+def test_a_text_of_sizes_comes_back_and_any_other_is_none():
+    assert InputSizes.parse(str(PUBLISHED_SIZES)) == PUBLISHED_SIZES and hash(PUBLISHED_SIZES)
+    for text in ("", "512", "512,768;", "512,0", "-64,64", "a,b", "64,64,64"):
+        assert InputSizes.parse(text) is None, text

@@ -7,7 +7,7 @@ import pytest
 from dekr_infer.data.images import decode_image
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, Placement, Size
-from dekr_infer.pose.preprocess import mirror, normalisation, normalise, warp
+from dekr_infer.pose.preprocess import mirror, moves_pixels, normalisation, normalise, warp
 from tests.support.images import colourful, encode, turned, with_segment
 from tests.support.reference_tensors import ONE_OF_EACH, reference_normalise, reference_tensors
 
@@ -169,3 +169,7 @@ def test_a_truncated_jpeg_with_a_thumbnails_end_marker_is_refused():
 def test_bytes_that_are_no_image_are_refused(data):
     with pytest.raises(DekrError, match=r"cat\.jpg: not an image"):
         decode_image(data, "cat.jpg")
+
+
+def test_the_opencv_of_the_requirements_leaves_pixels_where_they_are():
+    assert not moves_pixels()
