@@ -7,7 +7,7 @@ the comparison with upstream.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from dekr_infer.backends.base import Backend
+from dekr_infer.backends.base import Backend, open_network
 from dekr_infer.config.load import load_config
 from dekr_infer.config.settings import decode_settings
 from dekr_infer.data.images import bgr, read_image
@@ -37,7 +37,8 @@ class Detector:
     """Finds the people of an image.
 
     Args:
-        backend: runs the network, or reads its outputs; a path is that of an exported ONNX file.
+        backend: runs the network, or reads its outputs; a path is that of an exported ONNX file, or of a model for an
+            NPU (.om).
         settings: of decoding; by default those of the W32 recipe.
         flip: merge the pass over the flipped image (TEST.FLIP_TEST).
         refine: settings of the heatmap refinement (TEST.MATCH_HMP); `None` leaves it out.
@@ -45,6 +46,7 @@ class Detector:
         skeleton: of the network.
         threads: of ONNX Runtime, for a backend given as a path; by default all cores.
         provider: the execution provider of ONNX Runtime, for a backend given as a path.
+        devices: numbers of the NPUs, for a model of theirs; by default device 0.
 
     A graph that decodes people itself settles `settings`, `flip` and rescoring.
 
@@ -64,11 +66,10 @@ class Detector:
         skeleton: Skeleton = COCO_17,
         threads: int | None = None,
         provider: str | None = None,
+        devices: Sequence[int] | None = None,
     ) -> None:
         if isinstance(backend, str | Path):
-            from dekr_infer.backends.onnxruntime import CPU_PROVIDER, OnnxRuntime
-
-            backend = OnnxRuntime(Path(backend), threads, provider=provider or CPU_PROVIDER)
+            backend = open_network(Path(backend), threads, provider, devices)
         self.backend: Backend = backend
         self.settings = settings or decode_settings(load_config())
         if isinstance(rescore, str | Path):

@@ -14,6 +14,7 @@ import onnx
 from dekr_infer.ascend.ais_bench_frontend import REMEDIES, Frontend, check_further_words, find_frontend
 from dekr_infer.ascend.lint.check import default_input_sizes, load
 from dekr_infer.ascend.subprocess_runner import remedy, run_tool
+from dekr_infer.backends.ascend_session import exported_beside
 from dekr_infer.backends.folder_runner import (
     BOTH_PASSES,
     check_dirname,
@@ -201,7 +202,8 @@ def run_pass(frontend: Frontend, job: Job, extra: Sequence[str] = ()) -> Summary
         for name in job.results:
             os.replace(made / name, job.folder / name)
         write_json(summary_path(job.folder), written)
-        record_outputs(job.folder, list(job.input_sizes), sha256(job.model))
+        weights = exported_beside(job.model)[1].get("weights")
+        record_outputs(job.folder, list(job.input_sizes), sha256(job.model), {"weights": weights})
     print(f"{job.source}: done in {time.monotonic() - started:.1f} s, loading and files included")
     return summary
 

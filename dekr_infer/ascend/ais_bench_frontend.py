@@ -7,28 +7,27 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dekr_infer.backends.ascend_session import DEVICE, INSTALL, MODEL, WHEELS, ais_bench_python
 from dekr_infer.errors import ConfigError, DekrError
 
-INSTALL = "install the wheels aclruntime and ais_bench for it, or name another Python in AIS_BENCH_PYTHON"
 # The help of 2026 is a table that cuts names to the terminal's width, and may colour parts of a name.
 HELP = {"COLUMNS": "200", "TERMINAL_WIDTH": "200", "TERM": "xterm"}
 TIMEOUT = 120  # seconds
 MOST_ENTRIES = 100_000  # of a folder of tensors
 REMEDIES = {  # by regular expression; {tensor} is where ais_bench stopped
-    "open device": "the device cannot be opened: check --device, and driver and rights with 'npu-smi info'",
+    "open device": DEVICE,
     "general failure": (
         "the size of {tensor} is no input size of the model; delete this tensor and run DEKR_preprocess.py again, "
         "or convert an ONNX file that has this input size"
     ),
-    "invalid parameter": "the model cannot be loaded; convert it again with scripts/atc.sh on this toolkit",
-    "version is lower": "aclruntime and ais_bench do not match; build and install both wheels together",
+    "invalid parameter": MODEL,
+    "version is lower": WHEELS,
     "not match": "the size or type of {tensor} is not the model's; run DEKR_preprocess.py again",
     "No space left": "the disk is full; free some space and run the same command again",
 }
@@ -139,10 +138,7 @@ def find_frontend() -> Frontend:
     Raises:
         DekrError: there is no ais_bench, or it cannot be run.
     """
-    python = os.environ.get("AIS_BENCH_PYTHON") or "python3"
-    found = shutil.which(python)
-    if found is None:
-        raise DekrError(f"{python}: not found; name the Python that has ais_bench in AIS_BENCH_PYTHON")
+    found = ais_bench_python()
     command = [found, "-m", "ais_bench", "--help"]
     try:
         done = subprocess.run(

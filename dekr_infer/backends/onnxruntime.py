@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from onnx import TensorProto, external_data_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
+from dekr_infer.backends.base import infer_passes
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import InputSizes, Size, cells
 from dekr_infer.onnx_graph.baked import FLOAT32, PIXEL_NAME, UINT8, Baked
@@ -24,10 +25,10 @@ from dekr_infer.onnx_graph.cpu_optimize import optimize_for_cpu
 from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
 from dekr_infer.onnx_graph.subgraphs import inner_graphs, tensors
 from dekr_infer.pose.decode import transform_poses
-from dekr_infer.pose.preprocess import as_uint8, mirror, normalise, warp
+from dekr_infer.pose.preprocess import as_tensor, warp
 from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage.atomic import read_regular
-from dekr_infer.structures import INPUT_NAME, OUTPUT_NAMES, PEOPLE_NAMES, Frame, Maps, Passes, People, output_shapes
+from dekr_infer.structures import INPUT_NAME, OUTPUT_NAMES, PEOPLE_NAMES, Frame, Passes, People, output_shapes
 
 CPU_PROVIDER = "CPUExecutionProvider"
 NUMBERS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.UINT8, TensorProto.INT64)
@@ -53,8 +54,9 @@ class OnnxRuntime:
 
     `baked` is the decoding of a graph that yields people, else `None`; `input_dtype` that of its input.
     `input_sizes`, `checkpoint_sha256` and `weights` (`random`, `demo` or `trained`) are those that the file's metadata
-    name; `sha256` is that of the file. One object serves several threads: `infer` runs at most `passes_at_once` passes
-    together, as many as the cores can hold with `threads` each, while other threads decode images and poses.
+    name; `sha256` is that of the file, `versions` those of the libraries that compute. One object serves several
+    threads: `infer` runs at most `passes_at_once` passes together, as many as the cores can hold with `threads` each,
+    while other threads decode images and poses.
 
     Raises:
         DekrError: the file is missing, damaged or not one of ours, or ONNX Runtime refuses it.
@@ -74,6 +76,8 @@ class OnnxRuntime:
         self.weights = self.metadata.get("weights")
         self.input_dtype = UINT8 if _element_type(model) == onnx.TensorProto.UINT8 else FLOAT32
         self.baked = _baked(model, self.metadata, path)
+        self.provider = provider
+        self.versions = {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
         if provider not in onnxruntime.get_available_providers():
             available = ", ".join(onnxruntime.get_available_providers())
             raise DekrError(f"ONNX Runtime {onnxruntime.__version__}: has no {provider}; it has {available}")
@@ -98,7 +102,7 @@ class OnnxRuntime:
 
     def tensor_of(self, warped: np.ndarray) -> np.ndarray:
         """Return a warped image (H, W, 3) uint8 BGR as the graph's input: (1, 3, H, W) of its dtype."""
-        return as_uint8(warped) if self.input_dtype == UINT8 else normalise(warped)
+        return as_tensor(warped, self.input_dtype)
 
     def run(self, image: np.ndarray, pixel: float = 1.0) -> tuple[Any, ...]:
         """Run the graph once.
@@ -137,14 +141,11 @@ class OnnxRuntime:
         warped = warp(frame.read(), frame.placement.input)
         if self.baked is not None:
             return self._people(frame, self.tensor_of(warped))
-        maps = []
-        for pixels in (warped, mirror(warped))[: 1 + flip]:
-            tensor = self.tensor_of(pixels)
-            with self._turns:
-                heatmap, offset, milliseconds = self.run(tensor)
-            sources = (f"{frame.name}: heatmap", f"{frame.name}: offset")
-            maps.append(Maps(heatmap[0], offset[0], sources, milliseconds))
-        return Passes(*maps)
+        return infer_passes(frame, warped, flip, self.input_dtype, self._run_in_turn)
+
+    def _run_in_turn(self, tensor: np.ndarray) -> tuple[Any, ...]:
+        with self._turns:
+            return self.run(tensor)
 
     def _people(self, frame: Frame, tensor: np.ndarray) -> People:
         placement = frame.placement

@@ -21,6 +21,7 @@ from dekr_infer.errors import DekrError, one_line
 from dekr_infer.launch import INTERRUPTED, NO_MEMORY, SIGNAL_CODE
 from dekr_infer.model.weights import NOTES
 
+MOST_DEVICE = 255  # ais_bench takes none above it
 MOST_PARALLEL = 1024  # threads; more than any machine has, fewer than one breaks down under
 
 
@@ -91,6 +92,18 @@ def worker_count(text: str) -> int:
 def non_negative_int(text: str) -> int:
     """Parse a whole number from 0 on, of at most 32 bits (an argument type)."""
     return _within(text, 0, 2**32 - 1)
+
+
+def add_devices(parser: Parser) -> None:
+    """Add `--device`, for models of NPUs."""
+    parser.add_argument("--device", type=_devices, metavar="N[,N]", help="NPUs, for a model of theirs (default: 0)")
+
+
+def _devices(text: str) -> list[int]:
+    numbers = [_within(part, 0, MOST_DEVICE) for part in text.split(",")]
+    if len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"{text} names a device twice")
+    return numbers
 
 
 def _within(text: str, least: int, most: int) -> int:

@@ -27,17 +27,17 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnxruntime
 from tqdm import tqdm
 from yacs.config import CfgNode
 
 import dekr_infer
-from dekr_infer.backends.onnxruntime import CPU_PROVIDER, OnnxRuntime
+from dekr_infer.backends.base import open_network
 from dekr_infer.cli.app import (
     Arguments,
     Parser,
     add_category,
     add_config,
+    add_devices,
     config_of,
     cores,
     positive_int,
@@ -73,7 +73,7 @@ def main(argv: Arguments = None) -> int:
 def parse(argv: Arguments) -> Namespace:
     """Return the options of a command line."""
     parser = Parser(__doc__)
-    parser.add_argument("--model", "-m", type=Path, required=True, help="ONNX file of DEKR_pth2onnx.py")
+    parser.add_argument("--model", "-m", type=Path, required=True, help="ONNX file, or .om for an NPU")
     parser.add_argument("--output", type=Path, default=Path("results"), help="folder for all results")
     parser.add_argument("--run", metavar="NAME", help="folder of the shards below --output (default: the graph's name)")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N images")
@@ -92,7 +92,8 @@ def parse(argv: Arguments) -> Namespace:
         "--report_every", type=positive_int, default=500, metavar="N", help="images from one AP to the next"
     )
     parser.add_argument("--threads", type=worker_count, default=cores(), metavar="N", help="(default: all cores)")
-    parser.add_argument("--provider", default=CPU_PROVIDER, metavar="NAME", help="ONNX Runtime's execution provider")
+    parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime's execution provider (default: the CPU's)")
+    add_devices(parser)
     add_category(parser)
     add_config(parser)
     args = parser.parse_args(argv)
@@ -130,7 +131,7 @@ class Evaluation:
         files = ImageFiles(image_source(root, split, config.DATASET.DATA_FORMAT), split)
         names = [image.file_name for image in self.data.images[: args.limit]]
         absent = files.check_present(names, args.allow_missing)
-        self.network = OnnxRuntime(args.model, args.threads, provider=args.provider)
+        self.network = open_network(args.model, args.threads, args.provider, args.device)
         baked = getattr(self.network, "baked", None)
         self.config = config = baked_config(config, baked, args.model)
         self.baked_rescore = baked.rescore_sha256 if baked else None
@@ -144,14 +145,13 @@ class Evaluation:
         )
         frames = frames_of(self.data, self.network.input_sizes, files)[: args.limit]
         self.frames = [frame for frame in frames if frame.file_name not in absent]
-        self.versions = {"onnxruntime": onnxruntime.__version__, "numpy": np.__version__}
         settings = influences(config) | {
             "annotations": sha256(self.data.annotation),
             "category": self.data.category.id if self.data.category else None,
             "graph": self.network.sha256,
             "rescore": sha256(rescore) if rescore else self.baked_rescore,
-            "provider": args.provider,
-            "onnxruntime": onnxruntime.__version__,
+            "provider": self.network.provider,
+            "onnxruntime": self.network.versions.get("onnxruntime"),
             "opencv": cv2.__version__,
         }
         about = {"dekr_infer": dekr_infer.__version__, "numpy": np.__version__}
@@ -256,7 +256,7 @@ class Evaluation:
             "graph": self.network.sha256,
             "checkpoint": self.network.checkpoint_sha256,
             "weights": self.network.weights,
-            "versions": self.versions,
+            "versions": self.network.versions,
             "tensors": None,
             "record": {"opencv": [cv2.__version__], "moved_pixels": moves_pixels()},
         }

@@ -27,8 +27,18 @@ from typing import Any
 
 import cv2
 
-from dekr_infer.backends.onnxruntime import CPU_PROVIDER, OnnxRuntime
-from dekr_infer.cli.app import Arguments, Parser, cores, non_negative_int, positive_int, print_note, run, worker_count
+from dekr_infer.backends.base import open_network
+from dekr_infer.cli.app import (
+    Arguments,
+    Parser,
+    add_devices,
+    cores,
+    non_negative_int,
+    positive_int,
+    print_note,
+    run,
+    worker_count,
+)
 from dekr_infer.cli.progress import progress
 from dekr_infer.config.load import load_config
 from dekr_infer.config.settings import baked_config, decode_settings, refine_settings
@@ -42,14 +52,13 @@ from dekr_infer.visualization.video import require_pyav, write_video
 
 PERSON = 1  # COCO's id of the category
 KEPT_FORMATS = (".jpg", ".jpeg", ".png", ".mp4")  # of inputs; the drawings over others are JPEG or MP4
-WORKERS = 2  # frames under way at a time: one is decoded, drawn and written while the network runs on another
 NAMED = 20  # how many inputs the last line names
 
 
 def main(argv: Arguments = None) -> int:
     """Run the command; return its exit code."""
     parser = Parser(__doc__)
-    parser.add_argument("--model", "-m", type=Path, required=True, help="ONNX file of DEKR_pth2onnx.py")
+    parser.add_argument("--model", "-m", type=Path, required=True, help="ONNX file, or .om for an NPU")
     parser.add_argument("--rescore", type=Path, metavar="FILE", help="checkpoint of the rescoring net")
     parser.add_argument("--cfg", metavar="FILE", help="settings of decoding, in upstream's form (default: W32 on COCO)")
     parser.add_argument("--output", type=Path, default=Path("predictions"), help="for the drawings (predictions)")
@@ -62,7 +71,8 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--every", type=positive_int, default=1, metavar="N", help="of a video, every Nth frame")
     parser.add_argument("--camera", type=non_negative_int, metavar="N", help="the camera's number; Ctrl-C ends it")
     parser.add_argument("--threads", type=worker_count, default=cores(), metavar="N", help="(default: all cores)")
-    parser.add_argument("--provider", default=CPU_PROVIDER, help=f"of ONNX Runtime (default: {CPU_PROVIDER})")
+    parser.add_argument("--provider", help="ONNX Runtime's execution provider (default: the CPU's)")
+    add_devices(parser)
     parser.add_argument("inputs", nargs="*", metavar="INPUT", help="images, folders, glob patterns, videos")
     args = parser.parse_args(argv)
     if not args.inputs and args.camera is None:
@@ -78,7 +88,7 @@ def main(argv: Arguments = None) -> int:
         if not sources:
             failures.check()
         places = {} if args.no_overlays else overlay_places(sources, args.output)
-        network = OnnxRuntime(args.model, args.threads, provider=args.provider)
+        network = open_network(args.model, args.threads, args.provider, args.device)
         baked = getattr(network, "baked", None)
         config = baked_config(load_config(args.cfg), baked, args.model)
         if baked is not None and args.rescore:
@@ -183,7 +193,8 @@ def predict(
         add = stack.enter_context(write_people(target))
         advance = stack.enter_context(progress("predict", total))
         frames = frames_of_media(sources, detector.backend.input_sizes, failures.add, every, stop.is_set)
-        for source, group in groupby(detector.stream(frames, WORKERS), lambda pair: pair[0].source):
+        workers = getattr(detector.backend, "passes_at_once", 1) + 1  # one decodes, draws and writes
+        for source, group in groupby(detector.stream(frames, workers), lambda pair: pair[0].source):
             with _drawing(places.get(source), source, limits, every) as draw:
                 for frame, people in group:
                     add(frame, people)

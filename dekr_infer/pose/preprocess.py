@@ -56,3 +56,8 @@ def normalise(warped: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
 def as_uint8(warped: np.ndarray) -> np.ndarray:
     """Convert (h, w, 3) uint8 BGR to (1, 3, h, w) uint8 RGB, for a graph that normalises."""
     return np.stack(cv2.split(warped)[::-1])[None]
+
+
+def as_tensor(warped: np.ndarray, dtype: str) -> np.ndarray:
+    """Convert (h, w, 3) uint8 BGR to the network's input (1, 3, h, w): `as_uint8` for uint8, else `normalise`."""
+    return as_uint8(warped) if dtype == "uint8" else normalise(warped)
