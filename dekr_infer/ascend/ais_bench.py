@@ -48,7 +48,7 @@ class Summary(msgspec.Struct):
 
 
 class Job(NamedTuple):
-    """A folder of tensors to be run: `source` -> `folder`, by a model on a device; `input_sizes` by tensor; `dtype`; `joints`."""
+    """A folder of tensors to be run: `source` -> `folder`, by a model of `joints`; `input_sizes` by tensor."""
 
     model: Path
     device: int
@@ -86,7 +86,8 @@ class Job(NamedTuple):
         if len(dtypes) > 1:
             (one, file), (other, stray) = dtypes.items()
             raise DekrError(f"{stray}: holds {other}, but {file} holds {one}; run DEKR_preprocess.py --overwrite")
-        return cls(model, device, source, folder, input_sizes, *dtypes, _joints_of(model.with_suffix(".onnx")))
+        dtype, joints = next(iter(dtypes)), _joints_of(model.with_suffix(".onnx"))
+        return cls(model, device, source, folder, input_sizes, dtype, joints)
 
     @property
     def results(self) -> dict[str, tuple[Path, tuple[int, ...]]]:
