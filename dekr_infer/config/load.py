@@ -197,7 +197,7 @@ def _unknown(config: CfgNode, key: str, where: str) -> ConfigError:
     known = [name for name, _ in _leaves(config)]
     by_upper = {name.upper(): name for name in known}
     guess = difflib.get_close_matches(key.upper(), by_upper, n=1, cutoff=0.5)
-    hint = f"; did you mean {by_upper[guess[0]]}?" if guess else "; the keys are listed in dekr_infer/defaults.py"
+    hint = f"; did you mean {by_upper[guess[0]]}?" if guess else "; docs/settings.md lists the keys"
     return ConfigError(f"{where}unknown key {key}{hint}")
 
 
@@ -238,6 +238,15 @@ def _check_supported(config: CfgNode) -> None:
         ),
         (odd_sizes, f"TEST.INPUT_SIZES {test.INPUT_SIZES}: {SIZES_FORM.format(side)}"),
         (not 0 <= test.KEYPOINT_THRESHOLD < 1, f"TEST.KEYPOINT_THRESHOLD {test.KEYPOINT_THRESHOLD}: from 0 to 1"),
+        (config.MODEL.NAME != "hrnet_dekr", f"MODEL.NAME {config.MODEL.NAME}: only hrnet_dekr is supported"),
+        (
+            set(config.MODEL.SPEC.STAGES.FUSE_METHOD) != {"SUM"},
+            f"MODEL.SPEC.STAGES.FUSE_METHOD {config.MODEL.SPEC.STAGES.FUSE_METHOD}: only SUM is supported",
+        ),
+        (
+            config.RESCORE.GET_DATA,
+            "RESCORE.GET_DATA True: only upstream's code makes data for training",
+        ),
         (test.NMS_THRE < 0, f"TEST.NMS_THRE {test.NMS_THRE}: not below 0"),
         (not data.TEST, "DATASET.TEST is empty: name the split, for example val2017"),
         (set(data.TEST) & {"/", "\0"}, f"DATASET.TEST {data.TEST!r}: the name of a split, for example val2017"),

@@ -29,6 +29,14 @@ TEST_IMAGES = {"test-dev2017": "test2017"}  # by the name of their annotation fi
 _log = logging.getLogger(__name__)
 
 
+def image_choices(root: str | Path, split: str) -> dict[str, Path]:
+    """Return where the images of a split may be, by DATASET.DATA_FORMAT: the zip, then the plain folder."""
+    folder, name = Path(root) / "images", TEST_IMAGES.get(split, split)
+    if annotation_path(root, split).parent.name == CROWD_FOLDER:
+        folder, name = Path(root), "images"  # as CrowdPose has them
+    return {"zip": folder / f"{name}.zip", "jpg": folder / name}
+
+
 def image_source(root: str | Path, split: str, data_format: str = "") -> Path:
     """Find the zip or folder that holds the images of a split.
 
@@ -40,10 +48,7 @@ def image_source(root: str | Path, split: str, data_format: str = "") -> Path:
         DekrError: neither exists.
         ConfigError: the format is none of these.
     """
-    folder, name = Path(root) / "images", TEST_IMAGES.get(split, split)
-    if annotation_path(root, split).parent.name == CROWD_FOLDER:
-        folder, name = Path(root), "images"  # as CrowdPose has them
-    choices = {"zip": folder / f"{name}.zip", "jpg": folder / name}
+    choices = image_choices(root, split)
     if data_format and data_format not in choices:
         zipped, plain = (path.relative_to(root) for path in choices.values())
         raise ConfigError(f"DATASET.DATA_FORMAT {data_format}: zip ({zipped}) or jpg ({plain}/)")

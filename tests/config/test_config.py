@@ -1,10 +1,12 @@
 """Configuration: defaults <- YAML <- KEY VALUE pairs, a frozen copy per call, and complaints that say what to type."""
 
+import re
 from pathlib import Path
 
 import pytest
 
-from dekr_infer.config.load import CONFIG_FOLDER, load_config
+from dekr_infer.config.load import CONFIG_FOLDER, _leaves, load_config
+from dekr_infer.config.schema import DEFAULTS
 from dekr_infer.config.settings import configured_sizes, require_fit
 from dekr_infer.errors import ConfigError
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes
@@ -281,3 +283,17 @@ def test_a_graph_of_other_input_sizes_is_refused_with_both_named():
     require_fit(load_config(), graph, InputSizes.of_short_side(640), COCO_17.joints)  # the default follows the graph
     with pytest.raises(ConfigError, match=r"w32.onnx: takes the input sizes 512,768;.* the configuration has 640,960;"):
         require_fit(w48, graph, PUBLISHED_SIZES, COCO_17.joints)
+
+
+def test_the_page_of_settings_lists_every_key_with_its_default_once():
+    page = (Path(__file__).resolve().parents[2] / "docs/settings.md").read_text()
+    rows = re.findall(r"^\| ([A-Z][A-Z0-9_.]+) \| (?:`(.*?)`|empty) \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted((key, str(value)) for key, value in _leaves(DEFAULTS))
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("MODEL.NAME", "hrnet"), ("MODEL.SPEC.STAGES.FUSE_METHOD", "['SUM','CAT','SUM']"), ("RESCORE.GET_DATA", "True")],
+)
+def test_what_would_change_the_result_and_is_not_supported_is_refused(key, text):
+    assert complaint(key, text).startswith(key)

@@ -460,7 +460,7 @@ def slow_scales(scales: dict[float, Passes], decrease: float) -> tuple[np.ndarra
     total = sum(enlarged(slow_heat(scales[s]), int(4 / s)) for s in order) / len(order)
     joints, centres, best = [], [], {}
     for scale in order:
-        cells, scores = slow_centres(slow_heat(scales[scale])[17], most=200)
+        cells, scores = slow_centres(slow_heat(scales[scale])[17], most=90)
         best[scale] = max(scores, default=1.0)
         joints += [slow_poses(scales[scale])[y, x] * 4 / scale for y, x in cells]
         centres += [(scale, score) for score in scores]
@@ -477,7 +477,7 @@ def slow_scales(scales: dict[float, Passes], decrease: float) -> tuple[np.ndarra
 @pytest.mark.parametrize("factors", [(1.0, 2.0), (0.5, 1.0, 2.0), (1.0, 0.5)])
 def test_several_scales_are_merged_as_at_full_size(factors):
     scales = {f: random_passes(int(10 * f), int(16 * f), int(24 * f)) for f in factors}
-    settings = replace(DECODE, decrease=0.9, max_people=200)
+    settings = replace(DECODE, decrease=0.9, max_people=90)
     poses, scores = decode_scales(scales, settings)
     wanted_joints, wanted_scores = slow_scales(scales, 0.9)
     assert len(poses) == len(wanted_joints) > len(decode(scales[1.0], settings)[0])
