@@ -88,7 +88,8 @@ class StepFailedError(Exception):
 def _pipeline(args: Namespace) -> None:
     files = {"DATASET.ROOT": args.data, "TEST.MODEL_FILE": args.weights, "RESCORE.MODEL_FILE": args.rescore}
     config = load_config(args.cfg, [word for pair in files.items() for word in pair] + args.pairs)
-    require_one_scale(config)
+    if not args.stream:
+        require_one_scale(config)
     needed = [args.onnx or Path(config.TEST.MODEL_FILE)]
     needed += [Path(config.RESCORE.MODEL_FILE)] if config.RESCORE.VALID else []
     for file in needed:
