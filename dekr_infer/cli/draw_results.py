@@ -15,11 +15,12 @@ import numpy as np
 from yacs.config import CfgNode
 
 from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, config_of, positive_int, run
+from dekr_infer.config.load import skeleton_of
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.data.sources import ImageFiles, image_source
 from dekr_infer.evaluation.coco_metrics import read_results
 from dekr_infer.geometry import Size
-from dekr_infer.skeleton import COCO_17
+from dekr_infer.skeleton import Skeleton
 from dekr_infer.visualization.overlay import contact_sheet, draw_poses, write_png
 
 TILE = Size(300, 400)  # pixels of one image on the sheet
@@ -49,21 +50,22 @@ def draw_results(config: CfgNode, args: Namespace) -> None:
     Raises:
         DekrError: the results, the annotation or an image cannot be read, or a drawing cannot be written.
     """
-    data, output = load_data_set(config.DATASET.ROOT, config.DATASET.TEST, args.category), args.output
+    skeleton = skeleton_of(config)
+    data, output = load_data_set(config.DATASET.ROOT, config.DATASET.TEST, args.category, skeleton), args.output
     files = ImageFiles(
         image_source(config.DATASET.ROOT, config.DATASET.TEST, config.DATASET.DATA_FORMAT), config.DATASET.TEST
     )
-    found = _by_image(read_results(args.results, data))
+    found = _by_image(read_results(args.results, data, skeleton))
     truth = _by_image([msgspec.to_builtins(person) for person in data.people or ()])
     chosen = ([image for image in data.images if image.id in found] or list(data.images))[: args.pictures]
     output.mkdir(parents=True, exist_ok=True)
     tiles, labels = [], []
     for image in chosen:
         pixels = files.decode(image)[:, :, ::-1]
-        drawn = draw_poses(pixels, *_people(found.get(image.id, []), args.min_score))
+        drawn = draw_poses(pixels, *_people(found.get(image.id, []), args.min_score, skeleton), skeleton=skeleton)
         write_png(output / f"{image.stem}.png", drawn)
-        annotated, _ = _people(truth.get(image.id, []), -np.inf)
-        tiles += [draw_poses(pixels, annotated), drawn]
+        annotated, _ = _people(truth.get(image.id, []), -np.inf, skeleton)
+        tiles += [draw_poses(pixels, annotated, skeleton=skeleton), drawn]
         labels += [f"{image.stem} annotated", f"{image.stem} found"]
     name = "sheet"
     while name in {image.stem for image in chosen}:
@@ -80,8 +82,8 @@ def _by_image(entries: Sequence[dict[str, Any]]) -> dict[int, list[dict[str, Any
     return grouped
 
 
-def _people(entries: Sequence[dict[str, Any]], least: float) -> tuple[np.ndarray, np.ndarray]:
+def _people(entries: Sequence[dict[str, Any]], least: float, skeleton: Skeleton) -> tuple[np.ndarray, np.ndarray]:
     """Return poses (people, J, 3) and scores (people,) of the entries that score at least so much."""
     kept = [entry for entry in entries if entry.get("score", 1.0) >= least]
-    poses = np.array([entry["keypoints"] for entry in kept], np.float32).reshape(-1, len(COCO_17), 3)
+    poses = np.array([entry["keypoints"] for entry in kept], np.float32).reshape(-1, len(skeleton), 3)
     return poses, np.array([entry.get("score", 1.0) for entry in kept], np.float32)

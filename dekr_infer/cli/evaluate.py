@@ -46,7 +46,15 @@ from dekr_infer.cli.app import (
 )
 from dekr_infer.cli.postprocess import write_evaluation
 from dekr_infer.cli.progress import duration, progress
-from dekr_infer.config.settings import baked_config, decode_settings, influences, refine_settings, rescore_net
+from dekr_infer.config.load import skeleton_of
+from dekr_infer.config.settings import (
+    baked_config,
+    decode_settings,
+    influences,
+    refine_settings,
+    require_fit,
+    rescore_net,
+)
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.data.sources import ImageFiles, frames_of, image_source
 from dekr_infer.detector import Detector
@@ -56,7 +64,6 @@ from dekr_infer.evaluation.evaluate import Found, assess, entries_of, find_peopl
 from dekr_infer.evaluation.shards import IMAGES, PEOPLE_BYTES, Shards
 from dekr_infer.geometry import cells
 from dekr_infer.pose.preprocess import moves_pixels
-from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage.atomic import folder_lock, sha256
 from dekr_infer.structures import Frame, output_shapes
 
@@ -125,12 +132,14 @@ class Evaluation:
         if Path(name).name != name or name == "..":
             raise ConfigError(f"--run {name}: it must be the name of a folder below --output")
         self.folder: Path = args.output / name
-        self.data = load_data_set(root, split, args.category)
-        self.data.ground_truth()
+        skeleton = skeleton_of(config)
+        self.data = load_data_set(root, split, args.category, skeleton)
+        self.data.check_annotations()
         files = ImageFiles(image_source(root, split, config.DATASET.DATA_FORMAT), split)
         names = [image.file_name for image in self.data.images[: args.limit]]
         absent = files.check_present(names, args.allow_missing)
         self.network = OnnxRuntime(args.model, args.threads, provider=args.provider)
+        require_fit(config, args.model, self.network.input_sizes, self.network.joints)
         baked = getattr(self.network, "baked", None)
         self.config = config = baked_config(config, baked, args.model)
         self.baked_rescore = baked.rescore_sha256 if baked else None
@@ -141,6 +150,8 @@ class Evaluation:
             flip=config.TEST.FLIP_TEST,
             refine=refine_settings(config),
             rescore=rescore_net(config) if rescore else None,
+            skeleton=skeleton,
+            scales=config.TEST.SCALE_FACTOR,
         )
         frames = frames_of(self.data, self.network.input_sizes, files)[: args.limit]
         self.frames = [frame for frame in frames if frame.file_name not in absent]
@@ -155,7 +166,9 @@ class Evaluation:
             "opencv": cv2.__version__,
         }
         about = {"dekr_infer": dekr_infer.__version__, "numpy": np.__version__}
-        self.shards = Shards(self.folder, settings, about, args.shard_images, self.data, self.frames, _print_of(files))
+        self.shards = Shards(
+            self.folder, settings, about, args.shard_images, self.data, self.frames, _print_of(files), skeleton
+        )
 
     def evaluate(self) -> None:
         """Find the people of this run's share, then evaluate those of all shares.
@@ -177,15 +190,17 @@ class Evaluation:
             self._require_all()
             metrics = self._conclude(seconds)
         self._refuse_unreadable(own)
+        if args.expect is not None and self.data.people is None:
+            raise DekrError(f"{self.data.annotation}: has no annotations, so there is no AP to expect")
         if args.expect is not None and abs(metrics["AP"] - args.expect) > args.tolerance:
             raise DekrError(f"AP is {metrics['AP']:.4f}, expected {args.expect} within {args.tolerance}")
 
     def _announce(self) -> None:
         """Print what there is to do, and what it needs on the disk."""
-        passes = 1 + self.detector.flip
+        passes = (1 + self.detector.flip) * len(self.detector.scales)
         sizes = Counter(frame.placement.input for frame in self.frames)
         values = sum(
-            count * (3 * size.h * size.w + sum(map(np.prod, output_shapes(COCO_17, cells(size)))))
+            count * (3 * size.h * size.w + sum(map(np.prod, output_shapes(self.network.joints, cells(size)))))
             for size, count in sizes.items()
         )
         most = len(self.frames) * self.detector.settings.max_people * PEOPLE_BYTES
@@ -215,7 +230,8 @@ class Evaluation:
                     advance(1)
                     if done < len(waiting) and (done == FIRST or done % self.args.report_every == 0):
                         pace = (time.monotonic() - began) / done
-                        so_far = f"; AP {self._running_ap():.3f} so far" if done % self.args.report_every == 0 else ""
+                        judged = self.data.people is not None and done % self.args.report_every == 0
+                        so_far = f"; AP {self._running_ap():.3f} so far" if judged else ""
                         line = f"{pace:.2f} s an image, about {duration(pace * (len(waiting) - done))} left{so_far}"
                         tqdm.write(f"evaluate: {done} of {len(waiting)} images, {line}", file=sys.stderr)
         finally:

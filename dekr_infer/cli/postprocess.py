@@ -24,7 +24,15 @@ from yacs.config import CfgNode
 from dekr_infer.backends.output_folder import OutputFolder
 from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, config_of, print_note, print_warnings, run
 from dekr_infer.cli.progress import progress
-from dekr_infer.config.settings import decode_settings, influences, refine_settings, rescore_net
+from dekr_infer.config.load import skeleton_of
+from dekr_infer.config.settings import (
+    configured_sizes,
+    decode_settings,
+    influences,
+    refine_settings,
+    require_one_scale,
+    rescore_net,
+)
 from dekr_infer.data.coco import DataSet, load_data_set
 from dekr_infer.data.sources import ImageFiles, frames_of, image_source
 from dekr_infer.detector import Detector
@@ -83,18 +91,25 @@ def postprocess(
     Raises:
         DekrError: see `OutputFolder.complete` and `evaluate`; or a metric differs from those in `compare`.
     """
+    require_one_scale(config)
     started = time.monotonic()
     flip, split = config.TEST.FLIP_TEST, config.DATASET.TEST
     folders = [dump_dir, dump_dir_flip] if flip else [dump_dir]
     if len(set(map(os.path.realpath, folders))) < len(folders):
         raise ConfigError("--dump_dir and --dump_dir_flip name the same folder")
-    data = load_data_set(config.DATASET.ROOT, split, category)
-    backend = OutputFolder(dump_dir, dump_dir_flip if flip else None)
+    skeleton = skeleton_of(config)
+    data = load_data_set(config.DATASET.ROOT, split, category, skeleton)
+    backend = OutputFolder(dump_dir, dump_dir_flip if flip else None, skeleton, input_sizes=configured_sizes(config))
     frames = backend.complete(frames_of(data, backend.input_sizes), data.annotation.name, allow_missing)
     require_one_run(folders, {frame.key: frame.name for frame in frames}, _images(config))
     earlier = read_metrics(compare) if compare else None
     detector = Detector(
-        backend, decode_settings(config), flip=flip, refine=refine_settings(config), rescore=rescore_net(config)
+        backend,
+        decode_settings(config),
+        flip=flip,
+        refine=refine_settings(config),
+        rescore=rescore_net(config),
+        skeleton=skeleton,
     )
     with folder_lock(output, create=False):
         with progress("postprocess", len(frames)) as advance:
@@ -135,7 +150,11 @@ def write_evaluation(
     results = output / f"keypoints_{config.DATASET.TEST}_results.json"
     write_both(results, evaluation.results, output / "metrics.json", metrics)
     left_out = len(data.images) - len(evaluation.evaluated)
-    print(metrics_table(evaluation.metrics))
+    print(
+        f"{data.annotation} has no annotations: there are no metrics; the results are written for submission"
+        if data.people is None
+        else metrics_table(evaluation.metrics)
+    )
     print(
         f"{len(evaluation.evaluated)} images, {len(evaluation.results)} people, nobody in {evaluation.empty} images"
         + (f"; NOT THE WHOLE DATA SET: {left_out} images were missing and left out" if left_out else "")

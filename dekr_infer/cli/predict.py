@@ -30,8 +30,8 @@ import cv2
 from dekr_infer.backends.onnxruntime import CPU_PROVIDER, OnnxRuntime
 from dekr_infer.cli.app import Arguments, Parser, cores, non_negative_int, positive_int, print_note, run, worker_count
 from dekr_infer.cli.progress import progress
-from dekr_infer.config.load import load_config
-from dekr_infer.config.settings import baked_config, decode_settings, refine_settings
+from dekr_infer.config.load import load_config, skeleton_of
+from dekr_infer.config.settings import baked_config, decode_settings, refine_settings, require_fit
 from dekr_infer.data.media import MediaFrame, Source, camera, find_sources, frames_of_media
 from dekr_infer.detector import Detector
 from dekr_infer.errors import ConfigError, DekrError, one_line
@@ -81,6 +81,8 @@ def main(argv: Arguments = None) -> int:
         network = OnnxRuntime(args.model, args.threads, provider=args.provider)
         baked = getattr(network, "baked", None)
         config = baked_config(load_config(args.cfg), baked, args.model)
+        skeleton = skeleton_of(config)
+        require_fit(config, args.model, network.input_sizes, network.joints)
         if baked is not None and args.rescore:
             inside = "holds its rescoring net" if baked.rescore_sha256 else "was exported without rescoring"
             raise ConfigError(f"--rescore {args.rescore}: {args.model} yields people and {inside}; leave --rescore out")
@@ -89,7 +91,9 @@ def main(argv: Arguments = None) -> int:
             decode_settings(config),
             flip=config.TEST.FLIP_TEST,
             refine=refine_settings(config),
-            rescore=load_rescore_net(args.rescore, config.RESCORE.HIDDEN_LAYER) if args.rescore else None,
+            rescore=load_rescore_net(args.rescore, config.RESCORE.HIDDEN_LAYER, skeleton) if args.rescore else None,
+            skeleton=skeleton,
+            scales=config.TEST.SCALE_FACTOR,
         )
         print_note(detector.weights)
         limits = {"min_score": args.min_score, "min_joint_score": args.min_joint_score}

@@ -1,4 +1,4 @@
-"""The ten COCO keypoint metrics of a result file, computed by pycocotools."""
+"""The keypoint metrics of a result file, COCO's ten or CrowdPose's nine, computed by pycocotools."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -17,6 +18,8 @@ from dekr_infer.errors import DekrError
 from dekr_infer.skeleton import COCO_17, Skeleton
 from dekr_infer.storage.atomic import read_json
 
+CROWD_METRICS = ("AP", "AP .5", "AP .75", "AR", "AR .5", "AR .75", "AP easy", "AP medium", "AP hard")
+CROWD_LEVELS = (0.2, 0.8)  # crowd indices from which images are medium and hard, as CrowdPose's evaluation has them
 METRICS = ("AP", "AP .5", "AP .75", "AP (M)", "AP (L)", "AR", "AR .5", "AR .75", "AR (M)", "AR (L)")
 
 
@@ -28,7 +31,8 @@ def coco_metrics(data: DataSet, results: Sequence[Mapping[str, Any]], image_ids:
         results: entries of `People.to_coco`; none at all is a valid result.
         image_ids: the images that count.
     Returns:
-        The ten metrics by name; -1 where nobody of that size is annotated.
+        The ten metrics by name; -1 where nobody of that size is annotated. Of a data set with crowd indices the nine
+        metrics of CrowdPose's protocol: no sizes, but how crowded images are.
     Raises:
         DekrError: the data set has no annotations.
     """
@@ -41,11 +45,37 @@ def coco_metrics(data: DataSet, results: Sequence[Mapping[str, Any]], image_ids:
             found = _coco(data, [])
             found.createIndex()
         evaluation = COCOeval(truth, found, "keypoints")
+        if data.skeleton != COCO_17:
+            evaluation.params.kpt_oks_sigmas = np.array(data.skeleton.sigmas)
+        if all(image.crowd_index is not None for image in data.images):
+            return _crowd_metrics(evaluation, data, image_ids)
         evaluation.params.imgIds = sorted(image_ids)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
     return dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+
+
+def _crowd_metrics(evaluation: COCOeval, data: DataSet, image_ids: Sequence[int]) -> dict[str, float]:
+    """Return the metrics of CrowdPose's protocol, from an evaluation that is set up and has not been run."""
+    evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
+
+    def curves(ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return precision (thresholds, recalls) and recall (thresholds,) over some images; -1 without people."""
+        thresholds, recalls = (len(evaluation.params.iouThrs), len(evaluation.params.recThrs))
+        if not ids:  # pycocotools would take all
+            return np.full((thresholds, recalls), -1.0), np.full(thresholds, -1.0)
+        evaluation.params.imgIds = sorted(ids)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        return evaluation.eval["precision"][:, :, 0, 0, 0], evaluation.eval["recall"][:, 0, 0, 0]
+
+    index = {image.id: image.crowd_index or 0.0 for image in data.images}
+    levels = [[i for i in image_ids if sum(index[i] >= edge for edge in CROWD_LEVELS) == level] for level in range(3)]
+    precision, recall = curves(image_ids)
+    at = np.searchsorted(evaluation.params.iouThrs, (0.5 - 1e-9, 0.75 - 1e-9))
+    parts = (precision, *precision[at], recall, *recall[at], *(curves(ids)[0] for ids in levels))
+    return {name: float(np.mean(part)) for name, part in zip(CROWD_METRICS, parts, strict=True)}
 
 
 def _coco(data: DataSet, annotations: list[dict[str, Any]]) -> COCO:
@@ -96,8 +126,8 @@ def read_results(path: Path, data: DataSet, skeleton: Skeleton = COCO_17) -> lis
 
 
 def metrics_table(metrics: Mapping[str, float]) -> str:
-    """Return the ten metrics as two lines, names over values, and a third that explains -1 where it occurs."""
+    """Return the metrics as two lines, names over values, and a third that explains -1 where it occurs."""
     names = "  ".join(f"{name:>6}" for name in metrics)
-    values = "  ".join(f"{value:6.3f}" for value in metrics.values())
+    values = "  ".join(f"{value:{max(6, len(name))}.3f}" for name, value in metrics.items())
     note = "\n(-1.000: nobody of that size is annotated)" if -1 in metrics.values() else ""
     return f"{names}\n{values}{note}"
