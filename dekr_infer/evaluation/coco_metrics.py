@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import msgspec
@@ -32,6 +33,30 @@ def coco_metrics(data: DataSet, results: Sequence[Mapping[str, Any]], image_ids:
     Raises:
         DekrError: the data set has no annotations.
     """
+    evaluation = coco_evaluation(data, results, image_ids)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.summarize()
+    return dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+
+
+def coco_evaluation(
+    data: DataSet,
+    results: Sequence[Mapping[str, Any]],
+    image_ids: Sequence[int],
+    sizes: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+) -> COCOeval:
+    """Return pycocotools' evaluation of keypoint results, with its matches and precisions accumulated.
+
+    Args:
+        data: the ground truth.
+        results: entries of `People.to_coco`.
+        image_ids: the images that count.
+        sizes: further ranges of people's areas, in square pixels, by label; they follow COCO's three.
+    Returns:
+        A `COCOeval`: the id of a detection is its place in `results`, from 1.
+    Raises:
+        DekrError: the data set has no annotations.
+    """
     truth = _coco(data, [msgspec.to_builtins(person) for person in data.ground_truth()])
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
@@ -42,10 +67,11 @@ def coco_metrics(data: DataSet, results: Sequence[Mapping[str, Any]], image_ids:
             found.createIndex()
         evaluation = COCOeval(truth, found, "keypoints")
         evaluation.params.imgIds = sorted(image_ids)
+        evaluation.params.areaRngLbl += list(sizes)
+        evaluation.params.areaRng += [list(bounds) for bounds in sizes.values()]
         evaluation.evaluate()
         evaluation.accumulate()
-        evaluation.summarize()
-    return dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+    return evaluation
 
 
 def _coco(data: DataSet, annotations: list[dict[str, Any]]) -> COCO:
