@@ -41,6 +41,8 @@ COMMANDS = {
     "pipeline": ("cli.pipeline", "all steps in a row; does only what has changed since the last run"),
     "predict": ("cli.predict", "the people in images and videos of one's own: drawings and JSON"),
     "draw_results": ("cli.draw_results", "the people of a COCO result file over their images"),
+    "report": ("cli.report", "one HTML file that says how good results are, where not, and why"),
+    "compare": ("cli.compare", "two runs side by side: metrics that moved, and whether by luck"),
     "check_upstream": ("cli.check_upstream", "upstream's code and ours side by side, stage by stage"),
     "random_checkpoint": ("cli.random_checkpoint", "checkpoints with random weights, to rehearse every command"),
     "doctor": ("cli.doctor", "what this host has and what it lacks, with remedies"),
