@@ -21,7 +21,7 @@ INTERRUPTED = "interrupted; finished results are kept, run the same command agai
 NO_MEMORY = "not enough memory; free some, or use a machine with more"
 SIGNAL_CODE = 128  # a shell reports a signal as this plus its number, for example 130 for Ctrl-C
 SET_UP = "'source .venv/bin/activate', or 'bash scripts/setup_venv.sh requirements.txt' if there is no .venv"
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "PyYAML", "google": "protobuf"}
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "PyYAML", "google": "protobuf", "jinja2": "Jinja2"}
 
 # For libraries that read it when they are imported. The products in numpy are small: threads that share one cost more
 # than the product, on a busy machine 30 ms. OpenCV's limit is that of data.images, which also reports its complaints.

@@ -371,13 +371,14 @@ def write_report(
             "pictures": pictures,
             "notes": notes,
             "listed": LISTED,
+            "shown": SHOWN,
             "title": title,
             "has_images": draw is not None,
         }
         return page.render(content, **values).encode("utf-8", "backslashreplace")
 
     left = most_bytes - len(render()) - 40 * SHOWN * LONGEST_NAME  # what notes on images may take
-    for entry in (entry for kind in ("worst", "random", "moved") for entry in content.get(kind, ())):
+    for entry in (entry for kind in ("worst", "random", "moved") for entry in content.get(kind, ())[:SHOWN]):
         if draw is None or entry["id"] in pictures:
             continue
         try:
