@@ -1,11 +1,11 @@
 """Draw the people of a COCO result file over their images: one PNG each, and a sheet beside the annotated people.
 
 --choose takes the first images with people, the worst ones by the error analysis of scripts/report.py, or random ones;
---images names them by id or by file name.
+--image names one by id or by file name, and may be repeated.
 
   python3 scripts/draw_results.py --results results/keypoints_val2017_results.json DATASET.ROOT data/coco
   python3 scripts/draw_results.py --choose worst --pictures 20 DATASET.ROOT data/coco
-  python3 scripts/draw_results.py --images 139 000000000785.jpg --min_joint_score 0.2 DATASET.ROOT data/coco
+  python3 scripts/draw_results.py --image 139 --image 000000000785.jpg --min_joint_score 0.2 DATASET.ROOT data/coco
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def main(argv: Arguments = None) -> int:
     )
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--choose", choices=("first", "worst", "random"), default="first", help="(default: first)")
-    chosen.add_argument("--images", nargs="+", metavar="NAME", help="ids or file names of the images to draw")
+    chosen.add_argument(
+        "--image", action="append", default=[], metavar="NAME", help="id or file name of an image; may be repeated"
+    )
     parser.add_argument("--seed", type=non_negative_int, default=0, metavar="N", help="of --choose random (default: 0)")
     add_category(parser)
     add_config(parser)
@@ -81,7 +83,7 @@ def draw_results(config: CfgNode, args: Namespace) -> None:
     results = read_results(args.results, data)
     found = _by_image(results)
     truth = _by_image([msgspec.to_builtins(person) for person in data.people or ()])
-    chosen = _named(data, args.images) if args.images else _chosen(data, results, args)
+    chosen = _named(data, args.image) if args.image else _chosen(data, results, args)
     output.mkdir(parents=True, exist_ok=True)
     tiles, labels = [], []
     for image in chosen:
@@ -106,7 +108,7 @@ def _named(data: DataSet, names: Sequence[str]) -> list[ImageEntry]:
     images = {image.file_name: image for image in data.images} | {str(image.id): image for image in data.images}
     for name in names:
         if name not in images:
-            raise DekrError(f"{data.annotation}: lists no image {name}; --images expects ids or file names from there")
+            raise DekrError(f"{data.annotation}: lists no image {name}; --image expects an id or file name from there")
     return list(dict.fromkeys(images[name] for name in names))
 
 

@@ -6,7 +6,7 @@ written beside it. Settings, versions and warnings come from the metrics.json be
 DEKR_postprocess.py and scripts/evaluate.py write the same with --report FILE.html.
 
   python3 scripts/report.py --results results/keypoints_val2017_results.json --expect 0.680 DATASET.ROOT data/coco
-  python3 scripts/report.py --times out out_flip --output report.html DATASET.ROOT data/coco
+  python3 scripts/report.py --times out --times out_flip DATASET.ROOT data/coco
 """
 
 from __future__ import annotations
@@ -42,7 +42,12 @@ def main(argv: Arguments = None) -> int:
         "--tolerance", type=share_of_one, default=TOLERANCE, metavar="T", help=f"for --expect (default: {TOLERANCE})"
     )
     parser.add_argument(
-        "--times", type=Path, nargs="+", default=[], metavar="FOLDER", help="of outputs, or of a run of evaluate"
+        "--times",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="of outputs, or of a run of evaluate, for the latency; may be repeated",
     )
     add_category(parser)
     add_config(parser)

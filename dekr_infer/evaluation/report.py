@@ -23,6 +23,7 @@ from dekr_infer.data.sources import ImageFiles
 from dekr_infer.errors import DekrError, excerpt, one_line
 from dekr_infer.evaluation.coco_metrics import coco_evaluation, coco_metrics
 from dekr_infer.evaluation.error_analysis import JOINT_ERRORS, PERSON_ERRORS, Errors, ap_if_mended, find_errors
+from dekr_infer.evaluation.metrics_file import leaves
 from dekr_infer.evaluation.timing import latency_table
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
 from dekr_infer.skeleton import COCO_17, Skeleton
@@ -33,6 +34,7 @@ MOST_BYTES = 5_000_000  # of an HTML file
 SHOWN = 12  # images of each kind: worst, random, moved most
 LISTED = 100  # rows of a list; the JSON has all
 LONGEST_NAME = 120  # characters of a name from a file
+CAPTION_BYTES = 2000  # of a name, escaped, and the text with it, at most
 TILE = Size(360, 480)  # pixels that each drawing of an image must fit into
 JPEG_QUALITY = 75
 LEAST_SCORE = 0.1  # of the people drawn
@@ -141,14 +143,12 @@ def image_entry(image: ImageEntry) -> dict[str, Any]:
     return {"id": image.id, "file_name": image.file_name, "size": str(image.size)}
 
 
-def flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    """Return the leaves of nested dictionaries with their names; lists are joined, `None` is left out."""
-    if isinstance(value, dict):
-        return [leaf for key, item in value.items() for leaf in flat(item, f"{prefix} {key}".strip())]
-    if isinstance(value, list):
-        unique = list(dict.fromkeys(str(item) for item in value if item not in (None, [])))
-        return [(prefix, ", ".join(unique))] if unique else []
-    return [] if value is None else [(prefix, value)]
+def flat(value: Any) -> list[tuple[str, Any]]:
+    """Return the values in nested dictionaries by name; of a list, such as one value a pass, the different ones."""
+    return [
+        (name, ", ".join(dict.fromkeys(map(str, leaf))) if isinstance(leaf, list) else leaf)
+        for name, leaf in leaves(value)
+    ]
 
 
 def _counts(person: PersonEntry) -> bool:
@@ -377,20 +377,21 @@ def write_report(
         }
         return page.render(content, **values).encode("utf-8", "backslashreplace")
 
-    left = most_bytes - len(render()) - 40 * SHOWN * LONGEST_NAME  # what notes on images may take
-    for entry in (entry for kind in ("worst", "random", "moved") for entry in content.get(kind, ())[:SHOWN]):
-        if draw is None or entry["id"] in pictures:
-            continue
+    kinds = ("worst", "random", "moved") if draw is not None else ()
+    drawn = [entry["id"] for kind in kinds for entry in content.get(kind, ())[:SHOWN]]
+    left = most_bytes - len(render()) - len(drawn) * CAPTION_BYTES
+    for number in drawn:
+        assert draw is not None
         try:
-            picture = "data:image/jpeg;base64," + base64.b64encode(draw(entry["id"])).decode()
+            picture = "data:image/jpeg;base64," + base64.b64encode(draw(number)).decode()
         except DekrError as error:
-            notes[entry["id"]] = one_line(excerpt(error, LONGEST_NAME))
+            notes[number] = one_line(excerpt(error, LONGEST_NAME))
             continue
-        if len(picture) > left:
-            notes[entry["id"]] = "left out, to keep this file small"
-            continue
-        left -= len(picture)
-        pictures[entry["id"]] = picture
+        if len(picture) <= left:
+            pictures[number] = picture
+            left -= len(picture)
+        else:
+            notes[number] = "left out, to keep this file small"
     with atomic_write(path) as temporary:
         temporary.write_bytes(render())
     write_json(path.with_suffix(".json"), {"title": title, **content}, indent=1)
