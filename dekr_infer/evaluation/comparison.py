@@ -47,7 +47,7 @@ class Resampling:
         steps = np.zeros((len(evaluation.params.iouThrs), 0), bool)
         self.images = np.concatenate(images or [np.zeros(0, int)])[order]
         is_found, is_counted = (np.concatenate(flags or [steps], axis=1)[:, order] for flags in (found, counted))
-        self.true, self.false = is_found & is_counted, ~is_found & is_counted
+        self.true, self.false = is_found & is_counted, ~is_found  # found but not counted: on a crowd
 
     def ap(self, weights: np.ndarray) -> float:
         """Return AP where image i counts `weights[i]` times; -1 where nobody is annotated.

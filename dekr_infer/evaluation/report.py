@@ -268,7 +268,11 @@ def _why(content: Mapping[str, Any]) -> list[str]:
     )
     if not gains:
         return [*sentences, "No single kind of error costs AP."]
-    listed = [f"{kind['kind']} ({kind['count']}): {kind['gain']:+.3f}, to {kind['ap']:.3f}" for kind in gains]
+    listed = [
+        f"{kind['kind']} ({'the order' if kind['kind'] == 'score' else kind['count']}): {kind['gain']:+.3f}, to "
+        f"{kind['ap']:.3f}"
+        for kind in gains
+    ]
     sentences.append(f"What separates AP from 1, by what mending one kind alone would add: {'; '.join(listed)}.")
     shares = {
         name: 1 - joint["good"] / sum(joint.values())

@@ -75,6 +75,14 @@ def test_the_numbers_are_those_of_the_evaluation_and_of_the_planted_errors(data)
     assert [(entry["id"], entry["annotated"]) for entry in content["nobody"]] == [(998, 0)]
 
 
+def test_the_worst_image_comes_first(data):
+    results = missed_wrists()
+    moved(results[2], *range(17), by=30)
+    assert [entry["id"] for entry in content_of(data, results)["worst"]] == [999, 1000]
+    moved(results[0], *range(17), by=500)
+    assert [entry["id"] for entry in content_of(data, results)["worst"]] == [1000, 999]
+
+
 def test_the_reasons_name_the_costliest_kind_first_and_the_worst_joints(data):
     results = missed_wrists()
     results[1]["score"] = 0.1
