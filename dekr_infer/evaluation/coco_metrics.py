@@ -6,7 +6,6 @@ import contextlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any
 
 import msgspec
@@ -39,11 +38,26 @@ def coco_metrics(data: DataSet, results: Sequence[Mapping[str, Any]], image_ids:
     return dict(zip(METRICS, map(float, evaluation.stats), strict=True))
 
 
+def average_precision(data: DataSet, results: Sequence[Mapping[str, Any]], image_ids: Sequence[int]) -> float:
+    """Return AP alone, in a third of the time of `coco_metrics`; -1 where nobody is annotated.
+
+    Args:
+        data: the ground truth.
+        results: entries of `People.to_coco`.
+        image_ids: the images that count.
+    Raises:
+        DekrError: the data set has no annotations.
+    """
+    precision = coco_evaluation(data, results, image_ids, {}).eval["precision"]
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else -1.0
+
+
 def coco_evaluation(
     data: DataSet,
     results: Sequence[Mapping[str, Any]],
     image_ids: Sequence[int],
-    sizes: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    sizes: Mapping[str, tuple[float, float]] | None = None,
 ) -> COCOeval:
     """Return pycocotools' evaluation of keypoint results, with its matches and precisions accumulated.
 
@@ -51,7 +65,8 @@ def coco_evaluation(
         data: the ground truth.
         results: entries of `People.to_coco`.
         image_ids: the images that count.
-        sizes: further ranges of people's areas, in square pixels, by label; they follow COCO's three.
+        sizes: ranges of people's areas, in square pixels, by label, that follow COCO's first, all people; `None` for
+            COCO's own.
     Returns:
         A `COCOeval`: the id of a detection is its place in `results`, from 1.
     Raises:
@@ -67,8 +82,9 @@ def coco_evaluation(
             found.createIndex()
         evaluation = COCOeval(truth, found, "keypoints")
         evaluation.params.imgIds = sorted(image_ids)
-        evaluation.params.areaRngLbl += list(sizes)
-        evaluation.params.areaRng += [list(bounds) for bounds in sizes.values()]
+        if sizes is not None:
+            evaluation.params.areaRngLbl = ["all", *sizes]
+            evaluation.params.areaRng = [evaluation.params.areaRng[0], *map(list, sizes.values())]
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation

@@ -30,10 +30,10 @@ class Resampling:
     """
 
     def __init__(self, data: DataSet, results: Sequence[Mapping[str, Any]], image_ids: Sequence[int]) -> None:
-        evaluation = coco_evaluation(data, results, image_ids)
+        evaluation = coco_evaluation(data, results, image_ids, {})
         self.recalls = evaluation.params.recThrs
         place = {number: index for index, number in enumerate(image_ids)}
-        everybody = [seen for seen in evaluation.evalImgs[: len(image_ids)] if seen is not None]  # of all sizes
+        everybody = [seen for seen in evaluation.evalImgs if seen is not None]
         self.annotated = np.zeros(len(image_ids))
         images, scores, found, counted = [], [], [], []
         for seen in everybody:
@@ -44,28 +44,33 @@ class Resampling:
             found.append(seen["dtMatches"].reshape(len(evaluation.params.iouThrs), -1) > 0)
             counted.append(~seen["dtIgnore"].reshape(len(evaluation.params.iouThrs), -1).astype(bool))
         order = np.argsort(-np.concatenate(scores or [np.zeros(0)]), kind="stable")
-        steps = np.zeros((len(evaluation.params.iouThrs), 0), bool)
         self.images = np.concatenate(images or [np.zeros(0, int)])[order]
+        steps = np.zeros((len(evaluation.params.iouThrs), 0), bool)
         is_found, is_counted = (np.concatenate(flags or [steps], axis=1)[:, order] for flags in (found, counted))
-        self.true, self.false = is_found & is_counted, ~is_found  # found but not counted: on a crowd
+        # Of each threshold, places in the ranking: the true detections, and those on crowds, which do not count.
+        self.true = [np.flatnonzero(row) for row in is_found & is_counted]
+        self.left_out = [np.flatnonzero(row) for row in ~is_counted]
 
     def ap(self, weights: np.ndarray) -> float:
         """Return AP where image i counts `weights[i]` times; -1 where nobody is annotated.
 
-        Copies of an image follow each other in the ranking, as pycocotools would rank them.
+        Copies of an image follow each other in the ranking, as pycocotools would rank them. Precision is needed only at
+        the true detections: it falls from there to the next one.
         """
         annotated = float(weights @ self.annotated)
         if not annotated:
             return -1.0
         own = weights[self.images]
-        true, false = (np.cumsum(flags * own, axis=1) for flags in (self.true, self.false))
-        precision = true / np.maximum(true + false, np.spacing(1))
-        precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+        ranked = np.cumsum(own)
         total = 0.0
-        for recall, values in zip(true / annotated, precision, strict=True):
-            reached = np.searchsorted(recall, self.recalls)
-            total += float(values[reached[reached < len(values)]].sum())
-        return total / (len(self.recalls) * len(precision))
+        for true, left_out in zip(self.true, self.left_out, strict=True):
+            above = np.concatenate(([0.0], np.cumsum(own[left_out])))[np.searchsorted(left_out, true)]
+            found = np.cumsum(own[true])
+            precision = found / np.maximum(ranked[true] - above, np.spacing(1))
+            precision = np.maximum.accumulate(precision[::-1])[::-1]
+            reached = np.searchsorted(found / annotated, self.recalls)
+            total += float(precision[reached[reached < len(precision)]].sum())
+        return total / (len(self.recalls) * len(self.true))
 
 
 def bootstrap(

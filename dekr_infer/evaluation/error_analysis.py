@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from dekr_infer.data.coco import DataSet, PersonEntry
-from dekr_infer.evaluation.coco_metrics import coco_evaluation, coco_metrics
+from dekr_infer.evaluation.coco_metrics import average_precision, coco_evaluation
 from dekr_infer.skeleton import COCO_17, Skeleton
 
 JOINT_ERRORS = {
@@ -131,7 +131,7 @@ def find_errors(
     Raises:
         DekrError: the data set has no annotations.
     """
-    evaluation = coco_evaluation(data, results, image_ids)
+    evaluation = coco_evaluation(data, results, image_ids, {})
     people: dict[int, list[PersonEntry]] = defaultdict(list)
     for person in data.ground_truth():
         people[person.image_id].append(person)
@@ -252,7 +252,7 @@ def ap_if_mended(
     """
 
     def ap(mended: Sequence[Mapping[str, Any]], truth: DataSet = data) -> float:
-        return coco_metrics(truth, mended, image_ids)["AP"]
+        return average_precision(truth, mended, image_ids)
 
     people = {person.id: np.reshape(person.keypoints, (-1, 3)) for person in data.ground_truth()}
     counts, unmended = errors.counts(), ap(results)

@@ -21,7 +21,7 @@ import numpy as np
 from dekr_infer.data.coco import DataSet, ImageEntry, PersonEntry
 from dekr_infer.data.sources import ImageFiles
 from dekr_infer.errors import DekrError, excerpt, one_line
-from dekr_infer.evaluation.coco_metrics import coco_evaluation, coco_metrics
+from dekr_infer.evaluation.coco_metrics import average_precision, coco_evaluation, coco_metrics
 from dekr_infer.evaluation.error_analysis import JOINT_ERRORS, PERSON_ERRORS, Errors, ap_if_mended, find_errors
 from dekr_infer.evaluation.metrics_file import leaves
 from dekr_infer.evaluation.timing import latency_table
@@ -168,7 +168,7 @@ def _by_input_size(
     rows = []
     for size, numbers in ids.items():
         own = set(numbers)
-        ap = coco_metrics(data, [result for result in results if result["image_id"] in own], numbers)["AP"]
+        ap = average_precision(data, [result for result in results if result["image_id"] in own], numbers)
         people = sum(annotated.get(number, 0) for number in numbers)
         rows.append({"size": size, "images": len(numbers), "people": people, "AP": ap})
     return sorted(rows, key=lambda row: -row["images"])
@@ -185,7 +185,7 @@ def _curves(data: DataSet, results: Sequence[Mapping[str, Any]], image_ids: Sequ
     precision, evaluated = evaluation.eval["precision"], set(image_ids)
     areas = [person.area for person in data.ground_truth() if _counts(person) and person.image_id in evaluated]
     sizes = []
-    for (label, (low, high)), values in zip(ranges.items(), precision[:, :, 0, 3:, 0].transpose(2, 0, 1), strict=True):
+    for (label, (low, high)), values in zip(ranges.items(), precision[:, :, 0, 1:, 0].transpose(2, 0, 1), strict=True):
         people = sum(low <= area < high for area in areas)
         known = values[values > -1]
         sizes.append({"size": label, "people": people, "AP": float(known.mean()) if people and known.size else -1.0})
