@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from dekr_infer.geometry import InputSizes, Size
 
 PACKAGES = (
-    *("cv2", "msgspec", "numpy", "onnx", "onnx_ir", "onnxruntime", "pycocotools"),
+    *("cv2", "jinja2", "msgspec", "numpy", "onnx", "onnx_ir", "onnxruntime", "pycocotools"),
     *("torch", "tqdm", "xxhash", "yacs", "yaml"),
 )
 INSTALL = "bash scripts/setup_venv.sh requirements.txt"

@@ -38,10 +38,12 @@ from dekr_infer.cli.app import (
     Parser,
     add_category,
     add_config,
+    add_report,
     config_of,
     cores,
     positive_int,
     run,
+    share_of_one,
     worker_count,
 )
 from dekr_infer.cli.postprocess import write_evaluation
@@ -85,9 +87,9 @@ def parse(argv: Arguments) -> Namespace:
     parser.add_argument("--run", metavar="NAME", help="folder of the shards below --output (default: the graph's name)")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N images")
     parser.add_argument("--allow_missing", action="store_true", help="evaluate the images that are there")
-    parser.add_argument("--expect", type=_share_of_one, metavar="AP", help="fail if AP is another one")
+    parser.add_argument("--expect", type=share_of_one, metavar="AP", help="fail if AP is another one")
     parser.add_argument(
-        "--tolerance", type=_share_of_one, default=0.003, metavar="T", help="for --expect, both ways (default: 0.003)"
+        "--tolerance", type=share_of_one, default=0.003, metavar="T", help="for --expect, both ways (default: 0.003)"
     )
     shares = parser.add_mutually_exclusive_group()
     shares.add_argument("--shard", type=_share, default=(0, 1), metavar="i/n", help="do the share i, from 0, of n")
@@ -100,6 +102,7 @@ def parse(argv: Arguments) -> Namespace:
     )
     parser.add_argument("--threads", type=worker_count, default=cores(), metavar="N", help="(default: all cores)")
     parser.add_argument("--provider", default=CPU_PROVIDER, metavar="NAME", help="ONNX Runtime's execution provider")
+    add_report(parser)
     add_category(parser)
     add_config(parser)
     args = parser.parse_args(argv)
@@ -113,13 +116,6 @@ def _share(text: str) -> tuple[int, int]:
     if not match or not int(match[1]) < int(match[2]):
         raise argparse.ArgumentTypeError(f"{text} is not i/n with i from 0 to n - 1, for example 0/3")
     return int(match[1]), int(match[2])
-
-
-def _share_of_one(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
-    return value
 
 
 class Evaluation:
@@ -278,8 +274,23 @@ class Evaluation:
         }
         with folder_lock(self.args.output, create=False):
             known = [origin] * (1 + self.detector.flip)
-            write_evaluation(
+            metrics = write_evaluation(
                 self.config, self.data, evaluation, known, self.args.output, self.started, self.baked_rescore
+            )
+        if self.args.report is not None:
+            from dekr_infer.cli.report import write_run_report
+
+            write_run_report(
+                self.args.report,
+                self.config,
+                self.data,
+                evaluation.results,
+                evaluation.evaluated,
+                run=metrics,
+                expected=self.args.expect,
+                tolerance=self.args.tolerance,
+                times={one.image_id: one.milliseconds for one in found},
+                input_sizes=self.network.input_sizes,
             )
         if times:
             print(f"a pass takes {np.mean(times):.1f} ms (median {np.median(times):.1f})")

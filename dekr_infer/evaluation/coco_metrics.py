@@ -36,6 +36,62 @@ def coco_metrics(data: DataSet, results: Sequence[Mapping[str, Any]], image_ids:
     Raises:
         DekrError: the data set has no annotations.
     """
+    if all(image.crowd_index is not None for image in data.images):
+        with contextlib.redirect_stdout(io.StringIO()):
+            return _crowd_metrics(_prepared(data, results), data, image_ids)
+    evaluation = coco_evaluation(data, results, image_ids)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.summarize()
+    return dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+
+
+def average_precision(data: DataSet, results: Sequence[Mapping[str, Any]], image_ids: Sequence[int]) -> float:
+    """Return AP alone, in a third of the time of `coco_metrics`; -1 where nobody is annotated.
+
+    Args:
+        data: the ground truth.
+        results: entries of `People.to_coco`.
+        image_ids: the images that count.
+    Raises:
+        DekrError: the data set has no annotations.
+    """
+    precision = coco_evaluation(data, results, image_ids, {}).eval["precision"]
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else -1.0
+
+
+def coco_evaluation(
+    data: DataSet,
+    results: Sequence[Mapping[str, Any]],
+    image_ids: Sequence[int],
+    sizes: Mapping[str, tuple[float, float]] | None = None,
+) -> COCOeval:
+    """Return pycocotools' evaluation of keypoint results, with its matches and precisions accumulated.
+
+    Args:
+        data: the ground truth.
+        results: entries of `People.to_coco`.
+        image_ids: the images that count.
+        sizes: ranges of people's areas, in square pixels, by label, that follow COCO's first, all people; `None` for
+            COCO's own.
+    Returns:
+        A `COCOeval`: the id of a detection is its place in `results`, from 1.
+    Raises:
+        DekrError: the data set has no annotations.
+    """
+    evaluation = _prepared(data, results)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.params.imgIds = sorted(image_ids)
+        if sizes is not None:
+            evaluation.params.areaRngLbl = ["all", *sizes]
+            evaluation.params.areaRng = [evaluation.params.areaRng[0], *map(list, sizes.values())]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
+
+
+def _prepared(data: DataSet, results: Sequence[Mapping[str, Any]]) -> COCOeval:
+    """Return pycocotools' evaluation of all images, which has not been run."""
     truth = _coco(data, [msgspec.to_builtins(person) for person in data.ground_truth()])
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
@@ -45,15 +101,9 @@ def coco_metrics(data: DataSet, results: Sequence[Mapping[str, Any]], image_ids:
             found = _coco(data, [])
             found.createIndex()
         evaluation = COCOeval(truth, found, "keypoints")
-        if data.skeleton != COCO_17:
-            evaluation.params.kpt_oks_sigmas = np.array(data.skeleton.sigmas)
-        if all(image.crowd_index is not None for image in data.images):
-            return _crowd_metrics(evaluation, data, image_ids)
-        evaluation.params.imgIds = sorted(image_ids)
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return dict(zip(METRICS, map(float, evaluation.stats), strict=True))
+    if data.skeleton != COCO_17:
+        evaluation.params.kpt_oks_sigmas = np.array(data.skeleton.sigmas)
+    return evaluation
 
 
 def _crowd_metrics(evaluation: COCOeval, data: DataSet, image_ids: Sequence[int]) -> dict[str, float]:

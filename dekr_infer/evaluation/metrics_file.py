@@ -119,7 +119,7 @@ def difference_lines(old: Mapping[str, Any], new: Mapping[str, Any], name: Path)
     """Return what differs between two runs, one line each, causes before effects."""
     lines = []
     for part, label in PARTS.items():
-        before, after = dict(_leaves(old.get(part), "")), dict(_leaves(new.get(part), ""))
+        before, after = dict(leaves(old.get(part))), dict(leaves(new.get(part)))
         for key in sorted(before.keys() | after.keys()):
             if before.get(key) != after.get(key):
                 lines.append(f"  {label}: {one_line(key)}: {_short(before.get(key))} -> {_short(after.get(key))}")
@@ -149,10 +149,11 @@ def _both(old: Mapping[str, Any], new: Mapping[str, Any], name: Path) -> dict[st
     return {metric: (old["figures"][metric], value) for metric, value in new["figures"].items()}
 
 
-def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values in nested dictionaries by the names that lead to them; `None` is left out."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _leaves(item, f"{prefix} {key}".strip())
+            yield from leaves(item, f"{prefix} {key}".strip())
     elif value is not None:
         yield prefix, value
 

@@ -9,7 +9,7 @@ from pycocotools.cocoeval import COCOeval
 
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.errors import DekrError
-from dekr_infer.evaluation.coco_metrics import CROWD_METRICS, METRICS, coco_metrics, metrics_table
+from dekr_infer.evaluation.coco_metrics import CROWD_METRICS, METRICS, average_precision, coco_metrics, metrics_table
 from dekr_infer.geometry import Size
 from dekr_infer.skeleton import CROWDPOSE_14
 from dekr_infer.structures import People
@@ -71,6 +71,13 @@ def test_metrics_are_pycocotools_own_from_the_files(data, tmp_path, capsys):
     for step in (judge.evaluate, judge.accumulate, judge.summarize):
         step()
     assert list(figures.values()) == judge.stats.tolist()
+
+
+def test_ap_alone_is_that_of_the_ten(data):
+    found = perfect()
+    found[0]["keypoints"] = (poses(keypoints(1))[0] + np.float32([6, 4, 0])).ravel().tolist()
+    assert average_precision(data, found, IDS) == coco_metrics(data, found, IDS)["AP"] < 1
+    assert average_precision(data, [], IDS) == 0 and average_precision(data, [], [998]) == -1
 
 
 def test_finding_nobody_is_a_valid_result_with_ap_0(data):
