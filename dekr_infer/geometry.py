@@ -6,6 +6,7 @@ frames: image pixels, input pixels, and cells of the feature maps.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +16,8 @@ import numpy as np
 STRIDE = 4  # input pixels per feature cell; column c of a map is at pixel STRIDE * c
 FLIP_SHIFT = STRIDE - 1  # pixels: moves the flipped image so that cell x coincides with cell w - 1 - x
 MULTIPLE = 64  # pixels: the reference rounds the long side up to a multiple of this
+LONGEST = 16  # short sides: longer images are cut even at exact sizes
+EXACT = "exact"  # instead of fixed sizes, in TEST.INPUT_SIZES and in a graph's metadata
 
 
 class Size(NamedTuple):
@@ -50,6 +53,14 @@ class Placement(NamedTuple):
     def cells(self) -> Size:
         """The size of the feature maps, in cells."""
         return cells(self.input)
+
+    def scaled(self, scale: float) -> Placement:
+        """Return the image's place in an input of another scale, as upstream's TEST.SCALE_FACTOR has it.
+
+        >>> Placement(Size(256, 256), Size(512, 768)).scaled(0.5).input
+        Size(h=256, w=384)
+        """
+        return Placement(self.image, Size(int(self.input.h * scale), int(self.input.w * scale)))
 
     @property
     def to_input(self) -> np.ndarray:
@@ -105,16 +116,41 @@ class InputSizes:
     """The sizes that the network may be fed, in the order in which atc is given them.
 
     All have the same short side. The order of the sizes has no influence on the choice.
+
+    Args:
+        sizes: the sizes; with `exact`, those at which an exported graph is compared with torch.
+        exact: feed every image at the reference's own size, whatever its long side; for backends without fixed sizes.
     """
 
     sizes: tuple[Size, ...]
+    exact: bool = False
+
+    @classmethod
+    def of_short_side(cls, side: int, exact: bool = False) -> InputSizes:
+        """Return the Ascend sample's rule for a short side: a long side of once, 1.5 times and twice the short one.
+
+        Args:
+            side: a multiple of 64, in pixels.
+            exact: see the class.
+
+        >>> str(InputSizes.of_short_side(640))
+        '640,960;640,640;960,640;640,1280;1280,640'
+        """
+        middle, long = side * 3 // 2, 2 * side
+        sizes = Size(side, middle), Size(side, side), Size(middle, side), Size(side, long), Size(long, side)
+        return cls(sizes, exact)
+
+    @property
+    def short_side(self) -> int:
+        """The short side of all sizes, in pixels."""
+        return min(min(size) for size in self.sizes)
 
     def place(self, image: Size) -> Placement:
         """Choose the input size of an image.
 
         The long side is brought to the multiple of 64 that the reference computes (in doubles, in its order: a fraction
-        of a pixel above a multiple rounds down), then to the smallest size that holds it. Where none does, the largest
-        is taken, and the ends of the image are cut.
+        of a pixel above a multiple rounds down) and, unless `exact`, to the smallest size that holds it. Where none
+        does, the largest is taken, and the ends of the image are cut.
 
         Args:
             image: the image's size in pixels.
@@ -127,10 +163,14 @@ class InputSizes:
         """
         if min(image) <= 0:
             raise ValueError(f"an image of {image} pixels has no area")
-        short = min(min(size) for size in self.sizes)
-        wanted = int((short / min(image) * max(image) + MULTIPLE - 1) // MULTIPLE * MULTIPLE)
-        sides = sorted(max(size) for size in self.sizes if size.h == size.w or (size.w < size.h) == (image.w < image.h))
-        long = next((side for side in sides if side >= wanted), sides[-1])
+        short = self.short_side
+        long = int((short / min(image) * max(image) + MULTIPLE - 1) // MULTIPLE * MULTIPLE)
+        if self.exact:
+            long = min(long, LONGEST * short)
+        else:
+            upright = image.w < image.h
+            sides = sorted(max(size) for size in self.sizes if size.h == size.w or (size.w < size.h) == upright)
+            long = next((side for side in sides if side >= long), sides[-1])
         return Placement(image, Size(long, short) if image.w < image.h else Size(short, long))
 
     def __iter__(self) -> Iterator[Size]:
@@ -143,10 +183,14 @@ class InputSizes:
         return self.sizes[index]
 
     def __contains__(self, size: object) -> bool:
+        if self.exact and isinstance(size, Size):
+            return min(size) == self.short_side and max(size) % MULTIPLE == 0
         return size in self.sizes
 
     def __str__(self) -> str:
-        """Return the sizes as atc's `--dynamic_dims` and the graph's metadata hold them: `512,768;512,512;...`."""
+        """Return the text in a graph's metadata: `512,768;512,512;...` as atc's `--dynamic_dims`, or `exact 512`."""
+        if self.exact:
+            return f"{EXACT} {self.short_side}"
         return ";".join(f"{size.h},{size.w}" for size in self.sizes)
 
     @classmethod
@@ -155,7 +199,12 @@ class InputSizes:
 
         >>> InputSizes.parse("64,96;96,64").sizes
         (Size(h=64, w=96), Size(h=96, w=64))
+        >>> InputSizes.parse("exact 640").place(Size(427, 640)).input
+        Size(h=640, w=960)
         """
+        word, _, side = text.partition(" ")
+        if word == EXACT and re.fullmatch(r"[1-9]\d{1,3}", side) and int(side) % MULTIPLE == 0:
+            return cls.of_short_side(int(side), exact=True)
         try:
             sizes = tuple(Size(int(h), int(w)) for h, w in (part.split(",") for part in text.split(";")))
         except ValueError:
@@ -163,4 +212,4 @@ class InputSizes:
         return cls(sizes) if all(side > 0 for size in sizes for side in size) else None
 
 
-PUBLISHED_SIZES = InputSizes((Size(512, 768), Size(512, 512), Size(768, 512), Size(512, 1024), Size(1024, 512)))
+PUBLISHED_SIZES = InputSizes.of_short_side(512)

@@ -21,7 +21,7 @@ INTERRUPTED = "interrupted; finished results are kept, run the same command agai
 NO_MEMORY = "not enough memory; free some, or use a machine with more"
 SIGNAL_CODE = 128  # a shell reports a signal as this plus its number, for example 130 for Ctrl-C
 SET_UP = "'source .venv/bin/activate', or 'bash scripts/setup_venv.sh requirements.txt' if there is no .venv"
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "PyYAML", "google": "protobuf"}
+DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "PyYAML", "google": "protobuf", "jinja2": "Jinja2"}
 
 # For libraries that read it when they are imported. The products in numpy are small: threads that share one cost more
 # than the product, on a busy machine 30 ms. OpenCV's limit is that of data.images, which also reports its complaints.
@@ -41,6 +41,8 @@ COMMANDS = {
     "pipeline": ("cli.pipeline", "all steps in a row; does only what has changed since the last run"),
     "predict": ("cli.predict", "the people in images and videos of one's own: drawings and JSON"),
     "draw_results": ("cli.draw_results", "the people of a COCO result file over their images"),
+    "report": ("cli.report", "one HTML file that says how good results are, where not, and why"),
+    "compare": ("cli.compare", "two runs side by side: metrics that moved, and whether by luck"),
     "check_upstream": ("cli.check_upstream", "upstream's code and ours side by side, stage by stage"),
     "random_checkpoint": ("cli.random_checkpoint", "checkpoints with random weights, to rehearse every command"),
     "doctor": ("cli.doctor", "what this host has and what it lacks, with remedies"),

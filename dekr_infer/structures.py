@@ -5,7 +5,7 @@ Names, channels and file suffixes of the network's input and outputs are here, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,16 +14,16 @@ import numpy as np
 
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import Placement, Size
-from dekr_infer.skeleton import Skeleton
+from dekr_infer.skeleton import COCO_17, Skeleton
 
 INPUT_NAME = "image"
 OUTPUT_NAMES = ("heatmap", "offset")  # in the graph's order
 PEOPLE_NAMES = ("keypoints", "scores", "num")  # of a graph that yields people
 
 
-def output_shapes(skeleton: Skeleton, cells: Size, images: int = 1) -> tuple[tuple[int, ...], ...]:
+def output_shapes(joints: Sized, cells: Size, images: int = 1) -> tuple[tuple[int, ...], ...]:
     """Return the shapes of both outputs for one input: (images, channels, h, w) in `OUTPUT_NAMES`' order."""
-    return tuple((images, channels, *cells) for channels in (skeleton.heatmap_channels, skeleton.offset_channels))
+    return tuple((images, channels, *cells) for channels in (len(joints) + 1, 2 * len(joints)))
 
 
 def output_files(stem: str, suffix: str = ".npy", names: Sequence[str] = OUTPUT_NAMES) -> tuple[str, ...]:
@@ -95,11 +95,13 @@ class People:
         poses: (n, J, 3) float32: x, y in image pixels, joint score.
         scores: (n,) float32.
         decoded_scores: (n,) float32, the scores before rescoring; `None` without rescoring.
+        skeleton: their joints.
     """
 
     poses: np.ndarray
     scores: np.ndarray
     decoded_scores: np.ndarray | None = None
+    skeleton: Skeleton = COCO_17
 
     def __len__(self) -> int:
         return len(self.poses)
@@ -107,7 +109,7 @@ class People:
     @classmethod
     def nobody(cls, skeleton: Skeleton) -> People:
         """Return the people of an empty image."""
-        return cls(np.zeros((0, len(skeleton), 3), np.float32), np.zeros(0, np.float32))
+        return cls(np.zeros((0, len(skeleton), 3), np.float32), np.zeros(0, np.float32), skeleton=skeleton)
 
     def draw(
         self, image: np.ndarray | str | Path, *, min_score: float = 0.1, min_joint_score: float = 0.05
@@ -128,7 +130,8 @@ class People:
 
         pixels = read_image(Path(image)) if isinstance(image, str | Path) else bgr(image)
         kept = self.scores >= min_score
-        drawn = draw_poses(pixels[:, :, ::-1], self.poses[kept], self.scores[kept], joint_threshold=min_joint_score)
+        poses, scores = self.poses[kept], self.scores[kept]
+        drawn = draw_poses(pixels[:, :, ::-1], poses, scores, joint_threshold=min_joint_score, skeleton=self.skeleton)
         return np.ascontiguousarray(drawn[:, :, ::-1])
 
     def to_coco(self, image_id: int, category_id: int) -> list[dict[str, Any]]:

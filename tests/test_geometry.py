@@ -157,3 +157,39 @@ def test_a_text_of_sizes_comes_back_and_any_other_is_none():
     assert InputSizes.parse(str(PUBLISHED_SIZES)) == PUBLISHED_SIZES and hash(PUBLISHED_SIZES)
     for text in ("", "512", "512,768;", "512,0", "-64,64", "a,b", "64,64,64"):
         assert InputSizes.parse(text) is None, text
+
+
+def upstream_size(image: Size, side: int) -> Size:
+    """The size that upstream's `get_multi_scale_size` gives an image at scale 1."""
+    short, long = min(image), max(image)
+    wanted = int((side / short * long + 63) // 64 * 64)
+    return Size(wanted, side) if image.w < image.h else Size(side, wanted)
+
+
+@pytest.mark.parametrize("side", [512, 640])
+def test_exact_input_sizes_are_upstreams_own(side):
+    exact = InputSizes.of_short_side(side, exact=True)
+    rng = np.random.default_rng(1)
+    for h, w in rng.integers(200, 1500, (2000, 2)).tolist():
+        placement = exact.place(Size(h, w))
+        assert placement.input == upstream_size(Size(h, w), side), (h, w)
+        assert placement.input in exact
+    assert Size(side, side + 32) not in exact and Size(side - 64, side) not in exact
+    assert exact.place(Size(2, 3000)).input == Size(side, 16 * side)
+
+
+def test_w48_has_the_same_rule_at_640():
+    sizes = InputSizes.of_short_side(640)
+    assert list(sizes) == [(640, 960), (640, 640), (960, 640), (640, 1280), (1280, 640)]
+    assert sizes.place(Size(480, 640)).input == Size(640, 960)  # upstream's own is 896 wide
+    assert InputSizes.of_short_side(512) == PUBLISHED_SIZES
+
+
+@pytest.mark.parametrize("sizes", [PUBLISHED_SIZES, InputSizes.of_short_side(640, exact=True)])
+def test_input_sizes_are_read_from_their_text(sizes):
+    assert InputSizes.parse(str(sizes)) == sizes
+
+
+@pytest.mark.parametrize("text", ["", "exact", "exact 0", "exact 500", "exact 99999999", "exact  512", "512", "0,512"])
+def test_other_texts_are_no_input_sizes(text):
+    assert InputSizes.parse(text) is None

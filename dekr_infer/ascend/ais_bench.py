@@ -26,7 +26,7 @@ from dekr_infer.backends.folder_runner import (
 )
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import InputSizes, Size, cells
-from dekr_infer.skeleton import COCO_17
+from dekr_infer.skeleton import COCO_17, joints_in
 from dekr_infer.storage import npy as tensors
 from dekr_infer.storage.atomic import folder_lock, read_json, scratch_folder, sha256, write_json
 from dekr_infer.storage.run_record import record_path
@@ -49,7 +49,7 @@ class Summary(msgspec.Struct):
 
 
 class Job(NamedTuple):
-    """A folder of tensors to be run: `source` -> `folder`, by a model on a device; `input_sizes` by tensor; `dtype`."""
+    """A folder of tensors to be run: `source` -> `folder`, by a model of `joints`; `input_sizes` by tensor."""
 
     model: Path
     device: int
@@ -57,6 +57,7 @@ class Job(NamedTuple):
     folder: Path
     input_sizes: dict[Path, Size]
     dtype: str = str(tensors.DTYPE)
+    joints: tuple[str, ...] = COCO_17.joints
 
     @classmethod
     def of(cls, model: Path, device: int, source: Path, folder: Path) -> Job:
@@ -86,7 +87,8 @@ class Job(NamedTuple):
         if len(dtypes) > 1:
             (one, file), (other, stray) = dtypes.items()
             raise DekrError(f"{stray}: holds {other}, but {file} holds {one}; run DEKR_preprocess.py --overwrite")
-        return cls(model, device, source, folder, input_sizes, *dtypes)
+        dtype, joints = next(iter(dtypes)), _joints_of(model.with_suffix(".onnx"))
+        return cls(model, device, source, folder, input_sizes, dtype, joints)
 
     @property
     def results(self) -> dict[str, tuple[Path, tuple[int, ...]]]:
@@ -94,7 +96,9 @@ class Job(NamedTuple):
         return {
             name: (file, shape)
             for file, size in self.input_sizes.items()
-            for name, shape in zip(output_files(output_stem(file)), output_shapes(COCO_17, cells(size)), strict=True)
+            for name, shape in zip(
+                output_files(output_stem(file)), output_shapes(self.joints, cells(size)), strict=True
+            )
         }
 
     def check(self, frontend: Frontend) -> None:
@@ -128,6 +132,15 @@ def _input_of(file: Path) -> tuple[Sequence[Size], str]:
         return (), ""
     found = InputSizes.parse(default_input_sizes(model))
     return found.sizes if found else (), str(dtype)
+
+
+def _joints_of(file: Path) -> tuple[str, ...]:
+    """Return the joints in an ONNX file's metadata; COCO's when there is no such file, or it names none."""
+    try:
+        metadata = {entry.key: entry.value for entry in load(file).metadata_props}
+    except DekrError:
+        return COCO_17.joints
+    return joints_in(metadata)
 
 
 def run_passes(

@@ -25,6 +25,7 @@ from dekr_infer.ascend.ais_bench_frontend import Frontend, find_frontend
 from dekr_infer.ascend.soc_version import chip_name
 from dekr_infer.ascend.tuning_report import Outcome, Shares, as_json, ranked, shares_of, table
 from dekr_infer.backends.onnxruntime import OnnxRuntime
+from dekr_infer.config.load import skeleton_of
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.export.parity import SEED, Difference, difference_of, sample_image
 from dekr_infer.export.variants import SEPARATE
@@ -86,7 +87,13 @@ class Tuning:
         checkpoint = Path(self.config.TEST.MODEL_FILE)
         network = build_network(self.config)
         dekr_infer.export_onnx(
-            network, checkpoint, self.graph(variant), deform=variant, input_sizes=self.input_sizes, threads=self.threads
+            network,
+            checkpoint,
+            self.graph(variant),
+            deform=variant,
+            input_sizes=self.input_sizes,
+            skeleton=skeleton_of(self.config),
+            threads=self.threads,
         )
 
     def convert(self, variant: str) -> None:

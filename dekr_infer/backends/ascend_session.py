@@ -32,7 +32,7 @@ from dekr_infer.errors import DekrError, one_line
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size, cells
 from dekr_infer.onnx_graph.baked import FLOAT32, UINT8
 from dekr_infer.pose.preprocess import warp
-from dekr_infer.skeleton import COCO_17
+from dekr_infer.skeleton import joints_in, shipped_skeleton
 from dekr_infer.storage.atomic import sha256
 from dekr_infer.structures import Frame, Passes, output_shapes
 
@@ -87,10 +87,10 @@ class AscendSession:
         path: the .om file.
         devices: the NPUs' numbers.
 
-    `input_sizes` are those in the metadata of the ONNX file beside the model (the same name, ending in .onnx), from
-    which scripts/atc.sh has converted it, or else the five published ones; a model of a single size has that. Each is
-    tried on the model before the first image. `input_dtype` follows from the model's bytes. `weights` is the kind that
-    the ONNX file names. One object serves several threads; `passes_at_once` keep all devices busy.
+    `input_sizes`, `joints` and the kind of `weights` are those in the metadata of the ONNX file beside the model (the
+    same name, ending in .onnx), from which scripts/atc.sh has converted it, or else the five published sizes and COCO's
+    joints; a model of a single size has that. Each size is tried on the model before the first image. `input_dtype`
+    follows from the model's bytes. One object serves several threads; `passes_at_once` keep all devices busy.
 
     Raises:
         DekrError: the model, ais_bench or the device is missing or cannot be used, or the sizes are not the model's.
@@ -107,6 +107,8 @@ class AscendSession:
         self.sha256 = sha256(path)
         exported, metadata = exported_beside(path)
         self.weights = metadata.get("weights")
+        self.joints = joints_in(metadata)
+        self.skeleton = shipped_skeleton(self.joints)
         known = InputSizes.parse(metadata.get("input_sizes", ""))
         if known:
             again = f"convert that file again with scripts/atc.sh, or move it away if {path} is not of it"
@@ -118,7 +120,7 @@ class AscendSession:
         stop = weakref.finalize(self, _stop, self._devices)
         try:
             for number in devices:
-                self._devices.append(_Device(path, number, wanted))
+                self._devices.append(_Device(path, number, wanted, len(self.joints)))
         except BaseException:
             stop()
             raise
@@ -151,7 +153,7 @@ class AscendSession:
             outputs, milliseconds = device.run(slot, image)
         finally:
             self._free.put((device, slot))
-        for values, shape in zip(outputs, output_shapes(COCO_17, cells(input_size)), strict=True):
+        for values, shape in zip(outputs, output_shapes(self.joints, cells(input_size)), strict=True):
             if values.shape != shape or values.dtype not in (np.float32, np.float16):
                 raise DekrError(
                     f"{self.path}: returns {values.dtype} {values.shape}, not float32 or float16 {shape}; convert an "
@@ -214,8 +216,8 @@ class _LostError(Exception):
 class _Device:
     """An NPU, and the worker that serves it, which is replaced once if it ends or hangs."""
 
-    def __init__(self, path: Path, number: int, wanted: _Sizes) -> None:
-        self.path, self.number, self.wanted = path, number, wanted
+    def __init__(self, path: Path, number: int, wanted: _Sizes, joints: int) -> None:
+        self.path, self.number, self.wanted, self.joints = path, number, wanted, joints
         self._lock, self._replaced = threading.Lock(), False
         try:
             self.worker, self.form = self._start()
@@ -226,7 +228,7 @@ class _Device:
         worker = _Worker(self.path, self.number)
         try:
             form = _Form.of(self.path, worker.answer(CONTROL, START_SECONDS), self.wanted)
-            worker.map(form.input_sizes)
+            worker.map(form.input_sizes, self.joints)
             gears = [] if form.mode == "static" else [[1, 3, *size] for size in form.input_sizes]
             refused = worker.ask(CONTROL, START_SECONDS, memory=len(worker.memory), gears=gears)["refused"]
             if refused is not None:
@@ -293,10 +295,10 @@ class _Worker:
         listen.start()
         threading.Thread(target=_sort, args=(process.stdout, self._answers, listen), daemon=True).start()
 
-    def map(self, input_sizes: InputSizes) -> None:
+    def map(self, input_sizes: InputSizes, joints: int) -> None:
         """Make the shared memory large enough for inputs and outputs of every size, float32, in each slot."""
         largest = max(input_sizes, key=lambda size: size.h * size.w)
-        values = 3 * largest.h * largest.w + sum(math.prod(s) for s in output_shapes(COCO_17, cells(largest)))
+        values = 3 * largest.h * largest.w + sum(math.prod(s) for s in output_shapes(range(joints), cells(largest)))
         self._slot_bytes = values * 4
         os.ftruncate(self._file, SLOTS * self._slot_bytes)
         self.memory = mmap.mmap(self._file, SLOTS * self._slot_bytes)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dekr_infer.errors import ConfigError, DekrError
-from dekr_infer.geometry import Size
+from dekr_infer.geometry import MULTIPLE, Size
 from dekr_infer.storage import npy
 from dekr_infer.storage.atomic import folder_lock, sibling_path, write_json
 from dekr_infer.storage.run_record import Entry, FileMark, Head, RunRecord, mark_file, read_record, record_path, text_of
@@ -241,7 +241,10 @@ def check_input_sizes(network: OnnxRuntime, files: Sequence[Path]) -> None:
         shape = header.shape
         input_size = Size(*shape[2:]) if len(shape) == 4 and shape[:2] == (1, 3) else Size(0, 0)
         if input_size not in network.input_sizes:
-            known = ", ".join(f"(1, 3, {g.h}, {g.w})" for g in network.input_sizes)
+            if network.input_sizes.exact:
+                known = f"{network.input_sizes}: the short side, then multiples of {MULTIPLE}"
+            else:
+                known = ", ".join(f"(1, 3, {g.h}, {g.w})" for g in network.input_sizes)
             raise DekrError(
                 f"{file}: its shape {shape} is no input size of {network.path} ({known}); "
                 "make it again with DEKR_preprocess.py"

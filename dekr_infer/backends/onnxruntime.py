@@ -26,7 +26,7 @@ from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
 from dekr_infer.onnx_graph.subgraphs import inner_graphs, tensors
 from dekr_infer.pose.decode import transform_poses
 from dekr_infer.pose.preprocess import as_tensor, warp
-from dekr_infer.skeleton import COCO_17
+from dekr_infer.skeleton import joints_in, shipped_skeleton
 from dekr_infer.storage.atomic import read_regular
 from dekr_infer.structures import INPUT_NAME, OUTPUT_NAMES, PEOPLE_NAMES, Frame, Passes, People, output_shapes
 
@@ -54,9 +54,10 @@ class OnnxRuntime:
 
     `baked` is the decoding of a graph that yields people, else `None`; `input_dtype` that of its input.
     `input_sizes`, `checkpoint_sha256` and `weights` (`random`, `demo` or `trained`) are those that the file's metadata
-    name; `sha256` is that of the file, `versions` those of the libraries that compute. One object serves several
-    threads: `infer` runs at most `passes_at_once` passes together, as many as the cores can hold with `threads` each,
-    while other threads decode images and poses.
+    name, as are the `joints`; `skeleton` is the shipped one that has them, else `None`. `sha256` is that of the file,
+    `versions` those of the libraries that compute. One object serves several threads: `infer` runs at most
+    `passes_at_once` passes together, as many as the cores can hold with `threads` each, while other threads decode
+    images and poses.
 
     Raises:
         DekrError: the file is missing, damaged or not one of ours, or ONNX Runtime refuses it.
@@ -72,6 +73,8 @@ class OnnxRuntime:
         if not input_sizes:
             raise DekrError(f"{path}: its metadata names no input sizes; export it with DEKR_pth2onnx.py")
         self.input_sizes = input_sizes
+        self.joints = joints_in(self.metadata)
+        self.skeleton = shipped_skeleton(self.joints)
         self.checkpoint_sha256 = self.metadata.get("checkpoint_sha256")
         self.weights = self.metadata.get("weights")
         self.input_dtype = UINT8 if _element_type(model) == onnx.TensorProto.UINT8 else FLOAT32
@@ -111,14 +114,15 @@ class OnnxRuntime:
             image: (N, 3, H, W) of `input_dtype`, H x W an input size; N is 1, except for maps in the `onnx` dialect.
             pixel: input pixels in an image pixel, for a graph that rescores people.
         Returns:
-            heatmap (N, 18, H/4, W/4), offset (N, 34, H/4, W/4), both float32, and the milliseconds it took. Of a graph
-            that yields people: keypoints (1, K, 17, 3) and scores (1, K) float32, num (1, 1) int64, the milliseconds.
+            heatmap (N, J + 1, H/4, W/4), offset (N, 2 J, H/4, W/4), both float32, and the milliseconds it took. Of
+            a graph that yields people: keypoints (1, K, J, 3) and scores (1, K) float32, num (1, 1) int64, the
+            milliseconds.
         """
         feed = {INPUT_NAME: image}
-        expected = output_shapes(COCO_17, cells(Size(*image.shape[2:])), len(image)) if image.ndim == 4 else ()
+        expected = output_shapes(self.joints, cells(Size(*image.shape[2:])), len(image)) if image.ndim == 4 else ()
         if self.baked is not None:
             count = self.baked.settings.max_people
-            expected = ((1, count, len(COCO_17), 3), (1, count), (1, 1))
+            expected = ((1, count, len(self.joints), 3), (1, count), (1, 1))
             if self.baked.rescore_sha256:
                 feed[PIXEL_NAME] = np.array(pixel, np.float32)
         started = time.perf_counter()

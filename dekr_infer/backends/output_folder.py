@@ -17,6 +17,8 @@ class OutputFolder:
 
     Args:
         original, flipped: the folders of the two passes; `flipped` may be missing where nobody asks for it.
+        skeleton: of the network.
+        input_sizes: of the tensors that it was run on.
     """
 
     def __init__(
@@ -45,7 +47,8 @@ class OutputFolder:
             values = npy.read_unchecked(path, npy.OUTPUTS)
             if values.shape != shape:
                 raise DekrError(
-                    f"{path}: has shape {values.shape}, {frame.name} needs {shape}; it is of another image or network"
+                    f"{path}: has shape {values.shape}, {frame.name} needs {shape} at {frame.placement.input} of the "
+                    f"input sizes {self.input_sizes}; it is of another image or network, or of other input sizes"
                 )
             maps.append(values[0])
         return Maps(maps[0], maps[1], (str(paths[0]), str(paths[1])))

@@ -22,7 +22,7 @@ from dekr_infer.data.coco import DataSet, ImageEntry
 from dekr_infer.data.images import decode_image
 from dekr_infer.data.sources import ImageFiles
 from dekr_infer.errors import DekrError
-from dekr_infer.geometry import PUBLISHED_SIZES, Size
+from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
 from dekr_infer.pose.preprocess import as_uint8, mirror, moves_pixels, normalise, warp
 from dekr_infer.storage import npy
 from dekr_infer.storage.atomic import folder_lock, sha256, write_failure
@@ -50,6 +50,7 @@ def write_tensors(
     folders: tuple[Path, Path],
     *,
     limit: int | None = None,
+    input_sizes: InputSizes = PUBLISHED_SIZES,
     workers: int = 1,
     dtype: np.dtype = npy.DTYPE,
     overwrite: bool = False,
@@ -65,6 +66,7 @@ def write_tensors(
         source: the zip or folder of images (`image_source`).
         folders: for the original and the flipped tensors; created when absent.
         limit: only the first so many images of the data set.
+        input_sizes: what the network may be fed.
         workers: threads.
         dtype: of the tensors: normalised float32, or uint8 RGB for a graph that normalises.
         overwrite: write all tensors again.
@@ -89,7 +91,7 @@ def write_tensors(
         for folder, which in zip(folders, (ORIGINAL, FLIPPED), strict=True):
             settings = {
                 "pass": which,
-                "input_sizes": str(PUBLISHED_SIZES),
+                "input_sizes": str(input_sizes),
                 "dtype": dtype.str,
                 "moved_pixels": moved,
             }
@@ -112,10 +114,10 @@ def write_tensors(
         summary = Summary(
             len(chosen),
             len(chosen) - len(waiting),
-            input_sizes=Counter(PUBLISHED_SIZES.place(image.size).input for image in chosen),
+            input_sizes=Counter(input_sizes.place(image.size).input for image in chosen),
         )
         advance(summary.done_before)
-        with _converted(waiting, Converter(files, folders, dtype), workers) as finished:
+        with _converted(waiting, Converter(files, folders, dtype, input_sizes), workers) as finished:
             for image, fingerprint, marks in finished:
                 inputs = {"image": fingerprint, "file_name": image.file_name}
                 for record, mark in zip(records, marks, strict=True):
@@ -192,8 +194,14 @@ def _converted(
 class Converter:
     """Makes both tensors of an image; safe to call from several threads, each of which has its own buffers."""
 
-    def __init__(self, files: ImageFiles, folders: tuple[Path, Path], dtype: np.dtype = npy.DTYPE) -> None:
-        self.files, self.folders, self.dtype = files, folders, dtype
+    def __init__(
+        self,
+        files: ImageFiles,
+        folders: tuple[Path, Path],
+        dtype: np.dtype = npy.DTYPE,
+        input_sizes: InputSizes = PUBLISHED_SIZES,
+    ) -> None:
+        self.files, self.folders, self.dtype, self.input_sizes = files, folders, dtype, input_sizes
         self._local = threading.local()
 
     def __call__(self, image: ImageEntry) -> tuple[ImageEntry, str, list[FileMark]]:
@@ -201,7 +209,7 @@ class Converter:
         data = self.files.read(image.file_name)
         fingerprint = f"{len(data)}-{zlib.crc32(data):08x}"
         pixels = decode_image(data, f"{self.files.source}: {image.file_name}", image.size)
-        warped = warp(pixels, PUBLISHED_SIZES.place(image.size).input)
+        warped = warp(pixels, self.input_sizes.place(image.size).input)
         marks = [
             npy.write(folder, image.stem + npy.SUFFIX, self._tensor(view), self.dtype)
             for folder, view in zip(self.folders, (warped, mirror(warped)), strict=True)
@@ -220,6 +228,7 @@ class Converter:
         return buffers[input_size]
 
 
-def input_size_table(input_sizes: Counter[Size]) -> str:
+def input_size_table(counts: Counter[Size], input_sizes: InputSizes = PUBLISHED_SIZES) -> str:
     """Return how many images each input size got, as one line: `512x768: 41, ...` (height x width)."""
-    return ", ".join(f"{input_size}: {input_sizes[input_size]}" for input_size in PUBLISHED_SIZES)
+    listed = sorted(counts) if input_sizes.exact else input_sizes
+    return ", ".join(f"{input_size}: {counts[input_size]}" for input_size in listed)

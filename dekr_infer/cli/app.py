@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
 from tqdm import tqdm
@@ -62,6 +63,13 @@ def add_category(parser: Parser) -> None:
     parser.add_argument("--category", metavar="NAME", help="the people's category, where several have keypoints")
 
 
+def add_report(parser: Parser) -> None:
+    """Add `--report`, for the commands that evaluate."""
+    parser.add_argument(
+        "--report", type=html_file, metavar="FILE.html", help="also write what scripts/report.py writes about this run"
+    )
+
+
 def print_warnings(warnings: Mapping[str, str]) -> None:
     """Print warnings by name on stderr, one line each."""
     for warning in warnings.values():
@@ -82,6 +90,22 @@ def config_of(args: argparse.Namespace) -> CfgNode:
 def positive_int(text: str) -> int:
     """Parse a whole number from 1 on, of at most 31 bits (an argument type)."""
     return _within(text, 1, 2**31 - 1)
+
+
+def html_file(text: str) -> Path:
+    """Parse the name of a report (an argument type); a JSON file gets the same name with its own ending."""
+    path = Path(text)
+    if path.suffix != ".html":
+        raise argparse.ArgumentTypeError(f"{text} does not end in .html")
+    return path
+
+
+def share_of_one(text: str) -> float:
+    """Parse a number from 0 to 1 (an argument type)."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
+    return value
 
 
 def worker_count(text: str) -> int:

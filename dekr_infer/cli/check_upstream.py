@@ -9,18 +9,17 @@ annotations. Ends with exit code 1 when a tolerance is exceeded.
 
 from __future__ import annotations
 
+from argparse import REMAINDER
 from pathlib import Path
 
 from dekr_infer.cli.app import Arguments, Parser, add_category, cores, positive_int, run, worker_count
 from dekr_infer.cli.progress import progress
-from dekr_infer.config.load import load_config
+from dekr_infer.config.load import load_config, skeleton_of
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.errors import DekrError
 from dekr_infer.evaluation.upstream_comparison import TOLERANCES, Comparison, Differences
 from dekr_infer.model.upstream import upstream_config, use_checkout
 from dekr_infer.storage.atomic import write_json
-
-SPLIT = "val2017"
 
 
 def main(argv: Arguments = None) -> int:
@@ -35,15 +34,16 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--json", type=Path, help="write the table here as well")
     parser.add_argument("--threads", type=worker_count, default=cores(), metavar="N", help="(default: all cores)")
     add_category(parser)
+    parser.add_argument("pairs", nargs=REMAINDER, metavar="KEY VALUE", help="settings, e.g. TEST.SCALE_FACTOR 0.5,1,2")
     args = parser.parse_args(argv)
 
     def work() -> None:
         use_checkout(args.upstream)
-        whole = load_data_set(args.root, SPLIT, args.category)
-        data = whole.first(args.limit)
-        pairs = ["DATASET.ROOT", str(args.root), "DATASET.TEST", SPLIT]
+        pairs = ["DATASET.ROOT", str(args.root)]
         pairs += ["RESCORE.MODEL_FILE", str(args.rescore)] if args.rescore else ["RESCORE.VALID", "False"]
-        config = load_config(args.cfg, pairs)
+        config = load_config(args.cfg, pairs + args.pairs)
+        whole = load_data_set(args.root, config.DATASET.TEST, args.category, skeleton_of(config))
+        data = whole.first(args.limit)
         comparison = Comparison(config, upstream_config(args.upstream, None, pairs), args.checkpoint, args.threads)
         differences = Differences()
         with progress("compare", len(data.images)) as advance:

@@ -26,10 +26,10 @@ from dekr_infer.launch import DISTRIBUTIONS, python_error
 from dekr_infer.model.weights import NOTES, weights_kind
 
 if TYPE_CHECKING:
-    from dekr_infer.geometry import Size
+    from dekr_infer.geometry import InputSizes, Size
 
 PACKAGES = (
-    *("cv2", "msgspec", "numpy", "onnx", "onnx_ir", "onnxruntime", "pycocotools"),
+    *("cv2", "jinja2", "msgspec", "numpy", "onnx", "onnx_ir", "onnxruntime", "pycocotools"),
     *("torch", "tqdm", "xxhash", "yacs", "yaml"),
 )
 INSTALL = "bash scripts/setup_venv.sh requirements.txt"
@@ -66,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--backend", choices=("om", "onnx"), default="om", help="onnx leaves out the NPU (default: om)")
     parser.add_argument("--data", type=Path, default=Path("data/coco"), help="the COCO folder (default: data/coco)")
     parser.add_argument("--models", type=Path, default=Path("models"), help="the folder of weights (default: models)")
+    parser.add_argument(
+        "--cfg", metavar="FILE", help="split, joints and input sizes of this configuration (default: W32 on COCO)"
+    )
     parser.add_argument("--category", metavar="NAME", help="the people's category, where several have keypoints")
     args = parser.parse_args(argv)
     bad = 0
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         *(npu() if args.backend == "om" else ()),
         *python(),
         memory(),
-        *data(args.data, args.category),
+        *data(args.data, args.category, args.cfg),
         *models(args.models),
     ):
         print(_line(check), flush=True)
@@ -175,25 +178,31 @@ def memory() -> Check:
     return Check(free >= MEMORY, "memory", f"{free:.1f} GiB free", "" if free >= MEMORY else f"{MEMORY} GiB are needed")
 
 
-def data(root: Path, category: str | None) -> Iterator[Check]:
+def data(root: Path, category: str | None, cfg: str | None = None) -> Iterator[Check]:
     """Check the data set as every command checks it, its images, and the disk space that it needs here."""
     annotation = root / "annotations" / f"person_keypoints_{SPLIT}.json"
-    if not annotation.is_file():
+    if cfg is None and not annotation.is_file():
         yield Check(False, "annotation", f"{annotation}: not found", "download it, see README.md, or name --data")
         return
     try:
+        from dekr_infer.config.load import load_config, skeleton_of
+        from dekr_infer.config.settings import configured_sizes
         from dekr_infer.data.coco import load_data_set
+        from dekr_infer.data.sources import image_choices
 
-        sizes = [image.size for image in load_data_set(root, SPLIT, category).images]
+        config = load_config(cfg)
+        split, skeleton, input_sizes = config.DATASET.TEST, skeleton_of(config), configured_sizes(config)
+        data_set = load_data_set(root, split, category, skeleton)
+        sizes = [image.size for image in data_set.images]
     except ImportError as error:
         yield Check(False, "annotation", f"{annotation}: not checked: Python has no package {error.name}", INSTALL)
         return
     except DekrError as error:
         yield Check(False, "annotation", str(error))
         return
-    yield Check(True, "annotation", f"{annotation}: {len(sizes)} images, {_hash(annotation)}")
-    yield _images(root / f"images/{SPLIT}.zip", root / f"images/{SPLIT}")
-    needed = needed_bytes(sizes)
+    yield Check(True, "annotation", f"{data_set.annotation}: {len(sizes)} images, {_hash(data_set.annotation)}")
+    yield _images(*image_choices(root, split).values())
+    needed = needed_bytes(sizes, input_sizes, len(skeleton))
     present = sum(file.stat().st_size for folder in FOLDERS for file in Path(folder).glob("*.npy"))
     free = shutil.disk_usage(".").free
     good = free >= needed - present
@@ -209,15 +218,14 @@ def _images(packed: Path, folder: Path) -> Check:
     return Check(False, "images", f"{packed}: not found", f"download {packed.name}, see README.md")
 
 
-def needed_bytes(sizes: Iterable[Size]) -> int:
+def needed_bytes(sizes: Iterable[Size], input_sizes: InputSizes | None = None, joints: int = 17) -> int:
     """Return the bytes of tensors and outputs of both passes for images of these sizes, file headers included."""
     from dekr_infer.geometry import PUBLISHED_SIZES
-    from dekr_infer.skeleton import COCO_17
 
     total = 0
-    for placement in map(PUBLISHED_SIZES.place, sizes):
+    for placement in map((input_sizes or PUBLISHED_SIZES).place, sizes):
         values = 3 * placement.input.h * placement.input.w
-        values += (COCO_17.heatmap_channels + COCO_17.offset_channels) * placement.cells.h * placement.cells.w
+        values += (joints + 1 + 2 * joints) * placement.cells.h * placement.cells.w
         total += 2 * (4 * values + 3 * HEADER)
     return total
 

@@ -1,6 +1,11 @@
 """Draw the people of a COCO result file over their images: one PNG each, and a sheet beside the annotated people.
 
-python3 scripts/draw_results.py --results results/keypoints_val2017_results.json DATASET.ROOT data/coco
+--choose takes the first images with people, the worst ones by the error analysis of scripts/report.py, or random ones;
+--image names one by id or by file name, and may be repeated.
+
+  python3 scripts/draw_results.py --results results/keypoints_val2017_results.json DATASET.ROOT data/coco
+  python3 scripts/draw_results.py --choose worst --pictures 20 DATASET.ROOT data/coco
+  python3 scripts/draw_results.py --image 139 --image 000000000785.jpg --min_joint_score 0.2 DATASET.ROOT data/coco
 """
 
 from __future__ import annotations
@@ -14,12 +19,24 @@ import msgspec
 import numpy as np
 from yacs.config import CfgNode
 
-from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, config_of, positive_int, run
-from dekr_infer.data.coco import load_data_set
+from dekr_infer.cli.app import (
+    Arguments,
+    Parser,
+    add_category,
+    add_config,
+    config_of,
+    non_negative_int,
+    positive_int,
+    run,
+)
+from dekr_infer.config.load import skeleton_of
+from dekr_infer.data.coco import DataSet, ImageEntry, load_data_set
 from dekr_infer.data.sources import ImageFiles, image_source
+from dekr_infer.errors import DekrError
 from dekr_infer.evaluation.coco_metrics import read_results
+from dekr_infer.evaluation.error_analysis import find_errors
+from dekr_infer.evaluation.report import people_of
 from dekr_infer.geometry import Size
-from dekr_infer.skeleton import COCO_17
 from dekr_infer.visualization.overlay import contact_sheet, draw_poses, write_png
 
 TILE = Size(300, 400)  # pixels of one image on the sheet
@@ -33,6 +50,15 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("overlays"), help="folder for the PNG files")
     parser.add_argument("--pictures", type=positive_int, default=12, metavar="N", help="how many (default: 12)")
     parser.add_argument("--min_score", type=float, default=0.1, help="draw only people above (default: 0.1)")
+    parser.add_argument(
+        "--min_joint_score", type=float, default=0.0, metavar="S", help="draw only joints above (default: 0)"
+    )
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--choose", choices=("first", "worst", "random"), default="first", help="(default: first)")
+    chosen.add_argument(
+        "--image", action="append", default=[], metavar="NAME", help="id or file name of an image; may be repeated"
+    )
+    parser.add_argument("--seed", type=non_negative_int, default=0, metavar="N", help="of --choose random (default: 0)")
     add_category(parser)
     add_config(parser)
     args = parser.parse_args(argv)
@@ -40,30 +66,34 @@ def main(argv: Arguments = None) -> int:
 
 
 def draw_results(config: CfgNode, args: Namespace) -> None:
-    """Draw the first images with people, or simply the first ones where nobody was found.
+    """Draw the chosen images.
 
     Args:
         config: names the data set.
         args: of the command.
 
     Raises:
-        DekrError: the results, the annotation or an image cannot be read, or a drawing cannot be written.
+        DekrError: the results, the annotation or an image cannot be read, there is no image of a name, or a drawing
+            cannot be written.
     """
-    data, output = load_data_set(config.DATASET.ROOT, config.DATASET.TEST, args.category), args.output
+    skeleton = skeleton_of(config)
+    data, output = load_data_set(config.DATASET.ROOT, config.DATASET.TEST, args.category, skeleton), args.output
     files = ImageFiles(
         image_source(config.DATASET.ROOT, config.DATASET.TEST, config.DATASET.DATA_FORMAT), config.DATASET.TEST
     )
-    found = _by_image(read_results(args.results, data))
+    results = read_results(args.results, data, skeleton)
+    found = _by_image(results)
     truth = _by_image([msgspec.to_builtins(person) for person in data.people or ()])
-    chosen = ([image for image in data.images if image.id in found] or list(data.images))[: args.pictures]
+    chosen = _named(data, args.image) if args.image else _chosen(data, results, args)
     output.mkdir(parents=True, exist_ok=True)
     tiles, labels = [], []
     for image in chosen:
         pixels = files.decode(image)[:, :, ::-1]
-        drawn = draw_poses(pixels, *_people(found.get(image.id, []), args.min_score))
+        seen, scores = people_of(found.get(image.id, []), args.min_score, skeleton)
+        drawn = draw_poses(pixels, seen, scores, joint_threshold=args.min_joint_score, skeleton=skeleton)
         write_png(output / f"{image.stem}.png", drawn)
-        annotated, _ = _people(truth.get(image.id, []), -np.inf)
-        tiles += [draw_poses(pixels, annotated), drawn]
+        annotated, _ = people_of(truth.get(image.id, []), -np.inf, skeleton)
+        tiles += [draw_poses(pixels, annotated, skeleton=skeleton), drawn]
         labels += [f"{image.stem} annotated", f"{image.stem} found"]
     name = "sheet"
     while name in {image.stem for image in chosen}:
@@ -73,15 +103,30 @@ def draw_results(config: CfgNode, args: Namespace) -> None:
     print(f"{len(chosen)} images -> {output}; all of them beside the annotated people: {sheet}")
 
 
+def _named(data: DataSet, names: Sequence[str]) -> list[ImageEntry]:
+    """Return the images of some ids or file names; each one once."""
+    images = {image.file_name: image for image in data.images} | {str(image.id): image for image in data.images}
+    for name in names:
+        if name not in images:
+            raise DekrError(f"{data.annotation}: lists no image {name}; --image expects an id or file name from there")
+    return list(dict.fromkeys(images[name] for name in names))
+
+
+def _chosen(data: DataSet, results: Sequence[dict[str, Any]], args: Namespace) -> list[ImageEntry]:
+    """Return the images of `--choose`; images with people first, as long as there are any."""
+    if args.choose == "worst":
+        ids = [image.id for image in data.images]
+        lost = find_errors(data, results, ids, data.skeleton).losses(data, results)
+        return sorted(data.images, key=lambda image: -lost.get(image.id, 0))[: args.pictures]
+    shown = {entry["image_id"] for entry in results}
+    images = [image for image in data.images if image.id in shown] or list(data.images)
+    if args.choose == "random":
+        images = [images[place] for place in np.random.default_rng(args.seed).permutation(len(images))]
+    return images[: args.pictures]
+
+
 def _by_image(entries: Sequence[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
     grouped: dict[int, list[dict[str, Any]]] = {}
     for entry in entries:
         grouped.setdefault(entry["image_id"], []).append(entry)
     return grouped
-
-
-def _people(entries: Sequence[dict[str, Any]], least: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return poses (people, J, 3) and scores (people,) of the entries that score at least so much."""
-    kept = [entry for entry in entries if entry.get("score", 1.0) >= least]
-    poses = np.array([entry["keypoints"] for entry in kept], np.float32).reshape(-1, len(COCO_17), 3)
-    return poses, np.array([entry.get("score", 1.0) for entry in kept], np.float32)

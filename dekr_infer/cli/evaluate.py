@@ -38,15 +38,25 @@ from dekr_infer.cli.app import (
     add_category,
     add_config,
     add_devices,
+    add_report,
     config_of,
     cores,
     positive_int,
     run,
+    share_of_one,
     worker_count,
 )
 from dekr_infer.cli.postprocess import write_evaluation
 from dekr_infer.cli.progress import duration, progress
-from dekr_infer.config.settings import baked_config, decode_settings, influences, refine_settings, rescore_net
+from dekr_infer.config.load import skeleton_of
+from dekr_infer.config.settings import (
+    baked_config,
+    decode_settings,
+    influences,
+    refine_settings,
+    require_fit,
+    rescore_net,
+)
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.data.sources import ImageFiles, frames_of, image_source
 from dekr_infer.detector import Detector
@@ -56,7 +66,6 @@ from dekr_infer.evaluation.evaluate import Found, assess, entries_of, find_peopl
 from dekr_infer.evaluation.shards import IMAGES, PEOPLE_BYTES, Shards
 from dekr_infer.geometry import cells
 from dekr_infer.pose.preprocess import moves_pixels
-from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage.atomic import folder_lock, sha256
 from dekr_infer.structures import Frame, output_shapes
 
@@ -78,9 +87,9 @@ def parse(argv: Arguments) -> Namespace:
     parser.add_argument("--run", metavar="NAME", help="folder of the shards below --output (default: the graph's name)")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N images")
     parser.add_argument("--allow_missing", action="store_true", help="evaluate the images that are there")
-    parser.add_argument("--expect", type=_share_of_one, metavar="AP", help="fail if AP is another one")
+    parser.add_argument("--expect", type=share_of_one, metavar="AP", help="fail if AP is another one")
     parser.add_argument(
-        "--tolerance", type=_share_of_one, default=0.003, metavar="T", help="for --expect, both ways (default: 0.003)"
+        "--tolerance", type=share_of_one, default=0.003, metavar="T", help="for --expect, both ways (default: 0.003)"
     )
     shares = parser.add_mutually_exclusive_group()
     shares.add_argument("--shard", type=_share, default=(0, 1), metavar="i/n", help="do the share i, from 0, of n")
@@ -94,6 +103,7 @@ def parse(argv: Arguments) -> Namespace:
     parser.add_argument("--threads", type=worker_count, default=cores(), metavar="N", help="(default: all cores)")
     parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime's execution provider (default: the CPU's)")
     add_devices(parser)
+    add_report(parser)
     add_category(parser)
     add_config(parser)
     args = parser.parse_args(argv)
@@ -109,13 +119,6 @@ def _share(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _share_of_one(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 1")
-    return value
-
-
 class Evaluation:
     """One run of the command: what it evaluates, and the shards that it fills."""
 
@@ -126,12 +129,14 @@ class Evaluation:
         if Path(name).name != name or name == "..":
             raise ConfigError(f"--run {name}: it must be the name of a folder below --output")
         self.folder: Path = args.output / name
-        self.data = load_data_set(root, split, args.category)
-        self.data.ground_truth()
+        skeleton = skeleton_of(config)
+        self.data = load_data_set(root, split, args.category, skeleton)
+        self.data.check_annotations()
         files = ImageFiles(image_source(root, split, config.DATASET.DATA_FORMAT), split)
         names = [image.file_name for image in self.data.images[: args.limit]]
         absent = files.check_present(names, args.allow_missing)
         self.network = open_network(args.model, args.threads, args.provider, args.device)
+        require_fit(config, args.model, self.network.input_sizes, self.network.joints)
         baked = getattr(self.network, "baked", None)
         self.config = config = baked_config(config, baked, args.model)
         self.baked_rescore = baked.rescore_sha256 if baked else None
@@ -142,6 +147,8 @@ class Evaluation:
             flip=config.TEST.FLIP_TEST,
             refine=refine_settings(config),
             rescore=rescore_net(config) if rescore else None,
+            skeleton=skeleton,
+            scales=config.TEST.SCALE_FACTOR,
         )
         frames = frames_of(self.data, self.network.input_sizes, files)[: args.limit]
         self.frames = [frame for frame in frames if frame.file_name not in absent]
@@ -155,7 +162,9 @@ class Evaluation:
             "opencv": cv2.__version__,
         }
         about = {"dekr_infer": dekr_infer.__version__, "numpy": np.__version__}
-        self.shards = Shards(self.folder, settings, about, args.shard_images, self.data, self.frames, _print_of(files))
+        self.shards = Shards(
+            self.folder, settings, about, args.shard_images, self.data, self.frames, _print_of(files), skeleton
+        )
 
     def evaluate(self) -> None:
         """Find the people of this run's share, then evaluate those of all shares.
@@ -177,15 +186,17 @@ class Evaluation:
             self._require_all()
             metrics = self._conclude(seconds)
         self._refuse_unreadable(own)
+        if args.expect is not None and self.data.people is None:
+            raise DekrError(f"{self.data.annotation}: has no annotations, so there is no AP to expect")
         if args.expect is not None and abs(metrics["AP"] - args.expect) > args.tolerance:
             raise DekrError(f"AP is {metrics['AP']:.4f}, expected {args.expect} within {args.tolerance}")
 
     def _announce(self) -> None:
         """Print what there is to do, and what it needs on the disk."""
-        passes = 1 + self.detector.flip
+        passes = (1 + self.detector.flip) * len(self.detector.scales)
         sizes = Counter(frame.placement.input for frame in self.frames)
         values = sum(
-            count * (3 * size.h * size.w + sum(map(np.prod, output_shapes(COCO_17, cells(size)))))
+            count * (3 * size.h * size.w + sum(map(np.prod, output_shapes(self.network.joints, cells(size)))))
             for size, count in sizes.items()
         )
         most = len(self.frames) * self.detector.settings.max_people * PEOPLE_BYTES
@@ -215,7 +226,8 @@ class Evaluation:
                     advance(1)
                     if done < len(waiting) and (done == FIRST or done % self.args.report_every == 0):
                         pace = (time.monotonic() - began) / done
-                        so_far = f"; AP {self._running_ap():.3f} so far" if done % self.args.report_every == 0 else ""
+                        judged = self.data.people is not None and done % self.args.report_every == 0
+                        so_far = f"; AP {self._running_ap():.3f} so far" if judged else ""
                         line = f"{pace:.2f} s an image, about {duration(pace * (len(waiting) - done))} left{so_far}"
                         tqdm.write(f"evaluate: {done} of {len(waiting)} images, {line}", file=sys.stderr)
         finally:
@@ -262,8 +274,23 @@ class Evaluation:
         }
         with folder_lock(self.args.output, create=False):
             known = [origin] * (1 + self.detector.flip)
-            write_evaluation(
+            metrics = write_evaluation(
                 self.config, self.data, evaluation, known, self.args.output, self.started, self.baked_rescore
+            )
+        if self.args.report is not None:
+            from dekr_infer.cli.report import write_run_report
+
+            write_run_report(
+                self.args.report,
+                self.config,
+                self.data,
+                evaluation.results,
+                evaluation.evaluated,
+                run=metrics,
+                expected=self.args.expect,
+                tolerance=self.args.tolerance,
+                times={one.image_id: one.milliseconds for one in found},
+                input_sizes=self.network.input_sizes,
             )
         if times:
             print(f"a pass takes {np.mean(times):.1f} ms (median {np.median(times):.1f})")

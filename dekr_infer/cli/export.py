@@ -1,4 +1,4 @@
-"""Export a trained DEKR checkpoint to ONNX, and prove the written file against torch at all five input sizes.
+"""Export a trained DEKR checkpoint to ONNX, and prove the written file against torch at every input size.
 
 The default dialect is the one that Ascend's atc compiles; the CPU runner accepts it, too. --dialect onnx writes the
 standard operators for ONNX Runtime, TensorRT and others. --deform chooses a variant of the deformable convolutions
@@ -21,14 +21,15 @@ from torch import nn
 from yacs.config import CfgNode
 
 from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, cores, run, worker_count
-from dekr_infer.config.settings import decode_settings, rescore_net
+from dekr_infer.config.load import skeleton_of
+from dekr_infer.config.settings import configured_sizes, decode_settings, require_one_scale, rescore_net
 from dekr_infer.errors import ConfigError
 from dekr_infer.export.export import export_onnx
 from dekr_infer.export.parity import HEAT_TOLERANCE, OFFSET_TOLERANCE, Difference
 from dekr_infer.export.people_proof import PIXELS_TOLERANCE, SCORE_TOLERANCE, PeopleDifference
 from dekr_infer.export.snippet import usage_snippet
 from dekr_infer.export.variants import SEPARATE, VARIANTS
-from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes
+from dekr_infer.geometry import InputSizes
 from dekr_infer.model.head import build_network
 from dekr_infer.model.upstream import upstream_config, upstream_network, use_checkout
 from dekr_infer.onnx_graph.baked import DECODINGS, FLOAT32, INPUTS, MAPS, PEOPLE, Baked
@@ -36,7 +37,7 @@ from dekr_infer.onnx_graph.dialects import ASCEND, DIALECTS
 from dekr_infer.storage.atomic import sha256
 
 
-def main(argv: Arguments = None, input_sizes: InputSizes = PUBLISHED_SIZES) -> int:
+def main(argv: Arguments = None, input_sizes: InputSizes | None = None) -> int:
     """Run the command and return its exit code."""
     parser = Parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("models/dekr_bs1.onnx"), help="the ONNX file")
@@ -100,7 +101,7 @@ def export(
     people: bool = False,
     with_maps: bool = False,
     check: bool = True,
-    input_sizes: InputSizes = PUBLISHED_SIZES,
+    input_sizes: InputSizes | None = None,
     threads: int | None = None,
 ) -> None:
     """Export the checkpoint that a configuration names, and print what was proven; see `export_onnx`.
@@ -115,7 +116,7 @@ def export(
         people: put decoding, and rescoring where it is on, into the file, with the configuration's settings.
         with_maps: see `export_onnx`.
         check: compare the written file with torch at every input size.
-        input_sizes: of the graph.
+        input_sizes: of the graph; by default those of the configuration.
         threads: of torch and of the comparison.
     Raises:
         ConfigError: no checkpoint is named, or the settings do not fit into a graph.
@@ -124,7 +125,7 @@ def export(
 
     def show(found: Difference | PeopleDifference) -> None:
         difference, decoded = (found, "") if isinstance(found, Difference) else (found.maps, _decoded(found))
-        if difference.input_size == input_sizes[0]:
+        if difference.input_size == sizes[0]:
             allowed = f"heatmap {HEAT_TOLERANCE:g}, offset {OFFSET_TOLERANCE:g} cells"
             if decoded:
                 allowed += f"; from our decoding: {PIXELS_TOLERANCE:g} pixels, score {SCORE_TOLERANCE:g}"
@@ -136,6 +137,7 @@ def export(
             flush=True,
         )
 
+    sizes = input_sizes or configured_sizes(config)
     network = network or build_network(config)
     if not config.TEST.MODEL_FILE:
         raise ConfigError("no checkpoint is named; add TEST.MODEL_FILE models/pose_dekr_hrnetw32_coco.pth")
@@ -143,6 +145,9 @@ def export(
     if people:
         if config.TEST.MATCH_HMP:
             raise ConfigError("TEST.MATCH_HMP True: its refinement is not put into a graph; add TEST.MATCH_HMP False")
+        require_one_scale(config)
+        if sizes.exact:
+            raise ConfigError("TEST.INPUT_SIZES exact: people are decoded at fixed input sizes; leave it out")
         rescore = rescore_net(config)
         sha = sha256(Path(config.RESCORE.MODEL_FILE)) if rescore is not None else None
         baked = Baked(decode_settings(config), config.TEST.FLIP_TEST, sha)
@@ -157,7 +162,8 @@ def export(
         rescore=rescore,
         with_maps=with_maps,
         check=check,
-        input_sizes=input_sizes,
+        input_sizes=sizes,
+        skeleton=skeleton_of(config),
         threads=threads,
         on_difference=show,
     )
@@ -166,7 +172,7 @@ def export(
         f"{report.size:,} bytes, in {report.seconds:.1f} s"
     )
     if baked is not None:
-        print(f"to use it elsewhere:\n\n{usage_snippet(report.output, baked, input_sizes, input_dtype)}", end="")
+        print(f"to use it elsewhere:\n\n{usage_snippet(report.output, baked, sizes, input_dtype)}", end="")
 
 
 def _decoded(found: PeopleDifference) -> str:

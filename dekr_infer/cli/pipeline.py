@@ -35,8 +35,8 @@ from dekr_infer.cli.evaluate import Evaluation, parse
 from dekr_infer.cli.onnx_infer import infer
 from dekr_infer.cli.postprocess import postprocess
 from dekr_infer.cli.preprocess import preprocess
-from dekr_infer.config.load import load_config
-from dekr_infer.config.settings import influences
+from dekr_infer.config.load import load_config, skeleton_of
+from dekr_infer.config.settings import configured_sizes, influences, require_one_scale
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.data.sources import ImageFiles, image_source
 from dekr_infer.errors import DekrError
@@ -88,6 +88,8 @@ class StepFailedError(Exception):
 def _pipeline(args: Namespace) -> None:
     files = {"DATASET.ROOT": args.data, "TEST.MODEL_FILE": args.weights, "RESCORE.MODEL_FILE": args.rescore}
     config = load_config(args.cfg, [word for pair in files.items() for word in pair] + args.pairs)
+    if not args.stream:
+        require_one_scale(config)
     needed = [args.onnx or Path(config.TEST.MODEL_FILE)]
     needed += [Path(config.RESCORE.MODEL_FILE)] if config.RESCORE.VALID else []
     for file in needed:
@@ -147,7 +149,7 @@ class Chain:
         """Return what is known of the data set's content: it decides whether a step is done."""
         config, limit = self.config, self.args.limit
         root, split = config.DATASET.ROOT, config.DATASET.TEST
-        data = load_data_set(root, split, self.args.category)
+        data = load_data_set(root, split, self.args.category, skeleton_of(config))
         files = ImageFiles(image_source(root, split, config.DATASET.DATA_FORMAT), split)
         chosen = [image.file_name for image in data.images[:limit]]
         files.check_present(chosen)
@@ -175,7 +177,7 @@ class Chain:
 
     def _preprocess(self) -> None:
         config, limit = self.config, self.args.limit
-        inputs = self._images() | {"input_size": config.DATASET.INPUT_SIZE}
+        inputs = self._images() | {"input_sizes": str(configured_sizes(config))}
         folders = (self.work / "prep_data", self.work / "prep_data_flip")
         self._step(
             "preprocess",
@@ -193,6 +195,7 @@ class Chain:
         inputs = {
             "weights": sha256(Path(config.TEST.MODEL_FILE)),
             "network": config.MODEL.dump(),
+            "input_sizes": str(configured_sizes(config)),
             "version": dekr_infer.__version__,
         }
         self._step("export", inputs, lambda: export(config, graph, threads=cores()), [graph])
@@ -224,7 +227,7 @@ class Chain:
     def _postprocess(self) -> None:
         config, results = self.config, self.work / "results"
         folders = self.work / "out", self.work / "out_flip"
-        data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST, self.args.category)
+        data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST, self.args.category, skeleton_of(config))
         inputs = {
             "annotations": sha256(data.annotation),
             "category": data.category.id if data.category else None,

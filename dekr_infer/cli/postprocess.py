@@ -22,9 +22,27 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dekr_infer.backends.output_folder import OutputFolder
-from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, config_of, print_note, print_warnings, run
+from dekr_infer.cli.app import (
+    Arguments,
+    Parser,
+    add_category,
+    add_config,
+    add_report,
+    config_of,
+    print_note,
+    print_warnings,
+    run,
+)
 from dekr_infer.cli.progress import progress
-from dekr_infer.config.settings import decode_settings, influences, refine_settings, rescore_net
+from dekr_infer.config.load import skeleton_of
+from dekr_infer.config.settings import (
+    configured_sizes,
+    decode_settings,
+    influences,
+    refine_settings,
+    require_one_scale,
+    rescore_net,
+)
 from dekr_infer.data.coco import DataSet, load_data_set
 from dekr_infer.data.sources import ImageFiles, frames_of, image_source
 from dekr_infer.detector import Detector
@@ -32,6 +50,7 @@ from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.evaluation.coco_metrics import metrics_table
 from dekr_infer.evaluation.evaluate import Evaluation, evaluate
 from dekr_infer.evaluation.metrics_file import (
+    SAME,
     difference_lines,
     metrics_content,
     read_metrics,
@@ -39,6 +58,7 @@ from dekr_infer.evaluation.metrics_file import (
     write_both,
 )
 from dekr_infer.evaluation.provenance import origins, require_one_run
+from dekr_infer.evaluation.timing import pass_times
 from dekr_infer.storage.atomic import folder_lock
 
 
@@ -52,6 +72,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument(
         "--compare", type=Path, metavar="FILE", help="list what differs from an earlier metrics.json; see above"
     )
+    add_report(parser)
     add_category(parser)
     add_config(parser)
     args = parser.parse_args(argv)
@@ -64,6 +85,7 @@ def main(argv: Arguments = None) -> int:
             allow_missing=args.allow_missing,
             compare=args.compare,
             category=args.category,
+            report=args.report,
         )
     )
 
@@ -77,29 +99,52 @@ def postprocess(
     allow_missing: bool = False,
     compare: Path | None = None,
     category: str | None = None,
+    report: Path | None = None,
 ) -> None:
-    """Evaluate two output folders, print the metrics, and write both JSON files below `output`.
+    """Evaluate two output folders, print the metrics, and write both JSON files below `output`, and the report.
 
     Raises:
         DekrError: see `OutputFolder.complete` and `evaluate`; or a metric differs from those in `compare`.
     """
+    require_one_scale(config)
     started = time.monotonic()
     flip, split = config.TEST.FLIP_TEST, config.DATASET.TEST
     folders = [dump_dir, dump_dir_flip] if flip else [dump_dir]
     if len(set(map(os.path.realpath, folders))) < len(folders):
         raise ConfigError("--dump_dir and --dump_dir_flip name the same folder")
-    data = load_data_set(config.DATASET.ROOT, split, category)
-    backend = OutputFolder(dump_dir, dump_dir_flip if flip else None)
+    skeleton = skeleton_of(config)
+    data = load_data_set(config.DATASET.ROOT, split, category, skeleton)
+    backend = OutputFolder(dump_dir, dump_dir_flip if flip else None, skeleton, input_sizes=configured_sizes(config))
     frames = backend.complete(frames_of(data, backend.input_sizes), data.annotation.name, allow_missing)
-    require_one_run(folders, {frame.key: frame.name for frame in frames}, _images(config))
+    require_one_run(folders, {frame.key: frame.name for frame in frames}, images_of(config))
     earlier = read_metrics(compare) if compare else None
     detector = Detector(
-        backend, decode_settings(config), flip=flip, refine=refine_settings(config), rescore=rescore_net(config)
+        backend,
+        decode_settings(config),
+        flip=flip,
+        refine=refine_settings(config),
+        rescore=rescore_net(config),
+        skeleton=skeleton,
     )
     with folder_lock(output, create=False):
         with progress("postprocess", len(frames)) as advance:
             evaluation = evaluate(detector, data, frames, advance)
         metrics = write_evaluation(config, data, evaluation, origins(folders), output, started)
+    if report is not None:
+        from dekr_infer.cli.report import write_run_report
+
+        write_run_report(
+            report,
+            config,
+            data,
+            evaluation.results,
+            evaluation.evaluated,
+            run=metrics,
+            expected=None if earlier is None else earlier["figures"]["AP"],
+            tolerance=SAME,
+            times=_times(folders, data),
+            input_sizes=backend.input_sizes,
+        )
     if earlier is not None and compare is not None:
         print("\n".join(difference_lines(earlier, metrics, compare)))
         require_same_metrics(earlier, metrics, compare)
@@ -135,7 +180,11 @@ def write_evaluation(
     results = output / f"keypoints_{config.DATASET.TEST}_results.json"
     write_both(results, evaluation.results, output / "metrics.json", metrics)
     left_out = len(data.images) - len(evaluation.evaluated)
-    print(metrics_table(evaluation.metrics))
+    print(
+        f"{data.annotation} has no annotations: there are no metrics; the results are written for submission"
+        if data.people is None
+        else metrics_table(evaluation.metrics)
+    )
     print(
         f"{len(evaluation.evaluated)} images, {len(evaluation.results)} people, nobody in {evaluation.empty} images"
         + (f"; NOT THE WHOLE DATA SET: {left_out} images were missing and left out" if left_out else "")
@@ -149,10 +198,18 @@ def write_evaluation(
     return metrics
 
 
-def _images(config: CfgNode) -> ImageFiles | None:
+def images_of(config: CfgNode) -> ImageFiles | None:
     """Return the images of the data set, `None` where they are not there."""
     try:
         source = image_source(config.DATASET.ROOT, config.DATASET.TEST, config.DATASET.DATA_FORMAT)
         return ImageFiles(source, config.DATASET.TEST)
     except DekrError:
         return None
+
+
+def _times(folders: Sequence[Path], data: DataSet) -> dict[int, list[float]]:
+    """Return the times of the passes, none where the summaries do not have them."""
+    try:
+        return pass_times(folders, data)
+    except DekrError:
+        return {}

@@ -40,8 +40,8 @@ from dekr_infer.cli.app import (
     worker_count,
 )
 from dekr_infer.cli.progress import progress
-from dekr_infer.config.load import load_config
-from dekr_infer.config.settings import baked_config, decode_settings, refine_settings
+from dekr_infer.config.load import load_config, skeleton_of
+from dekr_infer.config.settings import baked_config, decode_settings, refine_settings, require_fit
 from dekr_infer.data.media import MediaFrame, Source, camera, find_sources, frames_of_media
 from dekr_infer.detector import Detector
 from dekr_infer.errors import ConfigError, DekrError, one_line
@@ -91,6 +91,8 @@ def main(argv: Arguments = None) -> int:
         network = open_network(args.model, args.threads, args.provider, args.device)
         baked = getattr(network, "baked", None)
         config = baked_config(load_config(args.cfg), baked, args.model)
+        skeleton = skeleton_of(config)
+        require_fit(config, args.model, network.input_sizes, network.joints)
         if baked is not None and args.rescore:
             inside = "holds its rescoring net" if baked.rescore_sha256 else "was exported without rescoring"
             raise ConfigError(f"--rescore {args.rescore}: {args.model} yields people and {inside}; leave --rescore out")
@@ -99,7 +101,9 @@ def main(argv: Arguments = None) -> int:
             decode_settings(config),
             flip=config.TEST.FLIP_TEST,
             refine=refine_settings(config),
-            rescore=load_rescore_net(args.rescore, config.RESCORE.HIDDEN_LAYER) if args.rescore else None,
+            rescore=load_rescore_net(args.rescore, config.RESCORE.HIDDEN_LAYER, skeleton) if args.rescore else None,
+            skeleton=skeleton,
+            scales=config.TEST.SCALE_FACTOR,
         )
         print_note(detector.weights)
         limits = {"min_score": args.min_score, "min_joint_score": args.min_joint_score}

@@ -3,6 +3,7 @@
 Reads DATASET.ROOT/images/val2017.zip (or the folder images/val2017/) in the order of the annotation file and writes
 one <picture>.npy of float32 (1, 3, H, W) into each of the two folders. What is there already is kept. --dtype uint8
 writes a quarter of the bytes, for graphs exported with --input uint8.
+With TEST.INPUT_SIZES exact every image has the size that upstream gives it, for a graph exported with the same.
 
   python3 DEKR_preprocess.py --output ./prep_data --output_flip ./prep_data_flip DATASET.ROOT data/coco
 """
@@ -31,11 +32,12 @@ from dekr_infer.cli.app import (
     worker_count,
 )
 from dekr_infer.cli.progress import progress
+from dekr_infer.config.load import skeleton_of
+from dekr_infer.config.settings import configured_sizes, require_one_scale
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.data.sources import image_source
 from dekr_infer.errors import ConfigError
 from dekr_infer.evaluation.provenance import moved_warning
-from dekr_infer.geometry import PUBLISHED_SIZES
 from dekr_infer.onnx_graph.baked import FLOAT32, INPUTS
 from dekr_infer.pose.preprocess import moves_pixels
 
@@ -98,20 +100,15 @@ def preprocess(
         allow_missing: see `ImageFiles.check_present`.
         folders: for the original and the flipped tensors.
     Raises:
-        ConfigError: the settings are not those of these input sizes, or the folders are the same.
+        ConfigError: the folders are the same.
         DekrError: see `write_tensors`.
     """
-    short_side = min(PUBLISHED_SIZES.sizes[0])
-    if short_side != config.DATASET.INPUT_SIZE:
-        raise ConfigError(
-            f"DATASET.INPUT_SIZE {config.DATASET.INPUT_SIZE}: the five sizes are made for {short_side}; "
-            f"add DATASET.INPUT_SIZE {short_side}"
-        )
     if os.path.realpath(folders[0]) == os.path.realpath(folders[1]):
         raise ConfigError("--output and --output_flip name the same folder")
-    started = time.monotonic()
+    require_one_scale(config)
+    started, sizes = time.monotonic(), configured_sizes(config)
     root, split = config.DATASET.ROOT, config.DATASET.TEST
-    data = load_data_set(root, split, category)
+    data = load_data_set(root, split, category, skeleton_of(config))
     source = image_source(root, split, config.DATASET.DATA_FORMAT)
     if moves_pixels():
         print(f"warning: {moved_warning([cv2.__version__])}", file=sys.stderr)
@@ -123,6 +120,7 @@ def preprocess(
             split,
             folders,
             limit=limit,
+            input_sizes=sizes,
             workers=workers,
             dtype=np.dtype(dtype),
             overwrite=overwrite,
@@ -130,9 +128,10 @@ def preprocess(
             allow_missing=allow_missing,
             advance=advance,
         )
+    counts = input_size_table(summary.input_sizes, sizes)
     print(
         f"{summary.images} images ({summary.done_before} were there already) -> {folders[0]} {folders[1]}; "
-        f"{input_size_table(summary.input_sizes)}; {summary.written:,} bytes in {time.monotonic() - started:.1f} s"
+        f"{counts}; {summary.written:,} bytes in {time.monotonic() - started:.1f} s"
     )
     if summary.images < len(expected):
         print(f"warning: {len(expected) - summary.images} of {len(expected)} images are missing", file=sys.stderr)

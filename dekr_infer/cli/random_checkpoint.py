@@ -13,6 +13,7 @@ import os
 from pathlib import Path
 
 from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, non_negative_int, run
+from dekr_infer.config.load import skeleton_of
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.model.checkpoint import save
 from dekr_infer.model.random_weights import random_network, random_rescore
@@ -39,7 +40,8 @@ def main(argv: Arguments = None) -> int:
             if path.exists() and not args.overwrite:
                 raise DekrError(f"{path}: exists; name another file or add --overwrite")
         network = random_network(config, args.seed)
-        states = {args.output: network.state_dict(), args.output_rescore: random_rescore(config.RESCORE.HIDDEN_LAYER)}
+        rescore = random_rescore(config.RESCORE.HIDDEN_LAYER, skeleton_of(config))
+        states = {args.output: network.state_dict(), args.output_rescore: rescore}
         for path, state in states.items():
             mark_random(state)
             save(state, path)

@@ -31,11 +31,12 @@ from dekr_infer.cli.app import (
     split_words,
 )
 from dekr_infer.cli.atc import add_conversion
+from dekr_infer.config.settings import configured_sizes
 from dekr_infer.export.variants import VARIANTS
-from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes
+from dekr_infer.geometry import InputSizes
 
 
-def main(argv: Arguments = None, input_sizes: InputSizes = PUBLISHED_SIZES) -> int:
+def main(argv: Arguments = None, input_sizes: InputSizes | None = None) -> int:
     """Run the command; return its exit code."""
     words, extra = split_words(argv)
     parser = Parser(__doc__)
@@ -59,7 +60,9 @@ def main(argv: Arguments = None, input_sizes: InputSizes = PUBLISHED_SIZES) -> i
 
     def work() -> None:
         options = {key: value for key, value in vars(args).items() if key not in ("cfg", "pairs")}
-        tune(config_of(args), words=configured, extra=extra, threads=cores(), input_sizes=input_sizes, **options)
+        config = config_of(args)
+        sizes = input_sizes or configured_sizes(config)
+        tune(config, words=configured, extra=extra, threads=cores(), input_sizes=sizes, **options)
 
     return run(work)
 

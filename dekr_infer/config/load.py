@@ -16,11 +16,15 @@ from yacs.config import CfgNode
 
 from dekr_infer.config.schema import DEFAULTS
 from dekr_infer.errors import ConfigError
+from dekr_infer.geometry import EXACT, MULTIPLE, STRIDE, InputSizes
+from dekr_infer.skeleton import SHIPPED, Skeleton
 from dekr_infer.storage.atomic import read_regular
 
 CONFIG_FOLDER = Path(__file__).parent
 WIDEST = 1 << 14  # hidden neurons of a rescoring net
 LARGEST = 1_000_000  # of what is no use beyond; arithmetic still is exact there
+LARGEST_INPUT = 4096  # pixels of the short side
+SIZES_FORM = f"{EXACT}, or sizes of short side {{0}} and multiples of 32 such as {{0}},{{0}};{{0}},{{0}}"
 BOUNDS = (  # outside them fits run for ever, divide by zero, or mean nothing
     ("DATASET.MAX_NUM_PEOPLE", 1, 10_000),  # the smallest input size has 16,384 cells to find them in
     ("DATASET.SIGMA", 0.1, LARGEST),
@@ -29,6 +33,8 @@ BOUNDS = (  # outside them fits run for ever, divide by zero, or mean nothing
     ("TEST.ADJUST_THRESHOLD", -LARGEST, LARGEST),
     ("TEST.NMS_NUM_THRE", 0, LARGEST),
 )
+SCALES = (0.5, 1, 2)  # at which inputs are multiples of 32 and up-sampled maps have a whole stride
+CROWD = "crowd_pose"  # of the names that upstream gives CrowdPose in DATASET.DATASET
 DEFAULT_CONFIG = CONFIG_FOLDER / "dekr_w32_coco.yaml"
 
 
@@ -57,10 +63,26 @@ def fill(config: CfgNode, file: Path, pairs: Sequence[str]) -> None:
     Raises:
         ConfigError: see `load_config`.
     """
-    for key, value in _leaves(_read_yaml(file)):
+    tree = read_yaml(file, "--cfg")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{file}: has no sections; --cfg expects a file like upstream's experiments/coco/w32/*.yaml")
+    for key, value in _leaves(tree):
         _set(config, key, value, f"{file}: ")
     for key, text in _split_pairs(pairs):
         _set(config, key, text, "")
+
+
+def skeleton_of(config: CfgNode) -> Skeleton:
+    """Return the skeleton that DATASET.SKELETON names, or that of the data set that DATASET.DATASET names.
+
+    Raises:
+        ConfigError: the file of a skeleton is missing or of another form, or nothing names a known skeleton.
+    """
+    named, data_set = config.DATASET.get("SKELETON", ""), config.DATASET.DATASET  # upstream's own tree lacks the first
+    if not named and "coco" not in data_set and CROWD not in data_set:
+        raise ConfigError(f"DATASET.DATASET {data_set}: neither coco nor {CROWD}; name its joints by DATASET.SKELETON")
+    named = named or ("crowdpose" if CROWD in data_set else "coco")
+    return SHIPPED.get(named) or Skeleton.parse(read_yaml(Path(named), "DATASET.SKELETON"), named)
 
 
 def _find(path: Path) -> Path:
@@ -68,17 +90,19 @@ def _find(path: Path) -> Path:
     return own if not path.is_file() and path.name == str(path) and own.exists() else path
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, key: str) -> Any:
+    """Return the content of a plain YAML file; `key` is what names it, for messages.
+
+    Raises:
+        ConfigError: it cannot be read, or is no YAML without tags and aliases.
+    """
     try:
-        tree = yaml.load(read_regular(path).decode("utf-8"), _PlainLoader)  # noqa: S506  # a SafeLoader
+        return yaml.load(read_regular(path).decode("utf-8"), _PlainLoader)  # noqa: S506  # a SafeLoader
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); --cfg expects a YAML file") from None
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); {key} expects a YAML file") from None
     except _YAML_ERRORS as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{path}: not a plain YAML file ({reason}); correct the file") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: has no sections; --cfg expects a file like upstream's experiments/coco/w32/*.yaml")
-    return tree
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -173,19 +197,56 @@ def _unknown(config: CfgNode, key: str, where: str) -> ConfigError:
     known = [name for name, _ in _leaves(config)]
     by_upper = {name.upper(): name for name in known}
     guess = difflib.get_close_matches(key.upper(), by_upper, n=1, cutoff=0.5)
-    hint = f"; did you mean {by_upper[guess[0]]}?" if guess else "; the keys are listed in dekr_infer/defaults.py"
+    hint = f"; did you mean {by_upper[guess[0]]}?" if guess else "; docs/settings.md lists the keys"
     return ConfigError(f"{where}unknown key {key}{hint}")
 
 
 def _check_supported(config: CfgNode) -> None:
     """Raise for settings that upstream supports and this chain does not, rather than ignore them."""
     data, test, hidden = config.DATASET, config.TEST, config.RESCORE.HIDDEN_LAYER
+    skeleton = skeleton_of(config)
+    joints, crowd = len(skeleton), not data.SKELETON and CROWD in data.DATASET
+    expected = f"{skeleton.name} has {joints} joints; add DATASET.NUM_JOINTS {joints} MODEL.NUM_JOINTS {joints}"
+    scales = list(test.SCALE_FACTOR)
+    side, quarter = data.INPUT_SIZE, data.INPUT_SIZE // STRIDE
+    odd_sizes = _odd_sizes(test.INPUT_SIZES, side)
     for wrong, message in (
-        ("coco" not in data.DATASET, f"DATASET.DATASET {data.DATASET}: only COCO data sets are supported"),
-        (data.NUM_JOINTS != 17, f"DATASET.NUM_JOINTS {data.NUM_JOINTS}: COCO has 17 joints"),
-        (config.MODEL.NUM_JOINTS != 17, f"MODEL.NUM_JOINTS {config.MODEL.NUM_JOINTS}: COCO has 17 joints"),
-        (list(test.SCALE_FACTOR) != [1], f"TEST.SCALE_FACTOR {test.SCALE_FACTOR}: one scale is supported, [1]"),
+        (crowd and joints != data.NUM_JOINTS, f"DATASET.DATASET {data.DATASET}: {expected}"),
+        (joints != data.NUM_JOINTS, f"DATASET.NUM_JOINTS {data.NUM_JOINTS}: {expected}"),
+        (joints != config.MODEL.NUM_JOINTS, f"MODEL.NUM_JOINTS {config.MODEL.NUM_JOINTS}: {expected}"),
+        (
+            config.RESCORE.VALID and not skeleton.rescore_pairs,
+            f"RESCORE.VALID: {skeleton.name}'s skeleton names no rescoring pairs; add RESCORE.VALID False",
+        ),
+        (
+            1 not in scales or not set(scales) <= set(SCALES) or len(set(scales)) < len(scales),
+            f"TEST.SCALE_FACTOR {scales}: 1, alone or with {', '.join(f'{s:g}' for s in SCALES if s != 1)}, each once",
+        ),
+        (
+            0.5 in scales and any(side % 64 for size in InputSizes.parse(test.INPUT_SIZES) or () for side in size),
+            f"TEST.SCALE_FACTOR {scales}: half of the input sizes {test.INPUT_SIZES} are no multiples of 32",
+        ),
+        (
+            side % MULTIPLE or not MULTIPLE <= side <= LARGEST_INPUT,
+            f"DATASET.INPUT_SIZE {side}: a multiple of {MULTIPLE} from {MULTIPLE} to {LARGEST_INPUT}; add "
+            "DATASET.INPUT_SIZE 512 DATASET.OUTPUT_SIZE 128",
+        ),
+        (
+            quarter != data.OUTPUT_SIZE,
+            f"DATASET.INPUT_SIZE {side}: the maps have a quarter of it, DATASET.OUTPUT_SIZE is {data.OUTPUT_SIZE}; "
+            f"add DATASET.OUTPUT_SIZE {quarter}",
+        ),
+        (odd_sizes, f"TEST.INPUT_SIZES {test.INPUT_SIZES}: {SIZES_FORM.format(side)}"),
         (not 0 <= test.KEYPOINT_THRESHOLD < 1, f"TEST.KEYPOINT_THRESHOLD {test.KEYPOINT_THRESHOLD}: from 0 to 1"),
+        (config.MODEL.NAME != "hrnet_dekr", f"MODEL.NAME {config.MODEL.NAME}: only hrnet_dekr is supported"),
+        (
+            set(config.MODEL.SPEC.STAGES.FUSE_METHOD) != {"SUM"},
+            f"MODEL.SPEC.STAGES.FUSE_METHOD {config.MODEL.SPEC.STAGES.FUSE_METHOD}: only SUM is supported",
+        ),
+        (
+            config.RESCORE.GET_DATA,
+            "RESCORE.GET_DATA True: only upstream's code makes data for training",
+        ),
         (test.NMS_THRE < 0, f"TEST.NMS_THRE {test.NMS_THRE}: not below 0"),
         (not data.TEST, "DATASET.TEST is empty: name the split, for example val2017"),
         (set(data.TEST) & {"/", "\0"}, f"DATASET.TEST {data.TEST!r}: the name of a split, for example val2017"),
@@ -197,3 +258,11 @@ def _check_supported(config: CfgNode) -> None:
         section, name = key.split(".")
         if not least <= config[section][name] <= most:
             raise ConfigError(f"{key} {config[section][name]}: from {least} to {most}")
+
+
+def _odd_sizes(text: str, short_side: int) -> bool:
+    """Return whether a value of TEST.INPUT_SIZES does not suit the network or the short side."""
+    if text in ("", EXACT):
+        return False
+    sizes = InputSizes.parse(text)
+    return sizes is None or sizes.exact or any(min(s) != short_side or s.h % 32 or s.w % 32 for s in sizes)

@@ -1,7 +1,8 @@
 """Every configuration key with its default value, in upstream's names (lib/config/default.py at 7a303139).
 
-Keys that only upstream's training reads are here too, so that its YAML files load unchanged. Our one addition is
-`MODEL.SPEC.STEM_CHANNELS`, which upstream fixes at 64.
+Keys that only upstream's training reads are here too, so that its YAML files load unchanged. Our additions are
+`DATASET.SKELETON`, `MODEL.SPEC.STEM_CHANNELS`, which upstream fixes at 64, and `TEST.INPUT_SIZES`. docs/settings.md
+explains every key.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ DEFAULTS: dict[str, Any] = {
         "DATASET": "coco_kpt",
         "DATASET_TEST": "",
         "NUM_JOINTS": 17,
+        "SKELETON": "",  # that of DATASET.DATASET; coco; crowdpose; or a YAML file of the joints
         "MAX_NUM_PEOPLE": 30,
         "TRAIN": "train2017",
         "TEST": "val2017",
@@ -90,6 +92,7 @@ DEFAULTS: dict[str, Any] = {
         "IMAGES_PER_GPU": 32,
         "FLIP_TEST": True,
         "SCALE_FACTOR": [1],
+        "INPUT_SIZES": "",  # five sizes that follow from DATASET.INPUT_SIZE; `exact`; or `512,768;512,512;...`
         "MODEL_FILE": "",
         "POOL_THRESHOLD1": 300,
         "POOL_THRESHOLD2": 200,

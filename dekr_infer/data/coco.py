@@ -24,7 +24,11 @@ from dekr_infer.storage.atomic import read_regular
 
 LONGEST_STEM = 240  # bytes; file systems allow 255, and endings follow
 LARGEST_NUMBER = 1e12  # pixels, or square pixels; beyond any image
+CROWD_AREA = 0.53  # of a person's box: what CrowdPose's evaluation takes for a person's area
 SMALLEST_AREA = 0.05  # of the box of a person's joints; COCO's people have 0.16 and more
+IMAGES_ONLY = "image_info_"  # the beginning of the name of a file without annotations
+CROWD_FOLDER = "json"  # of CrowdPose's annotation files
+PERSON = "person"  # COCO's name of the people's category
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Id = Annotated[int, msgspec.Meta(ge=1 - (1 << 63), le=(1 << 63) - 1)]  # what numpy, and so pycocotools, keeps exactly
@@ -32,21 +36,26 @@ Side = Annotated[int, msgspec.Meta(ge=1, le=(1 << 31) - 1)]
 Number = Annotated[float, msgspec.Meta(ge=-LARGEST_NUMBER, le=LARGEST_NUMBER)]
 
 
-class _Image(msgspec.Struct):
+class _Image(msgspec.Struct, rename={"crowd_index": "crowdIndex"}):
     id: Id
     file_name: str
     height: Side
     width: Side
+    crowd_index: Annotated[float, msgspec.Meta(ge=0)] | None = None
 
 
 @dataclass(frozen=True)
 class ImageEntry:
-    """One image of the annotation file; `stem` names its tensors, see `tensor_names`."""
+    """One image of the annotation file; `stem` names its tensors, see `tensor_names`.
+
+    `crowd_index` says how much people overlap, from 0 on, in CrowdPose's files.
+    """
 
     id: int
     file_name: str
     size: Size
     stem: str
+    crowd_index: float | None = None
 
 
 class PersonEntry(msgspec.Struct, frozen=True):
@@ -65,6 +74,16 @@ class PersonEntry(msgspec.Struct, frozen=True):
     def labelled(self) -> int:
         """The number of labelled joints."""
         return sum(value > 0 for value in self.keypoints[2::3])
+
+
+class _CrowdPersonEntry(PersonEntry, frozen=True, kw_only=True):
+    """A person of CrowdPose, whose files name no area."""
+
+    area: float = 0.0
+
+    def measured(self) -> PersonEntry:
+        """Return the person with the area that CrowdPose's evaluation gives it."""
+        return msgspec.structs.replace(self, area=CROWD_AREA * abs(self.bbox[2] * self.bbox[3]))
 
 
 class Category(msgspec.Struct, frozen=True):
@@ -98,6 +117,7 @@ class DataSet:
         people: `None` where the file has no annotations.
         category: of the people.
         warnings: what is odd about the annotation, by name; it does not stop an evaluation but changes its metrics.
+        skeleton: of the people.
     """
 
     annotation: Path
@@ -105,6 +125,7 @@ class DataSet:
     people: tuple[PersonEntry, ...] | None
     category: Category | None
     warnings: dict[str, str] = field(default_factory=dict)
+    skeleton: Skeleton = COCO_17
 
     def first(self, count: int | None) -> DataSet:
         """Return the data set with only its first images; the people stay."""
@@ -120,10 +141,28 @@ class DataSet:
             raise DekrError(f"{self.annotation}: has no annotations; the ten metrics need them")
         return self.people
 
+    def check_annotations(self) -> None:
+        """Check that people are annotated, unless the file's name says that it only lists images.
+
+        Raises:
+            DekrError: the annotation file has none.
+        """
+        if not self.annotation.name.startswith(IMAGES_ONLY):
+            self.ground_truth()
+
 
 def annotation_path(root: str | Path, split: str) -> Path:
-    """Return where COCO keeps the keypoints of a split below its root."""
-    return Path(root) / "annotations" / f"person_keypoints_{split}.json"
+    """Return the annotation file of a split below a data set's root: COCO's, or the one that is there.
+
+    COCO keeps the keypoints of a split in `annotations/person_keypoints_<split>.json`, and the images of one without
+    annotations, such as test-dev2017, in `annotations/image_info_<split>.json`. CrowdPose has
+    `json/crowdpose_<split>.json`.
+    """
+    folder = Path(root) / "annotations"
+    keypoints, images = folder / f"person_keypoints_{split}.json", folder / f"{IMAGES_ONLY}{split}.json"
+    usual, other = (images, keypoints) if split.startswith("test-") else (keypoints, images)
+    crowd = Path(root) / CROWD_FOLDER / f"crowdpose_{split}.json"
+    return next((path for path in (usual, other, crowd) if path.exists()), usual)
 
 
 def load_data_set(root: str | Path, split: str, category: str | None = None, skeleton: Skeleton = COCO_17) -> DataSet:
@@ -152,7 +191,8 @@ def load_data_set(root: str | Path, split: str, category: str | None = None, ske
         raise DekrError(f"{path}: lists no images; it must be a COCO annotation file")
     images = _checked_images(_entries(content.images, _Image, "image", path), path)
     if content.annotations is msgspec.UNSET:
-        return DataSet(path, images, None, None)
+        person = next((entry for entry in content.categories if entry.name == (category or PERSON)), None)
+        return DataSet(path, images, None, person, skeleton=skeleton)
     warnings: dict[str, str] = {}
     heads = _entries(content.annotations, _Head, "annotation", path)
     chosen = _person_category(content.categories, heads, category, skeleton, path)
@@ -170,7 +210,9 @@ def load_data_set(root: str | Path, split: str, category: str | None = None, ske
         for index, (head, raw) in enumerate(zip(heads, content.annotations, strict=True))
         if head.category_id == chosen.id
     ]
-    people = _entries([raw for _, raw in own], PersonEntry, "annotation", path, [index for index, _ in own])
+    kind = _CrowdPersonEntry if all(image.crowd_index is not None for image in images) else PersonEntry
+    people = _entries([raw for _, raw in own], kind, "annotation", path, [index for index, _ in own])
+    people = [person.measured() if isinstance(person, _CrowdPersonEntry) else person for person in people]
     _check_people(people, skeleton, path)
     if unlisted := [person for person in people if person.image_id not in listed]:
         warnings["unlisted_images"] = (
@@ -179,7 +221,7 @@ def load_data_set(root: str | Path, split: str, category: str | None = None, ske
         )
     people = [person for person in people if person.image_id in listed]
     warnings |= _oddities(people, {image.id: image.size for image in images}, path)
-    return DataSet(path, images, tuple(_counted(person) for person in people), chosen, warnings)
+    return DataSet(path, images, tuple(_counted(person) for person in people), chosen, warnings, skeleton)
 
 
 T = TypeVar("T")
@@ -255,7 +297,7 @@ def _checked_images(images: Sequence[_Image], path: Path) -> tuple[ImageEntry, .
             other = names[stem]
             raise DekrError(f"{path}: images {other.id} and {image.id} are the same file, {name}; remove one of them")
         ids[image.id] = name
-        names[stem] = ImageEntry(image.id, name, size, stem)
+        names[stem] = ImageEntry(image.id, name, size, stem, image.crowd_index)
     return tuple(names.values())
 
 
@@ -289,11 +331,13 @@ def _person_category(
             f"{path}: category {excerpt(category.name)} has {found} joints, expected {expected}; "
             "use a network and a skeleton of this data set"
         )
-    names_found, names_expected = map(_plain_names, (category.keypoints or skeleton.joints, skeleton.joints))
+    names_found, names_expected = (
+        _known_names(names or skeleton.joints, skeleton) for names in (category.keypoints, None)
+    )
     if names_found != names_expected and sorted(names_found) == sorted(names_expected):
         raise DekrError(
-            f"{path}: category {excerpt(category.name)} has COCO's joints in another order; bring its keypoints and "
-            "those of every annotation into COCO's order"
+            f"{path}: category {excerpt(category.name)} has {skeleton.name}'s joints in another order; bring its "
+            f"keypoints and those of every annotation into {skeleton.name}'s order"
         )
     return category
 
@@ -303,16 +347,25 @@ def _plain_names(names: Iterable[str]) -> list[str]:
     return [re.sub(r"[-_ ]", "", name).lower() for name in names]
 
 
+def _known_names(names: Iterable[str], skeleton: Skeleton) -> list[str]:
+    """Return joint names as they are compared, those of the skeleton in place of their aliases."""
+    plain = _plain_names(skeleton.joints)
+    meant = {
+        alias: name for name, aliases in zip(plain, skeleton.aliases, strict=False) for alias in _plain_names(aliases)
+    }
+    return [meant.get(name, name) for name in _plain_names(names)]
+
+
 def _odd_joint_names(category: Category, skeleton: Skeleton) -> str | None:
     """Return how the joints' names differ from the skeleton's; `None` where they do not."""
     pairs = [
         (excerpt(found), expected)
         for found, expected in zip(category.keypoints or (), skeleton.joints, strict=False)
-        if _plain_names([found]) != _plain_names([expected])
+        if _known_names([found], skeleton) != _known_names([expected], skeleton)
     ]
     if not pairs:
         return None
-    shown = ", ".join(f"{found} where COCO has {expected}" for found, expected in pairs[:2])
+    shown = ", ".join(f"{found} where {skeleton.name} has {expected}" for found, expected in pairs[:2])
     return f"names {len(pairs)} joints otherwise: {shown}"
 
 

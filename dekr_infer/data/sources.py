@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from dekr_infer.data.coco import DataSet, ImageEntry
+from dekr_infer.data.coco import CROWD_FOLDER, DataSet, ImageEntry, annotation_path
 from dekr_infer.data.images import decode_image
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.geometry import InputSizes
@@ -24,7 +24,17 @@ LARGEST_FILE = 1 << 28  # bytes of one encoded image; a small zip may announce f
 BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # methods; the others give whatever a member unpacks to at once
 UTF8_NAME = 0x800  # flag of a member whose name is UTF-8
 
+TEST_IMAGES = {"test-dev2017": "test2017"}  # by the name of their annotation file: part of another split's images
+
 _log = logging.getLogger(__name__)
+
+
+def image_choices(root: str | Path, split: str) -> dict[str, Path]:
+    """Return where the images of a split may be, by DATASET.DATA_FORMAT: the zip, then the plain folder."""
+    folder, name = Path(root) / "images", TEST_IMAGES.get(split, split)
+    if annotation_path(root, split).parent.name == CROWD_FOLDER:
+        folder, name = Path(root), "images"  # as CrowdPose has them
+    return {"zip": folder / f"{name}.zip", "jpg": folder / name}
 
 
 def image_source(root: str | Path, split: str, data_format: str = "") -> Path:
@@ -38,10 +48,10 @@ def image_source(root: str | Path, split: str, data_format: str = "") -> Path:
         DekrError: neither exists.
         ConfigError: the format is none of these.
     """
-    folder = Path(root) / "images"
-    choices = {"zip": folder / f"{split}.zip", "jpg": folder / split}
+    choices = image_choices(root, split)
     if data_format and data_format not in choices:
-        raise ConfigError(f"DATASET.DATA_FORMAT {data_format}: zip (images/{split}.zip) or jpg (images/{split}/)")
+        zipped, plain = (path.relative_to(root) for path in choices.values())
+        raise ConfigError(f"DATASET.DATA_FORMAT {data_format}: zip ({zipped}) or jpg ({plain}/)")
     wanted = [choices[data_format]] if data_format else list(choices.values())
     for path in wanted:
         if path.is_file() if path.suffix == ".zip" else path.is_dir():
@@ -107,7 +117,7 @@ class ImageFiles:
 
     def _usual(self, file_name: str) -> str:
         """Return the path where COCO has an image."""
-        return f"{self.split}/{file_name}" if self._zip else file_name
+        return f"{self.source.stem}/{file_name}" if self._zip else file_name
 
     def _place(self, file_name: str) -> str | None:
         """Return the path of an image below the source; `None` where it is not there."""

@@ -140,7 +140,7 @@ def _count_pairs(
         plain: (people, J), squared distances of the predictions.
         exchanged: (people, J), the same with left and right labels exchanged.
     """
-    lefts, rights = (list(side) for side in zip(*skeleton.sides, strict=True))
+    lefts, rights = ([pair[side] for pair in skeleton.sides] for side in (0, 1))
     similar = np.exp(-plain / tolerance)
     for pair in map(list, skeleton.sides):
         turned = np.exp(-exchanged[:, pair] / tolerance[pair])

@@ -35,7 +35,7 @@ class Evaluation:
         evaluated: ids of the images that were evaluated.
         empty: images without people.
         seconds: of detection.
-        metrics: the ten metrics by name.
+        metrics: by name; none where the data set has no annotations.
         counts: for the plausibility warnings.
         warnings: by name; see `diagnostics`.
     """
@@ -122,7 +122,7 @@ def evaluate(
     Raises:
         DekrError: the data set has no annotations, or a frame cannot be evaluated.
     """
-    data.ground_truth()
+    data.check_annotations()
     started, found = time.perf_counter(), []
     compared = {frame.key for frame in spread(frames, COMPARED_IMAGES)}
     for _, one in find_people(detector, frames, compared=compared):
@@ -153,6 +153,8 @@ def assess(data: DataSet, found: Sequence[Found], seconds: float, skeleton: Skel
             decoded += [entry | {"score": score} for entry, score in pairs]
         evaluation.results += entries
         evaluation.empty += not len(one.people)
+    if data.people is None:
+        return evaluation
     counts = evaluation.counts
     for one in spread(found, COMPARED_IMAGES):
         counts.compared += one.compared[0]
@@ -172,4 +174,4 @@ def assess(data: DataSet, found: Sequence[Found], seconds: float, skeleton: Skel
 
 def entries_of(data: DataSet, found: Found) -> list[dict[str, Any]]:
     """Return the entries of COCO's result file for one image."""
-    return found.people.to_coco(found.image_id, data.category.id if data.category else 0)
+    return found.people.to_coco(found.image_id, data.category.id if data.category else 1)

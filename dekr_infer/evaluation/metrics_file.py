@@ -12,7 +12,7 @@ from typing import Any
 import dekr_infer
 from dekr_infer.data.coco import DataSet
 from dekr_infer.errors import DekrError, excerpt, one_line
-from dekr_infer.evaluation.coco_metrics import METRICS
+from dekr_infer.evaluation.coco_metrics import CROWD_METRICS, METRICS
 from dekr_infer.evaluation.evaluate import Evaluation
 from dekr_infer.evaluation.provenance import origin_warnings
 from dekr_infer.model.weights import least_trained, weights_kind
@@ -102,7 +102,9 @@ def read_metrics(path: Path) -> dict[str, Any]:
     """
     found = read_json(path)
     values = found.get("figures") if isinstance(found, dict) else None
-    if not isinstance(values, dict) or not all(_is_metric(values.get(name)) for name in METRICS):
+    if not isinstance(values, dict) or not any(
+        all(_is_metric(values.get(name)) for name in names) for names in (METRICS, CROWD_METRICS)
+    ):
         raise DekrError(
             f"{path}: lacks the ten metrics, numbers from -1 to 1; --compare expects a metrics.json of this command"
         )
@@ -117,14 +119,13 @@ def difference_lines(old: Mapping[str, Any], new: Mapping[str, Any], name: Path)
     """Return what differs between two runs, one line each, causes before effects."""
     lines = []
     for part, label in PARTS.items():
-        before, after = dict(_leaves(old.get(part), "")), dict(_leaves(new.get(part), ""))
+        before, after = dict(leaves(old.get(part))), dict(leaves(new.get(part)))
         for key in sorted(before.keys() | after.keys()):
             if before.get(key) != after.get(key):
                 lines.append(f"  {label}: {one_line(key)}: {_short(before.get(key))} -> {_short(after.get(key))}")
-    for metric in METRICS:
-        before, after = old["figures"][metric], new["figures"][metric]
-        if abs(after - before) > SAME:
-            lines.append(f"  metrics: {metric}: {before:.6f} -> {after:.6f} ({after - before:+.6f})")
+    for metric, (was, now) in _both(old, new, name).items():
+        if abs(now - was) > SAME:
+            lines.append(f"  metrics: {metric}: {was:.6f} -> {now:.6f} ({now - was:+.6f})")
     return [f"compared with {name}:", *(lines or ["  nothing differs"])]
 
 
@@ -134,18 +135,25 @@ def require_same_metrics(old: Mapping[str, Any], new: Mapping[str, Any], name: P
     Raises:
         DekrError: a metric differs; the message names the first.
     """
-    for metric in METRICS:
-        before, after = old["figures"][metric], new["figures"][metric]
+    for metric, (before, after) in _both(old, new, name).items():
         if abs(after - before) > SAME:
             raise DekrError(
                 f"{name}: {metric} was {before:.6f} and is {after:.6f} now; the lines above show what else differs"
             )
 
 
-def _leaves(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+def _both(old: Mapping[str, Any], new: Mapping[str, Any], name: Path) -> dict[str, tuple[float, float]]:
+    """Return each metric before and now; raise a `DekrError` where the protocols differ."""
+    if missing := [metric for metric in new["figures"] if metric not in old["figures"]]:
+        raise DekrError(f"{name}: has no {missing[0]}: its metrics are of another data set's protocol")
+    return {metric: (old["figures"][metric], value) for metric, value in new["figures"].items()}
+
+
+def leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values in nested dictionaries by the names that lead to them; `None` is left out."""
     if isinstance(value, dict):
         for key, item in value.items():
-            yield from _leaves(item, f"{prefix} {key}".strip())
+            yield from leaves(item, f"{prefix} {key}".strip())
     elif value is not None:
         yield prefix, value
 

@@ -150,7 +150,7 @@ def _found(path: Path, entry: Entry, skeleton: Skeleton) -> Found:
             raise ValueError("decoded_scores has another length than scores")
     except ValueError as error:  # msgspec's ValidationError is one
         raise DekrError(f"{path}: {entry.key} is damaged ({error}); delete this file") from None
-    people = People(poses, np.array(row.scores, np.float32), decoded)
+    people = People(poses, np.array(row.scores, np.float32), decoded, skeleton)
     return Found(row.image_id, people, row.compared, entry.milliseconds, row.error)
 
 

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import resource
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dekr_infer.errors import DekrError
 from dekr_infer.storage.atomic import atomic_write
 
-PREFIX = "module."  # what a data-parallel training run puts before every key
+PREFIXES = ("module.", "_orig_mod.")  # what data-parallel training and torch.compile put before every key
+ENTRIES = ("state_dict", "model", "ema")  # of a training run's file, which may hold its optimiser's state besides
+JOINT_KEY = re.compile(r"offset_final_layer\.\d+\.weight")  # one a joint
+NUMPY_SCALARS = [  # beside the weights, such as a best AP: numbers alone, no code
+    np._core.multiarray.scalar,  # type: ignore[attr-defined]
+    np.dtype,
+    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.bool_)),
+]
+COUNTER = "num_batches_tracked"  # of a batch norm; inference has no use for it, and old files lack it
 PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int32, torch.int64)
 LOADING = 1 << 29  # bytes that loading may take, besides four times the file's
 NAMED = 3  # how many offending keys an error message names
@@ -35,9 +45,9 @@ def save(value: Any, path: Path) -> None:
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Read the state dict of a checkpoint file, on the CPU, without the data-parallel prefix.
+    """Read the state dict of a checkpoint file, on the CPU, without the prefixes of a training run.
 
-    The state may also be an entry `state_dict` or `model` of the file.
+    The state may also be an entry `state_dict`, `model` or `ema` of the file, the first one that is there.
 
     Raises:
         DekrError: the file is missing, damaged, not a checkpoint, or would run code when loaded.
@@ -48,16 +58,18 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     try:
         with warnings.catch_warnings(), _bounded_memory(LOADING + 4 * path.stat().st_size):
             warnings.simplefilter("ignore")  # torch warns about legacy formats; what matters is reported below
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(NUMPY_SCALARS):
+                loaded = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise DekrError(f"{path}: not enough memory to load it") from None
     except Exception as error:  # torch raises many kinds for damaged files; all mean the same to the user
         is_sure = "GLOBAL" in str(error)
         reason = "holds more than weights" if is_sure else "damaged or no checkpoint, or holds more than weights"
         raise DekrError(f"{path}: {reason}; download it again, or save it as a plain state dict") from None
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
+    while isinstance(loaded, Mapping) and (
+        entry := next((k for k in ENTRIES if isinstance(loaded.get(k), Mapping)), "")
+    ):
+        loaded = loaded[entry]
     if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise DekrError(f"{path}: holds no state dict; save the network's state_dict() instead")
     if odd := [str(key) for key, value in loaded.items() if not _is_plain(value)]:
@@ -65,10 +77,19 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             f"{path}: {len(odd)} entries are not of plain numbers ({', '.join(odd[:NAMED])}); save a state_dict() of "
             "dense tensors on the CPU"
         )
-    state = {str(key).removeprefix(PREFIX): value for key, value in loaded.items()}
+    state = {_plain_key(str(key)): value for key, value in loaded.items()}
     if len(state) < len(loaded):
-        raise DekrError(f"{path}: holds some keys twice, with and without {PREFIX}; save the state_dict() again")
+        raise DekrError(
+            f"{path}: holds some keys twice, with and without {' or '.join(PREFIXES)}; save the state_dict() again"
+        )
     return state
+
+
+def _plain_key(key: str) -> str:
+    """Return a key without all prefixes of a training run."""
+    while (shorter := next((key.removeprefix(p) for p in PREFIXES if key.startswith(p)), key)) != key:
+        key = shorter
+    return key
 
 
 @contextlib.contextmanager
@@ -96,6 +117,15 @@ def load_network(network: nn.Module, path: str | Path) -> None:
     """
     state = read_state(path)
     expected = network.state_dict()
+    found, wanted = (len([key for key in keys if JOINT_KEY.fullmatch(key)]) for keys in (state, expected))
+    if found and wanted and found != wanted:
+        raise DekrError(
+            f"{path}: a checkpoint of {found} joints, this network has {wanted}; name the configuration of its data "
+            "set with --cfg, or its joints with DATASET.SKELETON"
+        )
+    counters = {key: value for key, value in expected.items() if key.endswith(COUNTER)}
+    if expected.keys() - state.keys() == counters.keys():  # as torch's own strict loading takes such files
+        state |= counters
     problems = []
     known = {key: value for key, value in state.items() if key in expected}
     for label, keys in (

@@ -19,33 +19,32 @@ from dekr_infer.skeleton import COCO_17
 MOST = 4096  # channels, modules, blocks or dilation; W48's largest is 384
 MOST_LAYERS = 5000  # W48 has 1,100
 MOST_PARAMETERS = 500_000_000  # 2 GB; W48 has 66 million
-JOINTS = COCO_17.offset_channels // 2
 
 
 class DekrNet(HighResolutionNet):
-    """DEKR: `image` (N, 3, H, W) -> `heatmap` (N, 18, H/4, W/4), `offset` (N, 34, H/4, W/4).
+    """DEKR: `image` (N, 3, H, W) -> `heatmap` (N, J + 1, H/4, W/4), `offset` (N, 2 J, H/4, W/4).
 
-    The heatmap holds 17 joints, then the person centre; the offset x then y of each joint, in cells, so that
+    The heatmap holds J joints, then the person centre; the offset x then y of each joint, in cells, so that
     joint = cell - offset.
     """
 
-    def __init__(self, spec: CfgNode) -> None:
+    def __init__(self, spec: CfgNode, joints: int = len(COCO_17)) -> None:
         stages = spec.STAGES
         super().__init__(spec.STEM_CHANNELS, stages.NUM_CHANNELS, stages.NUM_MODULES, stages.NUM_BLOCKS)
         heat, offset = spec.HEAD_HEATMAP, spec.HEAD_OFFSET
         self.per_joint: int = offset.NUM_CHANNELS_PERKPT
         self.transition_heatmap = conv_bn(self.channels, heat.NUM_CHANNELS, 1, relu=True)
-        self.transition_offset = conv_bn(self.channels, JOINTS * self.per_joint, 1, relu=True)
+        self.transition_offset = conv_bn(self.channels, joints * self.per_joint, 1, relu=True)
         heat_blocks = (BasicBlock(heat.NUM_CHANNELS, heat.DILATION_RATE) for _ in range(heat.NUM_BLOCKS))
         self.head_heatmap = nn.ModuleList(
-            [nn.Sequential(*heat_blocks), _final(heat.NUM_CHANNELS, COCO_17.heatmap_channels, spec.FINAL_CONV_KERNEL)]
+            [nn.Sequential(*heat_blocks), _final(heat.NUM_CHANNELS, joints + 1, spec.FINAL_CONV_KERNEL)]
         )
         self.offset_feature_layers = nn.ModuleList(
             nn.Sequential(*(AdaptBlock(self.per_joint, offset.DILATION_RATE) for _ in range(offset.NUM_BLOCKS)))
-            for _ in range(JOINTS)
+            for _ in range(joints)
         )
         self.offset_final_layer = nn.ModuleList(
-            _final(self.per_joint, 2, spec.FINAL_CONV_KERNEL) for _ in range(JOINTS)
+            _final(self.per_joint, 2, spec.FINAL_CONV_KERNEL) for _ in range(joints)
         )
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,16 +92,17 @@ def build_network(config: CfgNode) -> DekrNet:
             raise ConfigError(f"MODEL.SPEC.STAGES: a stage of {count} branches needs {count} widths and block counts")
     large = [value for value in _numbers(spec) if value > MOST]
     layers = sum(n * sum(blocks) for n, blocks in zip(stages.NUM_MODULES, stages.NUM_BLOCKS, strict=True))
-    layers += spec.HEAD_HEATMAP.NUM_BLOCKS + JOINTS * spec.HEAD_OFFSET.NUM_BLOCKS
+    layers += spec.HEAD_HEATMAP.NUM_BLOCKS + config.MODEL.NUM_JOINTS * spec.HEAD_OFFSET.NUM_BLOCKS
     if large or layers > MOST_LAYERS:
         found = f"{large[0]}, at most {MOST} is" if large else f"{layers} blocks, at most {MOST_LAYERS} are"
         raise ConfigError(f"MODEL.SPEC: has {found} supported; correct MODEL.SPEC")
     try:
+        joints = config.MODEL.NUM_JOINTS
         with torch.device("meta"):  # takes no memory
-            parameters = sum(weight.numel() for weight in DekrNet(spec).parameters())
+            parameters = sum(weight.numel() for weight in DekrNet(spec, joints).parameters())
         if parameters > MOST_PARAMETERS:
             raise ConfigError(f"MODEL.SPEC: has {parameters:,} parameters, at most {MOST_PARAMETERS:,} are supported")
-        return DekrNet(spec).eval()
+        return DekrNet(spec, joints).eval()
     except (RuntimeError, ValueError, IndexError, TypeError, ArithmeticError) as error:  # torch's, for such layers
         raise ConfigError(
             f"MODEL.SPEC: no network can have these widths and counts ({error}); correct MODEL.SPEC"

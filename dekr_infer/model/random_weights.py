@@ -12,6 +12,7 @@ from dekr_infer.model.blocks import AdaptBlock, BasicBlock, Bottleneck
 from dekr_infer.model.head import DekrNet, build_network
 from dekr_infer.pose.preprocess import normalise
 from dekr_infer.pose.rescore import layer_shapes
+from dekr_infer.skeleton import COCO_17, Skeleton
 
 CALIBRATION = Size(128, 128)  # pixels of the images that set the batch norms' statistics
 IMAGES = 4
@@ -95,9 +96,9 @@ def _calibrate(network: nn.Module, seed: int) -> None:
         norm.momentum = 0.1
 
 
-def random_rescore(hidden: int) -> dict[str, Tensor]:
+def random_rescore(hidden: int, skeleton: Skeleton = COCO_17) -> dict[str, Tensor]:
     """Return a rescoring net's state dict, from torch's generator: keys l1, l2, l3; scores scatter about one half."""
-    net = nn.ModuleDict({name: nn.Linear(*shape) for name, shape in layer_shapes(hidden).items()})
+    net = nn.ModuleDict({name: nn.Linear(*shape) for name, shape in layer_shapes(hidden, skeleton).items()})
     state: dict[str, Tensor] = net.state_dict()
     state["l3.bias"].fill_(0.5)
     return state

@@ -1,5 +1,7 @@
 """Decode the network's outputs of one image into scored poses: merge, candidates, poses, joint scores, duplicates.
 
+An image may have been fed at several scales; positions are then in input pixels of scale 1.
+
 Numpy only. Nothing of full size is computed: only the centre map, the offsets at the candidates and four cells around
 each joint are looked at. Follows the DEKR reference; where two candidates tie
 exactly, the one further up and left comes first (the reference leaves the order open).
@@ -7,7 +9,9 @@ exactly, the one further up and left comes first (the reference leaves the order
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -30,6 +34,7 @@ class DecodeSettings:
         nms_joints: more near joints than this make a duplicate [TEST.NMS_NUM_THRE].
         pool_sides: mean side in cells above which a centre is the maximum of 7x7 and of 5x5 cells instead of 3x3
             [TEST.POOL_THRESHOLD1, TEST.POOL_THRESHOLD2].
+        decrease: factor of the scores of candidates from other scales than 1 [TEST.DECREASE].
     """
 
     max_people: int
@@ -37,6 +42,7 @@ class DecodeSettings:
     nms_distance: float
     nms_joints: int
     pool_sides: tuple[int, int]
+    decrease: float = 1.0
 
 
 def decode(passes: Passes, settings: DecodeSettings, skeleton: Skeleton = COCO_17) -> tuple[np.ndarray, np.ndarray]:
@@ -48,14 +54,46 @@ def decode(passes: Passes, settings: DecodeSettings, skeleton: Skeleton = COCO_1
     Raises:
         DekrError: a value that matters is NaN or infinite.
     """
-    cells_yx, centre_scores = find_centres(merged_centre(passes), settings)
-    joints = joints_at(passes, cells_yx, skeleton)
-    heat = heat_at(passes, joints, skeleton)
+    return decode_scales({1.0: passes}, settings, skeleton)
+
+
+def decode_scales(
+    scales: Mapping[float, Passes], settings: DecodeSettings, skeleton: Skeleton = COCO_17
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the people of one image that was fed at several scales.
+
+    Args:
+        scales: the network's outputs by scale; 1 is among them.
+        settings: of decoding.
+        skeleton: of the network.
+    Returns:
+        See `decode`; the poses are in input pixels of scale 1.
+    Raises:
+        DekrError: a value that matters is NaN or infinite.
+    """
+    order = sorted(scales, reverse=True)
+    found = {scale: find_centres(merged_centre(scales[scale]), settings) for scale in order}
+    joints = np.concatenate([joints_at(scales[s], found[s][0], skeleton) / np.float32(s) for s in order])
+    centre_scores = np.concatenate([_scores_at(scale, found, settings) for scale in order])
+    heat = reduce(np.add, (heat_at(scales[s], joints, skeleton, s) for s in order)) / np.float32(len(order))
     mean_heat = heat.sum(1) / np.float32(len(skeleton))
     kept = remove_duplicates(joints, mean_heat, settings)
+    if len(kept) > settings.max_people:
+        kept = [kept[index] for index in np.argsort(-mean_heat[kept], kind="stable")[: settings.max_people]]
     joint_scores = centre_scores[kept, None] * heat[kept]
     poses = np.concatenate((joints[kept], joint_scores[:, :, None]), axis=2)
     return poses, joint_scores.mean(1, dtype=np.float32)
+
+
+def _scores_at(
+    scale: float, found: Mapping[float, tuple[np.ndarray, np.ndarray]], settings: DecodeSettings
+) -> np.ndarray:
+    """Return the centre scores of a scale's candidates, brought to those of scale 1 by the highest of each."""
+    scores = found[scale][1]
+    if scale == 1:
+        return scores
+    best, best_here = (np.float32(found[s][1].max() if len(found[s][1]) else 1) for s in (1.0, scale))
+    return scores / best_here * best * np.float32(settings.decrease)
 
 
 def merged_centre(passes: Passes) -> np.ndarray:
@@ -77,7 +115,7 @@ def find_centres(centre: np.ndarray, settings: DecodeSettings) -> tuple[np.ndarr
     """
     reach = pool_reach(Size(*centre.shape), settings)
     values = centre.ravel()
-    peaks = np.flatnonzero((centre == _maximum(centre, reach)) & (centre > np.float32(settings.threshold)))
+    peaks = np.flatnonzero((centre == maximum_around(centre, reach)) & (centre > np.float32(settings.threshold)))
     if len(peaks) > settings.max_people:
         heights = values[peaks]
         peaks = peaks[heights >= np.partition(heights, -settings.max_people)[-settings.max_people]]
@@ -90,7 +128,7 @@ def pool_reach(cells: Size, settings: DecodeSettings) -> int:
     return 1 + sum(sum(cells) / 2 > limit for limit in settings.pool_sides)
 
 
-def _maximum(values: np.ndarray, reach: int) -> np.ndarray:
+def maximum_around(values: np.ndarray, reach: int) -> np.ndarray:
     """Return the maximum over the square of 2 * reach + 1 cells around each cell of (h, w)."""
     for axis in (0, 1):
         best = values.copy()
@@ -134,22 +172,23 @@ def _pose_cell(maps: Maps, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.stack((x, y), axis=1).astype(np.float32)[:, None] - maps.offset_at(y, x)
 
 
-def heat_at(passes: Passes, joints: np.ndarray, skeleton: Skeleton = COCO_17) -> np.ndarray:
-    """Return the merged heat of each joint at its place, as read off maps up-sampled by the stride.
+def heat_at(passes: Passes, joints: np.ndarray, skeleton: Skeleton = COCO_17, scale: float = 1.0) -> np.ndarray:
+    """Return the merged heat of each joint at its place, as read off maps up-sampled to the input of scale 1.
 
-    Pixel p of the up-sampled map is at cell p / 4, interpolated linearly, the last cell repeated; a joint is read at
-    the pixel that contains it, clamped to the border when it is outside.
+    Pixel p of the up-sampled map is at cell p / stride, interpolated linearly, the last cell repeated; a joint is read
+    at the pixel that contains it, clamped to the border when it is outside.
 
     Args:
         passes: the network's outputs.
         skeleton: says which joints are partners.
-        joints: (n, J, 2) float32: x, y in input pixels.
+        joints: (n, J, 2) float32: x, y in input pixels of scale 1.
+        scale: of the passes.
     Returns:
         (n, J) float32.
     """
     h, w = passes.original.cells
-    x, x_share = _cell_and_share(joints[:, :, 0], w)
-    y, y_share = _cell_and_share(joints[:, :, 1], h)
+    x, x_share = _cell_and_share(joints[:, :, 0], w, stride_at(scale))
+    y, y_share = _cell_and_share(joints[:, :, 1], h, stride_at(scale))
     x_next, y_next = np.minimum(x + 1, w - 1), np.minimum(y + 1, h - 1)
     rows, columns = np.stack((y, y, y_next, y_next)), np.stack((x, x_next, x, x_next))
     values = passes.original.heat_at(np.arange(len(skeleton)), rows, columns)
@@ -161,10 +200,15 @@ def heat_at(passes: Passes, joints: np.ndarray, skeleton: Skeleton = COCO_17) ->
     return (1 - y_share) * upper + y_share * lower
 
 
-def _cell_and_share(pixels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def _cell_and_share(pixels: np.ndarray, count: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the cell at or before each pixel coordinate, and the share of the way to the next one (0 to 0.75)."""
-    pixel = np.clip(np.floor(pixels), 0, STRIDE * (count - 1)).astype(np.int64)
-    return pixel // STRIDE, (pixel % STRIDE).astype(np.float32) / np.float32(STRIDE)
+    pixel = np.clip(np.floor(pixels), 0, stride * (count - 1)).astype(np.int64)
+    return pixel // stride, (pixel % stride).astype(np.float32) / np.float32(stride)
+
+
+def stride_at(scale: float) -> int:
+    """Return the input pixels of scale 1 in a cell of another scale."""
+    return int(STRIDE / scale)
 
 
 def remove_duplicates(joints: np.ndarray, mean_heat: np.ndarray, settings: DecodeSettings) -> list[int]:

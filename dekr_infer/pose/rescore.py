@@ -28,7 +28,7 @@ def features(poses: np.ndarray, skeleton: Skeleton = COCO_17) -> np.ndarray:
         pixel), J scores. COCO: 74.
     """
     joints, scores = poses[:, :, :2], poses[:, :, 2]
-    start, end = zip(*skeleton.rescore_pairs, strict=True)
+    start, end = map(list, zip(*skeleton.rescore_pairs, strict=True))
     difference = joints[:, start] - joints[:, end]
     length = np.sqrt((difference**2).sum(2))
     torso = np.maximum(length[:, skeleton.torso_pairs].sum(1) / 2, 1)

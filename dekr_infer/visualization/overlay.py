@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from dekr_infer.geometry import Size
-from dekr_infer.skeleton import COCO_17
+from dekr_infer.skeleton import COCO_17, Skeleton
 from dekr_infer.storage.atomic import atomic_write
 
 LEFT, RIGHT, CENTRE = (255, 130, 40), (60, 160, 255), (250, 240, 170)
@@ -23,36 +23,42 @@ CAPTION = 26  # pixels: the height of the strip above a tile
 GUTTER = 8  # pixels between tiles in a row
 
 
-def side_colour(*joints: int) -> tuple[int, int, int]:
+def side_colour(*joints: int, skeleton: Skeleton = COCO_17) -> tuple[int, int, int]:
     """Return the colour of a joint, or of a limb between joints: that of its side if all are on one side."""
-    sides = {COCO_17.joints[joint].split("_")[0] for joint in joints}
-    return {"left": LEFT, "right": RIGHT}.get(sides.pop(), CENTRE) if len(sides) == 1 else CENTRE
+    lefts, rights = ({pair[side] for pair in skeleton.sides} for side in (0, 1))
+    return LEFT if lefts.issuperset(joints) else RIGHT if rights.issuperset(joints) else CENTRE
 
 
 def draw_poses(
-    image: np.ndarray, poses: np.ndarray, scores: np.ndarray | None = None, *, joint_threshold: float = 0.0
+    image: np.ndarray,
+    poses: np.ndarray,
+    scores: np.ndarray | None = None,
+    *,
+    joint_threshold: float = 0.0,
+    skeleton: Skeleton = COCO_17,
 ) -> np.ndarray:
     """Draw poses over a copy of an image.
 
     Args:
         image: (h, w, 3) uint8 RGB.
-        poses: (people, 17, 3) float: x, y in image pixels, and a score (or COCO's visibility).
+        poses: (people, J, 3) float: x, y in image pixels, and a score (or COCO's visibility).
         scores: (people,) float, written at each person's highest joint; the least first, so that the best lies on top.
         joint_threshold: joints whose score is not above it are left out, with their limbs.
+        skeleton: of the people.
     Returns:
         (h, w, 3) uint8, a new array.
     Raises:
         ValueError: a shape is wrong.
     """
     poses = np.asarray(poses, np.float64)
-    if poses.ndim != 3 or poses.shape[1:] != (len(COCO_17.joints), 3):
-        raise ValueError(f"poses are (people, {len(COCO_17.joints)}, 3), not {poses.shape}")
+    if poses.ndim != 3 or poses.shape[1:] != (len(skeleton), 3):
+        raise ValueError(f"poses are (people, {len(skeleton)}, 3), not {poses.shape}")
     if scores is not None and np.shape(scores) != (len(poses),):
         raise ValueError(f"{len(poses)} poses need as many scores, not {np.shape(scores)}")
     canvas = np.ascontiguousarray(image).copy()
     order = range(len(poses)) if scores is None else np.argsort(scores, kind="stable")
     for person in order:
-        _draw_pose(canvas, poses[person], joint_threshold)
+        _draw_pose(canvas, poses[person], joint_threshold, skeleton)
     for person in order if scores is not None else ():
         _write_score(canvas, poses[person], float(np.asarray(scores)[person]), joint_threshold)
     return canvas
@@ -69,10 +75,10 @@ def _fixed(point: np.ndarray) -> tuple[int, int]:
     return int(x), int(y)
 
 
-def _draw_pose(canvas: np.ndarray, pose: np.ndarray, threshold: float) -> None:
+def _draw_pose(canvas: np.ndarray, pose: np.ndarray, threshold: float, skeleton: Skeleton) -> None:
     drawn = _drawn(pose, threshold)
     width = max(1, round(min(canvas.shape[:2]) / 200))
-    limbs = [pair for pair in COCO_17.limbs if drawn[list(pair)].all()]
+    limbs = [pair for pair in skeleton.limbs if drawn[list(pair)].all()]
     for rim in (True, False):
         for a, b in limbs:
             colour, thick = (RIM, width + 2) if rim else (side_colour(a, b), width)

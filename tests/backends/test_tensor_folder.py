@@ -13,7 +13,7 @@ from dekr_infer.backends.tensor_folder import Converter, input_size_table, write
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.data.images import decode_image
 from dekr_infer.errors import DekrError
-from dekr_infer.geometry import PUBLISHED_SIZES
+from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes
 from dekr_infer.pose.preprocess import normalisation
 from dekr_infer.storage import npy
 from dekr_infer.storage.atomic import folder_lock
@@ -266,3 +266,15 @@ def test_the_threads_of_opencv_are_as_before(root, tmp_path):
     before = cv2.getNumThreads()
     make(root, tmp_path, limit=1)
     assert cv2.getNumThreads() == before
+
+
+def test_tensors_have_the_input_sizes_that_are_asked_for(root, made, tmp_path, copy):
+    exact = InputSizes.of_short_side(512, exact=True)
+    summary = make(root, tmp_path, input_sizes=exact)
+    placements = {stem: exact.place(size).input for stem, size in zip(STEMS, SIZES.values(), strict=True)}
+    for stem, size in placements.items():
+        assert np.load(tmp_path / "prep" / f"{stem}.npy").shape == (1, 3, *size)
+    table = input_size_table(summary.input_sizes, exact)
+    assert table == ", ".join(f"{size}: {count}" for size, count in sorted(Counter(placements.values()).items()))
+    with pytest.raises(DekrError, match="made of other images or with other settings"):
+        make(root, copy, input_sizes=exact)

@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from dekr_infer.cli import app, check_upstream, doctor, draw_results, evaluate, onnx_infer, pipeline, random_checkpoint
+from dekr_infer.cli import (
+    app,
+    check_upstream,
+    compare,
+    doctor,
+    draw_results,
+    evaluate,
+    onnx_infer,
+    pipeline,
+    random_checkpoint,
+    report,
+)
 from dekr_infer.cli import export as export_command
 from dekr_infer.cli import postprocess as postprocess_command
 from dekr_infer.cli import preprocess as preprocess_command
@@ -29,6 +40,7 @@ CONFIGURED = {
     "DEKR_pth2onnx.py": (export_command.main, "--threads"),
     "DEKR_postprocess.py": (postprocess_command.main, "--dump_dir"),
     "scripts/random_checkpoint.py": (random_checkpoint.main, "--seed"),
+    "scripts/report.py": (report.main, "--output"),
 }
 MAINS = {name: main for name, (main, _) in CONFIGURED.items()} | {"scripts/onnx_infer.py": onnx_infer.main}
 ALL = pytest.mark.parametrize("name", MAINS)
@@ -207,7 +219,10 @@ def test_category_chooses_the_people_already_for_preprocessing(coco):
 
 @pytest.mark.parametrize(
     "main",
-    [draw_results.main, doctor.main, check_upstream.main, evaluate.main, pipeline.main, postprocess_command.main],
+    [
+        *(draw_results.main, doctor.main, check_upstream.main, evaluate.main, pipeline.main, postprocess_command.main),
+        *(report.main, compare.main),
+    ],
 )
 def test_every_command_that_reads_an_annotation_takes_a_category(main):
     assert "--category NAME" in run_command(main, "--help").out

@@ -69,6 +69,38 @@ def test_the_people_of_the_results_are_drawn_and_only_those_above_the_least_scor
     assert (wanted != pixels).any()
 
 
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        (("--image", 999, "--image", "c.png"), {"b", "c"}),
+        (("--image", "b.png", "--image", 999), {"b"}),
+        (("--choose", "worst", "--pictures", 1), {"b"}),
+        (("--choose", "random", "--seed", 3, "--pictures", 1), {"b"}),
+        (("--choose", "random", "--seed", 0, "--pictures", 1), {"sheet"}),
+        (("--pictures", 1), {"sheet"}),
+    ],
+)
+def test_images_are_chosen_by_name_as_the_worst_or_at_random(place, flags, wanted):
+    right = np.reshape(KEYPOINTS, (17, 3)).round().ravel().tolist()
+    write_results(place, [result(keypoints=right), result(image_id=999, keypoints=[30.0, 30.0, 0.9] * 17)])
+    assert draw(place, *flags).code == 0
+    contact_sheet = "_sheet" if "sheet" in wanted else "sheet"
+    assert {path.stem for path in (place / "drawn").iterdir()} == {*wanted, contact_sheet}
+
+
+def test_a_name_that_is_no_image_is_refused(place):
+    ran = draw(place, "--image", "b.png", "--image", "d.png")
+    assert_refused(ran, 1, "lists no image d.png; --image expects an id or file name")
+    assert not (place / "drawn").exists()
+
+
+def test_only_joints_above_the_least_score_are_drawn(place):
+    pixels = colourful(SIZES["b.png"])
+    for least, is_drawn in ((0.85, True), (0.95, False)):
+        assert draw(place, "--image", 999, "--min_joint_score", least).code == 0
+        assert (cv2.imread(str(place / "drawn" / "b.png")) != pixels).any() == is_drawn
+
+
 def test_category_chooses_the_people(place):
     path = annotation_path(place / "coco", "val2017")
     content = json.loads(path.read_text())

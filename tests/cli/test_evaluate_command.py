@@ -336,3 +336,38 @@ def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path):
         assert code == 0, done.stderr
         peaks.append(megabytes)
     assert peaks[1] - peaks[0] < 25, peaks
+
+
+def test_a_set_without_annotations_gets_its_results_file_and_no_metrics(place):
+    annotation = place / "coco/annotations/person_keypoints_val2017.json"
+    content = json.loads(annotation.read_text())
+    del content["annotations"], content["categories"][0]["keypoints"]
+    content["categories"][0]["id"] = 1
+    (annotation.parent / "image_info_test-dev2017.json").write_text(json.dumps(content))
+    annotation.unlink()
+    with zipfile.ZipFile(place / ARCHIVE) as packed, zipfile.ZipFile(place / "coco/images/test2017.zip", "w") as target:
+        for info in packed.infolist():
+            target.writestr(info.filename.replace("val2017/", "test2017/"), packed.read(info))
+    (place / ARCHIVE).unlink()
+    ran = passed(evaluate("--run", "dev", pairs=("DATASET.TEST", "test-dev2017")))
+    assert "image_info_test-dev2017.json has no annotations: there are no metrics" in ran.out
+    assert "warning" not in ran.err
+    results = json.loads((place / "r" / "keypoints_test-dev2017_results.json").read_text())
+    assert results and {entry["category_id"] for entry in results} == {1}
+    assert json.loads((place / "r" / METRICS).read_text())["figures"] == {}
+    assert_refused(
+        evaluate("--run", "dev", "--expect", "0.5", pairs=("DATASET.TEST", "test-dev2017")), 1, "no AP to expect"
+    )
+
+
+def test_several_scales_are_evaluated_and_recorded(place):
+    first = passed(evaluate("--limit", 2))
+    scaled = passed(evaluate("--run", "scales", "--limit", 2, pairs=("TEST.SCALE_FACTOR", "0.5,1,2")))
+    assert "4 passes" in first.out and "12 passes" in scaled.out
+    assert json.loads((place / "r" / METRICS).read_text())["settings"]["scales"] == [0.5, 1, 2]
+    assert_refused(evaluate("--run", "scales", "--limit", 2), 1, "was written with ")
+
+
+def test_input_sizes_other_than_the_graphs_are_refused(place):
+    ran = evaluate(pairs=("DATASET.INPUT_SIZE", "640", "DATASET.OUTPUT_SIZE", "160"))
+    assert_refused(ran, 2, "net.onnx: takes the input sizes 512,768;", "the configuration has 640,960;")

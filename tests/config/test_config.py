@@ -1,9 +1,16 @@
 """Configuration: defaults <- YAML <- KEY VALUE pairs, a frozen copy per call, and complaints that say what to type."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from dekr_infer.config.load import CONFIG_FOLDER, load_config
+from dekr_infer.config.load import CONFIG_FOLDER, _leaves, load_config
+from dekr_infer.config.schema import DEFAULTS
+from dekr_infer.config.settings import configured_sizes, require_fit
 from dekr_infer.errors import ConfigError
+from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes
+from dekr_infer.skeleton import COCO_17
 
 # A file in upstream's form: its sections and types, values changed so that they differ.
 UPSTREAM = """
@@ -78,7 +85,7 @@ def test_every_own_configuration_loads():
     names = sorted(path.stem for path in CONFIG_FOLDER.glob("*.yaml"))
     assert {"dekr_w32_coco", "dekr_w48_coco", "demo"} <= set(names)
     for name in names:
-        assert load_config(name).DATASET.NUM_JOINTS == 17
+        assert (14 if "crowdpose" in name else 17) == load_config(name).DATASET.NUM_JOINTS
 
 
 def test_a_file_in_upstreams_form_loads(tmp_path):
@@ -180,7 +187,9 @@ def test_a_wrong_type_names_the_key_and_what_it_wants(key, text, part):
 @pytest.mark.parametrize(
     ("key", "text"),
     [
-        ("TEST.SCALE_FACTOR", "[0.5, 1]"),
+        ("TEST.SCALE_FACTOR", "[0.5, 2]"),
+        ("TEST.SCALE_FACTOR", "[0.75, 1]"),
+        ("TEST.SCALE_FACTOR", "[1, 1]"),
         ("DATASET.DATASET", "crowd_pose_kpt"),
         ("DATASET.NUM_JOINTS", "14"),
         ("MODEL.NUM_JOINTS", "14"),
@@ -233,3 +242,58 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_errors_of_the_configuration_end_with_exit_code_2():
     assert ConfigError("x").exit_code == 2
+
+
+def test_w48_has_its_own_input_sizes():
+    assert str(configured_sizes(load_config("dekr_w48_coco"))) == "640,960;640,640;960,640;640,1280;1280,640"
+    assert configured_sizes(load_config()) == PUBLISHED_SIZES
+
+
+def test_input_sizes_are_named_by_a_word_or_one_by_one():
+    def sizes(text: str) -> InputSizes:
+        return configured_sizes(load_config(pairs=["TEST.INPUT_SIZES", text]))
+
+    assert sizes("exact") == InputSizes.of_short_side(512, exact=True)
+    assert list(sizes("512,544;512,512")) == [(512, 544), (512, 512)]
+    assert list(sizes("512,544")) == [(512, 544)]
+
+
+@pytest.mark.parametrize("text", ["five", "512,768,1", "640,640", "512,520", "512,0", "exact 512"])
+def test_input_sizes_that_do_not_suit_are_refused(text):
+    assert complaint("TEST.INPUT_SIZES", text).startswith(f"TEST.INPUT_SIZES {text}: exact, or sizes of short side 512")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "part"),
+    [
+        (("DATASET.INPUT_SIZE", "500"), "a multiple of 64 from 64 to 4096"),
+        (("DATASET.INPUT_SIZE", "0", "DATASET.OUTPUT_SIZE", "0"), "a multiple of 64"),
+        (("DATASET.INPUT_SIZE", "640"), "add DATASET.OUTPUT_SIZE 160"),
+        (("DATASET.OUTPUT_SIZE", "256"), "add DATASET.OUTPUT_SIZE 128"),
+    ],
+)
+def test_the_maps_have_a_quarter_of_the_input_size(pairs, part):
+    message = complaint(*pairs)
+    assert message.startswith("DATASET.INPUT_SIZE") and part in message
+
+
+def test_a_graph_of_other_input_sizes_is_refused_with_both_named():
+    graph, w48 = Path("w32.onnx"), load_config("dekr_w48_coco")
+    require_fit(w48, graph, InputSizes.of_short_side(640), COCO_17.joints)
+    require_fit(load_config(), graph, InputSizes.of_short_side(640), COCO_17.joints)  # the default follows the graph
+    with pytest.raises(ConfigError, match=r"w32.onnx: takes the input sizes 512,768;.* the configuration has 640,960;"):
+        require_fit(w48, graph, PUBLISHED_SIZES, COCO_17.joints)
+
+
+def test_the_page_of_settings_lists_every_key_with_its_default_once():
+    page = (Path(__file__).resolve().parents[2] / "docs/settings.md").read_text()
+    rows = re.findall(r"^\| ([A-Z][A-Z0-9_.]+) \| (?:`(.*?)`|empty) \|", page, re.MULTILINE)
+    assert sorted(rows) == sorted((key, str(value)) for key, value in _leaves(DEFAULTS))
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [("MODEL.NAME", "hrnet"), ("MODEL.SPEC.STAGES.FUSE_METHOD", "['SUM','CAT','SUM']"), ("RESCORE.GET_DATA", "True")],
+)
+def test_what_would_change_the_result_and_is_not_supported_is_refused(key, text):
+    assert complaint(key, text).startswith(key)

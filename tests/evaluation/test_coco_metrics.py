@@ -9,8 +9,9 @@ from pycocotools.cocoeval import COCOeval
 
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.errors import DekrError
-from dekr_infer.evaluation.coco_metrics import METRICS, coco_metrics, metrics_table
+from dekr_infer.evaluation.coco_metrics import CROWD_METRICS, METRICS, average_precision, coco_metrics, metrics_table
 from dekr_infer.geometry import Size
+from dekr_infer.skeleton import CROWDPOSE_14
 from dekr_infer.structures import People
 from tests.support.coco_files import keypoints, person, write_annotation
 
@@ -72,6 +73,13 @@ def test_metrics_are_pycocotools_own_from_the_files(data, tmp_path, capsys):
     assert list(figures.values()) == judge.stats.tolist()
 
 
+def test_ap_alone_is_that_of_the_ten(data):
+    found = perfect()
+    found[0]["keypoints"] = (poses(keypoints(1))[0] + np.float32([6, 4, 0])).ravel().tolist()
+    assert average_precision(data, found, IDS) == coco_metrics(data, found, IDS)["AP"] < 1
+    assert average_precision(data, [], IDS) == 0 and average_precision(data, [], [998]) == -1
+
+
 def test_finding_nobody_is_a_valid_result_with_ap_0(data):
     figures = coco_metrics(data, [], IDS)
     assert figures["AP"] == figures["AR"] == figures["AP (L)"] == 0
@@ -115,3 +123,49 @@ def test_the_table_shows_ten_names_over_ten_values():
     assert len(names) == len(values)
     assert [names[8 * n : 8 * n + 6].strip() for n in range(10)] == list(METRICS)
     assert values.split() == [f"{n / 8:.3f}" for n in range(10)]
+
+
+# -- CrowdPose's protocol ----------------------------------------------------------------------------------------------
+
+
+def crowd(root, indices: dict[str, float], shifts: dict[str, float | None]):
+    """Write one person an image, in CrowdPose's layout; return the data set, and people found `shift` pixels beside."""
+    rng = np.random.default_rng(0)
+    images, people, found = [], [], []
+    for number, (name, index) in enumerate(indices.items(), 1):
+        images.append({"id": number, "file_name": f"{name}.jpg", "height": 400, "width": 500, "crowdIndex": index})
+        joints = np.concatenate((rng.uniform(50, 150, (14, 2)), np.full((14, 1), 2.0)), axis=1)
+        entry = {"id": number, "image_id": number, "category_id": 1, "iscrowd": 0, "num_keypoints": 14}
+        people.append(entry | {"keypoints": joints.ravel().tolist(), "bbox": [50, 50, 100, 100]})
+        if (shift := shifts[name]) is not None:
+            moved = joints + (shift, 0, 0)
+            found += People(moved[None].astype(np.float32), np.array([0.9], np.float32)).to_coco(number, 1)
+    path = root / "json" / "crowdpose_test.json"
+    path.parent.mkdir()
+    names = {"id": 1, "name": "person", "keypoints": list(CROWDPOSE_14.joints)}
+    path.write_text(json.dumps({"images": images, "annotations": people, "categories": [names]}))
+    return load_data_set(root, "test", skeleton=CROWDPOSE_14), found
+
+
+def test_crowdposes_metrics_are_by_crowd_index_and_its_edges_belong_to_the_level_above(tmp_path):
+    indices = {"a": 0.0, "b": 0.1999, "c": 0.2, "d": 0.7999, "e": 0.8, "f": 1.7}
+    data, found = crowd(tmp_path, indices, {"a": 0, "b": 0, "c": None, "d": None, "e": 0, "f": None})
+    figures = coco_metrics(data, found, range(1, 7))
+    assert tuple(figures) == CROWD_METRICS
+    assert [figures[f"AP {level}"] for level in ("easy", "medium", "hard")] == pytest.approx([1, 0, 51 / 101])
+    assert figures["AP"] == pytest.approx(51 / 101)  # recall 1/2: precision 1 at 0, 0.01 .. 0.50
+    assert figures["AR"] == figures["AR .5"] == figures["AR .75"] == pytest.approx(1 / 2)
+    assert coco_metrics(data, found, [1, 2])["AP hard"] == -1
+    assert "AP medium" in metrics_table(figures)
+
+
+@pytest.mark.parametrize("shift", [2.0, 8.0, 12.0])
+def test_a_persons_size_is_that_of_53_percent_of_the_box(tmp_path, shift):
+    data, found = crowd(tmp_path, {"a": 0.5}, {"a": shift})
+    spread = 2 * np.array(CROWDPOSE_14.sigmas)
+    oks = np.exp(-(shift**2) / spread**2 / (0.53 * 100 * 100) / 2).mean()
+    reached = sum(oks >= threshold for threshold in np.linspace(0.5, 0.95, 10))
+    assert 0 < reached <= 10
+    figures = coco_metrics(data, found, [1])
+    assert [figures["AP"], figures["AR"]] == pytest.approx([reached / 10] * 2)
+    assert figures["AP .75"] == pytest.approx(float(oks >= 0.75))

@@ -8,13 +8,17 @@ import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from dekr_infer.config.load import load_config
 from dekr_infer.errors import DekrError
 from dekr_infer.model.checkpoint import load_network, read_state, save
+from dekr_infer.model.head import build_network
 from tests.support.commands import error_of
+from tests.support.tiny_models import PAIRS
 
 
 class Inner(nn.Module):
@@ -245,3 +249,39 @@ def test_a_small_file_takes_no_gigabytes(net, file, make):
     assert "damaged or no checkpoint" in refused(net, file) or "not enough memory" in refused(net, file)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 700_000, "kilobytes"
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY, "the limit is gone again"
+
+
+@pytest.mark.parametrize("prefix", ["module.module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."])
+def test_the_prefixes_of_training_runs_are_dropped(net, file, prefix):
+    state = filled(net)
+    torch.save({"ema": {prefix + key: value for key, value in state.items()}, "step": 7}, file)
+    load_network(net, file)
+    assert_loaded(net, state)
+
+
+def test_a_file_without_the_counters_of_batch_norms_is_loaded_as_torch_loads_it(net, file):
+    state = filled(net)
+    counter = "part.module.num_batches_tracked"
+    torch.save({key: value for key, value in state.items() if key != counter}, file)
+    before = net.state_dict()[counter].clone()
+    load_network(net, file)
+    assert_loaded(net, state | {counter: before})
+
+
+def test_a_training_runs_file_with_optimiser_and_numpy_scalars_is_loaded(net, file):
+    state = filled(net)
+    optimiser = torch.optim.Adam(net.parameters())
+    net.last(torch.ones(1, 3)).sum().backward()
+    optimiser.step()
+    beside = {"optimizer": optimiser.state_dict(), "best_ap": np.float64(0.68), "epoch": np.int64(3), "ok": np.bool_(1)}
+    torch.save({"state_dict": state, **beside}, file)
+    load_network(net, file)
+    assert_loaded(net, state)
+
+
+def test_a_checkpoint_of_another_joint_count_is_named_as_such(file):
+    torch.save(build_network(load_config("dekr_w32_crowdpose", PAIRS)).state_dict(), file)
+    message = error_of(load_network, build_network(load_config(pairs=PAIRS)), file)
+    assert (
+        "a checkpoint of 14 joints, this network has 17; name the configuration of its data set with --cfg" in message
+    )

@@ -284,3 +284,27 @@ def test_upstream_agrees_on_drawn_images(tmp_path):
 
 def test_comparison_needs_a_checkout(tmp_path):
     assert_refused(run_command(check_upstream.main, "--upstream", tmp_path, "--root", tmp_path), 1, "no checkout")
+
+
+@needs_checkout
+@pytest.mark.long
+@pytest.mark.parametrize("pairs", [
+    ["TEST.INPUT_SIZES", "exact"],
+    ["TEST.SCALE_FACTOR", "0.5,1,2", "TEST.MATCH_HMP", "True"],
+    ["DATASET.INPUT_SIZE", "640", "DATASET.OUTPUT_SIZE", "160"],
+    [],
+])  # fmt: skip
+def test_upstream_agrees_at_other_input_sizes_scales_and_joints(tmp_path, pairs):
+    from scripts.demo import people
+    from tests.support.other_joints import write_crowdpose
+
+    people.write_data_set(tmp_path / "data", "val2017", 2, seed=5)
+    words = ["--upstream", CHECKOUT, "--root", tmp_path / "data", "--threads", "1"]
+    if not pairs:
+        write_crowdpose(tmp_path / "data", tmp_path / "crowd")
+        words = ["--upstream", CHECKOUT, "--root", tmp_path / "crowd", "--threads", "1", "--cfg", "dekr_w32_crowdpose"]
+    command = [sys.executable, ROOT / "scripts/check_upstream.py", *map(str, words), *pairs]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for stage in ("tensor", "merged heatmap", "candidates", "final poses (pixels)", "result file"):
+        assert f"  {stage} " in done.stdout

@@ -9,6 +9,7 @@ import torch
 from dekr_infer.errors import DekrError
 from dekr_infer.pose.decode import (
     decode,
+    decode_scales,
     find_centres,
     heat_at,
     joints_at,
@@ -439,3 +440,58 @@ def test_poses_are_carried_in_float64_and_stored_as_float32():
         assert after.tolist() == [np.float32(expected[0]), np.float32(expected[1]), score]
     assert (moved[:, :, 0] < 0).any(), "places outside the picture are not clipped"
     assert transform_poses(poses[:0], matrix).shape == (0, 17, 3)
+
+
+# -- several scales ----------------------------------------------------------------------------------------------------
+
+
+def enlarged(heat: np.ndarray, ratio: int) -> np.ndarray:
+    """Up-sample maps (C, h, w) by a whole ratio: corner on corner, the last row and column repeated."""
+    h, w = heat.shape[1:]
+    size = (ratio * (h - 1) + 1, ratio * (w - 1) + 1)
+    maps = torch.from_numpy(heat.copy())[None]
+    large = torch.nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=True)
+    return np.pad(large[0].numpy(), ((0, 0), (0, ratio - 1), (0, ratio - 1)), mode="edge")
+
+
+def slow_scales(scales: dict[float, Passes], decrease: float) -> tuple[np.ndarray, np.ndarray]:
+    """Decode several scales at full size, as upstream merges them: joints (n, 17, 2) and scores (n,)."""
+    order = sorted(scales, reverse=True)
+    total = sum(enlarged(slow_heat(scales[s]), int(4 / s)) for s in order) / len(order)
+    joints, centres, best = [], [], {}
+    for scale in order:
+        cells, scores = slow_centres(slow_heat(scales[scale])[17], most=90)
+        best[scale] = max(scores, default=1.0)
+        joints += [slow_poses(scales[scale])[y, x] * 4 / scale for y, x in cells]
+        centres += [(scale, score) for score in scores]
+    joints = np.array(joints, np.float32)
+    centre_scores = np.array([v if s == 1 else v / best[s] * best[1.0] * decrease for s, v in centres], np.float32)
+    heat = np.empty(joints.shape[:2], np.float32)
+    for (person, joint), _ in np.ndenumerate(heat):
+        x, y = np.floor(joints[person, joint]).astype(int)
+        heat[person, joint] = total[joint, min(max(y, 0), total.shape[1] - 1), min(max(x, 0), total.shape[2] - 1)]
+    kept = slow_duplicates(joints, heat.mean(1))
+    return joints[kept], (centre_scores[:, None] * heat)[kept].mean(1)
+
+
+@pytest.mark.parametrize("factors", [(1.0, 2.0), (0.5, 1.0, 2.0), (1.0, 0.5)])
+def test_several_scales_are_merged_as_at_full_size(factors):
+    scales = {f: random_passes(int(10 * f), int(16 * f), int(24 * f)) for f in factors}
+    settings = replace(DECODE, decrease=0.9, max_people=90)
+    poses, scores = decode_scales(scales, settings)
+    wanted_joints, wanted_scores = slow_scales(scales, 0.9)
+    assert len(poses) == len(wanted_joints) > len(decode(scales[1.0], settings)[0])
+    np.testing.assert_allclose(poses[:, :, :2], wanted_joints, atol=1e-3)
+    np.testing.assert_allclose(scores, wanted_scores, atol=1e-5)
+
+
+def test_no_more_people_than_asked_for_are_kept_of_several_scales_those_of_the_highest_heat():
+    scales = {f: random_passes(int(10 * f), int(16 * f), int(24 * f)) for f in (1.0, 2.0)}
+    poses, _ = decode_scales(scales, replace(DECODE, max_people=5))
+    assert len(poses) == 5
+
+
+def test_one_scale_is_decoded_as_alone():
+    passes = random_passes(3)
+    for one, other in zip(decode(passes, DECODE), decode_scales({1.0: passes}, DECODE), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -9,8 +9,18 @@ import torch
 from scipy.optimize import curve_fit
 
 from dekr_infer.pose.gaussian_fit import fit_gaussians
-from dekr_infer.pose.refine import absorb, at_pixels, highest_peaks, match_to_heatmap, merged_joints, refine
-from dekr_infer.structures import Passes
+from dekr_infer.pose.refine import (
+    _enlarged,
+    _pixel_peaks,
+    absorb,
+    at_pixels,
+    highest_peaks,
+    match_to_heatmap,
+    match_to_scales,
+    merged_joints,
+    refine,
+)
+from dekr_infer.structures import Maps, Passes
 from tests.support.recipe import REFINE, passes_of
 
 PARTNER = (0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15)
@@ -262,3 +272,16 @@ def test_a_map_with_holes_keeps_its_joints():
 
 def test_nobody_stays_nobody():
     assert match_to_heatmap(np.zeros((0, 17, 3), np.float32), hills(0), REFINE).shape == (0, 17, 3)
+
+
+def test_peaks_of_up_sampled_maps_are_those_of_the_maps_in_cells():
+    heat = merged_joints(hills(4))
+    np.testing.assert_array_equal(_pixel_peaks(_enlarged(heat, 4), 30), highest_peaks(heat, 30))
+
+
+def test_the_heatmaps_of_several_scales_move_joints_by_their_mean():
+    passes, poses = hills(1), poses_near(1)
+    alone = match_to_scales(poses, {1.0: passes}, REFINE)
+    np.testing.assert_allclose(alone, match_to_heatmap(poses, passes, REFINE), atol=1e-3)
+    twice = Passes(*(Maps(maps.heatmap.repeat(2, 1).repeat(2, 2), maps.offset) for maps in passes))
+    assert (match_to_scales(poses, {1.0: passes, 2.0: twice}, REFINE) != alone).any()

@@ -16,6 +16,7 @@ from dekr_infer.ascend.lint.context import PORTABLE_OPSET, REFUSED, WARNING, Fin
 from dekr_infer.ascend.lint.rules import OLD_OPSET, check_node
 from dekr_infer.ascend.lint.shapes import Shapes, infer, opset_of, view_of, views
 from dekr_infer.errors import DekrError
+from dekr_infer.geometry import EXACT
 from dekr_infer.onnx_graph.baked import PEOPLE
 from dekr_infer.onnx_graph.subgraphs import array_of, is_text, tensors
 from dekr_infer.storage.atomic import read_regular
@@ -210,6 +211,12 @@ def _parse_input_sizes(text: str, dynamic: int) -> tuple[list[list[int]], list[F
     def wrong(rule: str) -> tuple[list[list[int]], list[Finding]]:
         return [], [Finding(REFUSED, "input_sizes", rule, "write e.g. 512,768;512,512 (height,width)")]
 
+    if text.startswith(EXACT):
+        return [], [
+            Finding(
+                REFUSED, "input_sizes", f"atc takes fixed input sizes, not {text}", "export it without TEST.INPUT_SIZES"
+            )
+        ]
     parts = text.removesuffix(";").split(";") if text else []
     if not parts:
         return wrong("the input's sizes are open and no input sizes are named") if dynamic else ([], [])

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from dekr_infer.model.blocks import REGULAR_MATRIX, BasicBlock, conv_bn
-from dekr_infer.model.head import JOINTS
 from dekr_infer.model.hrnet import HighResolutionNet
 from dekr_infer.skeleton import COCO_17
 from scripts.demo.training.adaptive_conv import adaptive_conv
+
+JOINTS = len(COCO_17)
 
 OFFSET_UNIT = 16.0  # cells
 SHAPE = 6  # numbers that place a cell's taps: A row by row, then t

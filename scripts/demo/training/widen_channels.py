@@ -10,7 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from dekr_infer.model.head import JOINTS
+from dekr_infer.skeleton import COCO_17
+
+JOINTS = len(COCO_17)
 
 INPUT_AXIS = {
     "adaptive.shape.weight": 2,

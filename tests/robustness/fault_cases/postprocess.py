@@ -85,7 +85,7 @@ POSTPROCESS_FAULTS = [
     ),
     Fault("dump truncated", at(HEAT, spoil.cut, 0.5), ("out/b_0.npy: cut short", AGAIN), real=True),
     Fault("dump of zero bytes", at(FLIPPED, spoil.replace, b""), ("out_flip/b_0.npy: not a .npy file", AGAIN)),
-    Fault("dump float16", heat(lambda a: a.astype(np.float16)), ("out/b_0.npy: holds float16", AGAIN)),
+    Fault("dump uint8", heat(lambda a: a.astype(np.uint8)), ("out/b_0.npy: holds uint8", AGAIN)),
     Fault("dump float64", heat(lambda a: a.astype(np.float64)), ("out/b_0.npy: holds float64", AGAIN)),
     Fault("dump int32", heat(lambda a: a.astype(np.int32)), ("out/b_0.npy: holds int32", AGAIN)),
     Fault("dump in Fortran order", heat(np.asfortranarray), ("out/b_0.npy: holds float32 in Fortran order", AGAIN)),
