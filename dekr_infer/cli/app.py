@@ -190,14 +190,21 @@ def _keep_interrupts() -> Iterator[None]:
         number = lost.exc_value.number if isinstance(lost.exc_value, Stopped) else signal.SIGINT
         timer = threading.Timer(0.01, os.kill, (os.getpid(), number))  # raised from here, it would be dropped, too
         timer.daemon = True
+        waiting.append((timer, number))
         timer.start()
 
+    waiting: list[tuple[threading.Timer, int]] = []
     before = sys.unraisablehook
     sys.unraisablehook = again
     try:
         yield
     finally:
         sys.unraisablehook = before
+        late = [(timer, number) for timer, number in waiting if not timer.finished.is_set()]
+        for timer, _ in late:
+            timer.cancel()
+    if late:
+        raise Stopped(late[0][1])  # the work has ended before its interruption could be sent again
 
 
 class _PrintWarnings(logging.Handler):
