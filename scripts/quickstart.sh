@@ -70,8 +70,6 @@ PYTHON=$python step "pipeline" bash scripts/run_pipeline.sh --work "$work" --dat
     --rescore "$rescore" "${limit[@]}" "${stream[@]}" "${config[@]}"
 step "draw results" "$python" scripts/draw_results.py --results "$work/results/keypoints_val2017_results.json" \
     --output "$work/overlays" "${config[@]}" DATASET.ROOT "$root"
-step "report" "$python" scripts/report.py --results "$work/results/keypoints_val2017_results.json" \
-    --times "$work/out" --times "$work/out_flip" --output "$work/report.html" "${config[@]}" DATASET.ROOT "$root"
 
 printf '\n%6d s  in all\n' "$SECONDS"
 printf '%s\n' "${times[@]}"

@@ -109,13 +109,17 @@ def test_the_truth_of_other_joints_comes_back_with_ap_1(other, capsys):
     data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST, skeleton=skeleton_of(config))
     assert data.people and not data.warnings
     out, flipped = write_dumps(data, root / "dumps")
-    words = ["--dump_dir", out, "--dump_dir_flip", flipped, "--output", root / "oracle", *pairs]
+    page = root / "oracle" / "report.html"
+    words = ["--dump_dir", out, "--dump_dir_flip", flipped, "--output", root / "oracle", "--report", page, *pairs]
     ran = run_command(postprocess.main, *words)
     assert ran.code == 0, ran.err
     figures = json.loads((root / "oracle" / "metrics.json").read_text())["figures"]
     assert figures["AP"] == pytest.approx(1.0) and figures["AR .75"] == pytest.approx(1.0)
     if config.DATASET.TEST == "test":
         assert [figures[name] for name in ("AP easy", "AP medium", "AP hard")] == pytest.approx([1.0] * 3)
+    report = json.loads(page.with_suffix(".json").read_text())
+    assert tuple(report["joints"]) == data.skeleton.joints and report["metrics"] == figures
+    assert page.read_text().count("data:image/jpeg") == len(report["worst"]) + len(report["random"]) > 5
     results = next((root / "oracle").glob("keypoints_*_results.json"))
     assert draw_results(["--results", str(results), "--output", str(root / "drawn"), "--pictures", "2", *pairs]) == 0
 

@@ -20,6 +20,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -37,7 +38,7 @@ from dekr_infer.cli.postprocess import postprocess
 from dekr_infer.cli.preprocess import preprocess
 from dekr_infer.config.load import load_config, skeleton_of
 from dekr_infer.config.settings import configured_sizes, influences, require_one_scale
-from dekr_infer.data.coco import load_data_set
+from dekr_infer.data.coco import DataSet, load_data_set
 from dekr_infer.data.sources import ImageFiles, image_source
 from dekr_infer.errors import DekrError
 from dekr_infer.storage.atomic import folder_lock, sha256
@@ -110,6 +111,8 @@ class Chain:
     def __init__(self, args: Namespace, config: CfgNode, chip: str | None, record: RunRecord) -> None:
         self.args, self.config, self.chip, self.record = args, config, chip, record
         self.work: Path = args.work
+        self.results = self.work / "results"
+        self.report = self.work / "report.html"
         self.seconds: dict[str, float | None] = {}  # of each step; `None`: done before
 
     def run(self) -> None:
@@ -127,7 +130,22 @@ class Chain:
         print(f"\nbackend {self.args.backend}, {time.monotonic() - started:.0f} s in all")
         for name, seconds in self.seconds.items():
             print(f"{'-':>8}  {name}" if seconds is None else f"{seconds:6.0f} s  {name}")
-        print(f"metrics: {self.work / 'results' / 'metrics.json'}\nlog: {self.work / NAME}.log", flush=True)
+        for name, path in {"metrics": self.results / "metrics.json", "report": self.report}.items():
+            if path in self._made:
+                print(f"{name}: {path}")
+        print(f"log: {self.work / NAME}.log", flush=True)
+
+    @cached_property
+    def data(self) -> DataSet:
+        """The data set."""
+        config = self.config
+        return load_data_set(config.DATASET.ROOT, config.DATASET.TEST, self.args.category, skeleton_of(config))
+
+    @property
+    def _made(self) -> list[Path]:
+        """The files of the last step; there is no report on a data set without annotations."""
+        made = [self.results / f"keypoints_{self.config.DATASET.TEST}_results.json", self.results / "metrics.json"]
+        return made if self.data.people is None else [*made, self.report]
 
     def _step(self, name: str, inputs: Mapping[str, Any], command: Callable[[], None], makes: Sequence[Path]) -> None:
         """Do a step unless it is done; raise `StepFailedError` if it fails, after its error line."""
@@ -147,9 +165,8 @@ class Chain:
 
     def _images(self) -> dict[str, Any]:
         """Return what is known of the data set's content: it decides whether a step is done."""
-        config, limit = self.config, self.args.limit
+        config, data, limit = self.config, self.data, self.args.limit
         root, split = config.DATASET.ROOT, config.DATASET.TEST
-        data = load_data_set(root, split, self.args.category, skeleton_of(config))
         files = ImageFiles(image_source(root, split, config.DATASET.DATA_FORMAT), split)
         chosen = [image.file_name for image in data.images[:limit]]
         files.check_present(chosen)
@@ -167,13 +184,12 @@ class Chain:
             "category": self.args.category,
         }
         name = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]  # a folder of its own
-        results = self.work / "results"
-        words = ["--model", str(graph), "--output", str(results), "--run", f"people-{name}"]
+        words = ["--model", str(graph), "--output", str(self.results), "--run", f"people-{name}"]
+        words += ["--report", str(self.report)]
         words += ["--limit", str(self.args.limit)] if self.args.limit else []
         words += ["--category", self.args.category] if self.args.category else []
         options = parse(words)
-        makes = [results / f"keypoints_{self.config.DATASET.TEST}_results.json", results / "metrics.json"]
-        self._step("evaluate", inputs, lambda: Evaluation(self.config, options).evaluate(), makes)
+        self._step("evaluate", inputs, lambda: Evaluation(self.config, options).evaluate(), self._made)
 
     def _preprocess(self) -> None:
         config, limit = self.config, self.args.limit
@@ -225,9 +241,8 @@ class Chain:
         self._step(f"infer{which}", inputs, command, [outputs, summary_path(outputs)])
 
     def _postprocess(self) -> None:
-        config, results = self.config, self.work / "results"
+        config, data = self.config, self.data
         folders = self.work / "out", self.work / "out_flip"
-        data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST, self.args.category, skeleton_of(config))
         inputs = {
             "annotations": sha256(data.annotation),
             "category": data.category.id if data.category else None,
@@ -236,12 +251,13 @@ class Chain:
             "settings": influences(config),
         }
         missing = self.args.limit is not None
-        makes = [results / f"keypoints_{config.DATASET.TEST}_results.json", results / "metrics.json"]
         self._step(
             "postprocess",
             inputs,
-            lambda: postprocess(config, *folders, results, allow_missing=missing, category=self.args.category),
-            makes,
+            lambda: postprocess(
+                config, *folders, self.results, allow_missing=missing, category=self.args.category, report=self.report
+            ),
+            self._made,
         )
 
 

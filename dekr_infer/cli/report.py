@@ -21,6 +21,7 @@ from yacs.config import CfgNode
 from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, config_of, html_file, run, share_of_one
 from dekr_infer.cli.postprocess import images_of
 from dekr_infer.config.load import skeleton_of
+from dekr_infer.config.settings import configured_sizes
 from dekr_infer.data.coco import DataSet, load_data_set
 from dekr_infer.errors import DekrError
 from dekr_infer.evaluation.coco_metrics import coco_metrics, read_results
@@ -68,6 +69,7 @@ def report(config: CfgNode, args: Namespace) -> None:
     skeleton = skeleton_of(config)
     data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST, args.category, skeleton)
     results = read_results(args.results, data, skeleton)
+    data.ground_truth()
     content, evaluated = run_of(args.results, results, data)
     write_run_report(
         args.output or args.results.with_name("report.html"),
@@ -79,6 +81,7 @@ def report(config: CfgNode, args: Namespace) -> None:
         expected=args.expect,
         tolerance=args.tolerance,
         times=pass_times(args.times, data),
+        input_sizes=configured_sizes(config),
     )
 
 
@@ -125,6 +128,8 @@ def write_run_report(
 ) -> None:
     """Write the report on a run, with drawings where the images are there, and print where it is.
 
+    A data set without annotations has none.
+
     Args:
         path: of the HTML file.
         config: names the data set.
@@ -139,6 +144,9 @@ def write_run_report(
     Raises:
         DekrError: a file cannot be written.
     """
+    if data.people is None:
+        print(f"no report: {data.annotation} has no annotations")
+        return
     files = images_of(config)
     content = report_content(
         data,

@@ -321,7 +321,8 @@ def drawer(data: DataSet, files: ImageFiles, *runs: Sequence[Mapping[str, Any]],
             placed = poses * (w / pixels.shape[1], h / pixels.shape[0], 1)
             is_truth = column is columns[0]
             threshold = 0 if is_truth else LEAST_JOINT_SCORE
-            tiles.append(draw_poses(small, placed, None if is_truth else scores, joint_threshold=threshold))
+            shown = None if is_truth else scores
+            tiles.append(draw_poses(small, placed, shown, joint_threshold=threshold, skeleton=skeleton))
         side_by_side = np.concatenate(tiles, axis=1)
         done, encoded = cv2.imencode(".jpg", side_by_side[:, :, ::-1], (cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY))
         assert done

@@ -81,12 +81,12 @@ def _draw_pose(canvas: np.ndarray, pose: np.ndarray, threshold: float, skeleton:
     limbs = [pair for pair in skeleton.limbs if drawn[list(pair)].all()]
     for rim in (True, False):
         for a, b in limbs:
-            colour, thick = (RIM, width + 2) if rim else (side_colour(a, b), width)
+            colour, thick = (RIM, width + 2) if rim else (side_colour(a, b, skeleton=skeleton), width)
             cv2.line(canvas, _fixed(pose[a, :2]), _fixed(pose[b, :2]), colour, thick, cv2.LINE_AA, SUBPIXEL_BITS)
     for joint in np.flatnonzero(drawn):
         at, radius = _fixed(pose[joint, :2]), int((0.6 + 0.7 * width) * (1 << SUBPIXEL_BITS))
         cv2.circle(canvas, at, radius + (1 << SUBPIXEL_BITS), RIM, -1, cv2.LINE_AA, SUBPIXEL_BITS)
-        cv2.circle(canvas, at, radius, side_colour(int(joint)), -1, cv2.LINE_AA, SUBPIXEL_BITS)
+        cv2.circle(canvas, at, radius, side_colour(int(joint), skeleton=skeleton), -1, cv2.LINE_AA, SUBPIXEL_BITS)
 
 
 def _write_score(canvas: np.ndarray, pose: np.ndarray, score: float, threshold: float) -> None:

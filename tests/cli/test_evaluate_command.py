@@ -349,7 +349,9 @@ def test_a_set_without_annotations_gets_its_results_file_and_no_metrics(place):
         for info in packed.infolist():
             target.writestr(info.filename.replace("val2017/", "test2017/"), packed.read(info))
     (place / ARCHIVE).unlink()
-    ran = passed(evaluate("--run", "dev", pairs=("DATASET.TEST", "test-dev2017")))
+    ran = passed(evaluate("--run", "dev", "--report", "r.html", pairs=("DATASET.TEST", "test-dev2017")))
+    assert "no report: coco/annotations/image_info_test-dev2017.json has no annotations" in ran.out
+    assert not Path("r.html").exists()
     assert "image_info_test-dev2017.json has no annotations: there are no metrics" in ran.out
     assert "warning" not in ran.err
     results = json.loads((place / "r" / "keypoints_test-dev2017_results.json").read_text())

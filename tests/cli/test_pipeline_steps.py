@@ -21,7 +21,7 @@ from dekr_infer.backends.folder_runner import Options, list_tensors, record_outp
 from dekr_infer.backends.tensor_folder import Converter
 from dekr_infer.cli import pipeline
 from dekr_infer.cli.onnx_infer import infer
-from dekr_infer.data.coco import ImageEntry
+from dekr_infer.data.coco import ImageEntry, annotation_path
 from dekr_infer.errors import ConfigError
 from dekr_infer.geometry import PUBLISHED_SIZES
 from dekr_infer.storage.atomic import sha256
@@ -463,6 +463,32 @@ def test_streaming_gives_the_same_results_without_a_tensor(chain):
     assert chain.executed("--stream", "TEST.NMS_THRE", "0.2") == ["evaluate"]
     chain.replace_image()
     assert chain.executed("--stream", "TEST.NMS_THRE", "0.2") == ["evaluate"]
+
+
+@pytest.mark.parametrize("words", [(), ("--stream",)])
+def test_the_last_step_writes_a_report_and_one_that_is_gone_again(chain, words):
+    page = chain.folder / "report.html"
+    first = page.read_bytes()
+    chain.executed(*words)
+    page.unlink()
+    ran = chain.go(*words)
+    assert ran.code == 0 and "\nreport: report.html\n" in ran.out
+    latency = json.loads(page.with_suffix(".json").read_text())["latency"]
+    assert page.read_bytes()[:200] == first[:200] and latency[-1]["passes"] == 2 * len(SIZES)
+
+
+def test_a_set_without_annotations_has_no_report(chain):
+    path = annotation_path(chain.folder / "data", "val2017")
+    content = json.loads(path.read_text())
+    del content["annotations"], content["categories"][0]["keypoints"]
+    chain.write(str(path.with_name("image_info_val2017.json")), json.dumps(content))
+    path.unlink()
+    for name in ("report.html", "report.json"):
+        (chain.folder / name).unlink()
+    ran = chain.go()
+    assert ran.code == 0 and "no report: " in ran.out and "metrics: results/metrics.json" in ran.out
+    assert "\nreport: " not in ran.out and not (chain.folder / "report.html").exists()
+    assert chain.executed() == []
 
 
 def test_streaming_is_for_the_cpu(new):

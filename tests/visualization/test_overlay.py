@@ -1,6 +1,7 @@
 """Overlays, contact sheets and PNG files."""
 
 import errno
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -54,6 +55,14 @@ def test_joints_and_limbs_are_drawn_in_the_colour_of_their_side():
     assert tuple(drawn[middle[1], middle[0]]) == LEFT
     assert not image.any(), "the picture itself stays as it was"
     assert side_colour(J["left_hip"], J["right_hip"]) not in (LEFT, RIGHT)
+
+
+def test_the_sides_are_those_of_the_skeleton():
+    right_first = replace(COCO_17, partners=(1, 0, *range(2, 17)))  # joint 0 is on the left, joint 1 on the right
+    pose = grid_pose(0.0)
+    pose[:2, 2] = 1
+    drawn = draw_poses(np.zeros((300, 400, 3), np.uint8), pose[None], skeleton=right_first)
+    assert [tuple(drawn[int(y), int(x)]) for x, y in pose[:2, :2]] == [LEFT, RIGHT]
 
 
 def test_what_is_not_above_the_threshold_is_left_out():
