@@ -5,7 +5,8 @@ Decoding of images and of poses overlaps with the graph's passes. All that is wr
 The results, metrics and both JSON files are those of the three steps (preprocess, onnx_infer, postprocess).
 
 Several processes or hosts with a common disk share the work: each runs the same command with --shard i/n, i from 0 to
-n - 1, and at the end one runs it with --merge.
+n - 1, and at the end one runs it with --merge. Or one command spreads the work over a Ray cluster: --engine ray, with
+--threads for each worker; all nodes see the files at the same paths.
 
   python3 scripts/evaluate.py --model models/dekr_bs1.onnx RESCORE.MODEL_FILE models/final_rescore_coco_kpt.pth
   python3 scripts/evaluate.py --model models/dekr_bs1.onnx --limit 100 --run quick DATASET.ROOT data/coco
@@ -19,9 +20,10 @@ import sys
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 import dekr_infer
-from dekr_infer.backends.base import open_network
+from dekr_infer.backends.base import NPU_SUFFIX, open_network
 from dekr_infer.cli.app import (
     Arguments,
     Parser,
@@ -63,6 +65,7 @@ from dekr_infer.detector import Detector
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.evaluation.coco_metrics import coco_metrics
 from dekr_infer.evaluation.evaluate import Found, assess, entries_of, find_people
+from dekr_infer.evaluation.ray_engine import find_people_on_ray
 from dekr_infer.evaluation.shards import IMAGES, PEOPLE_BYTES, Shards
 from dekr_infer.geometry import cells
 from dekr_infer.pose.preprocess import moves_pixels
@@ -101,6 +104,7 @@ def parse(argv: Arguments) -> Namespace:
         "--report_every", type=positive_int, default=500, metavar="N", help="images from one AP to the next"
     )
     parser.add_argument("--threads", type=worker_count, default=cores(), metavar="N", help="(default: all cores)")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="what runs it (default: local)")
     parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime's execution provider (default: the CPU's)")
     add_devices(parser)
     add_report(parser)
@@ -109,6 +113,8 @@ def parse(argv: Arguments) -> Namespace:
     args = parser.parse_args(argv)
     if args.expect is not None and args.shard[1] > 1:
         parser.error("--expect needs all shares: give it with --merge")
+    if args.engine == "ray" and args.model.suffix == NPU_SUFFIX:
+        parser.error(f"--engine ray: {args.model} runs on NPUs; name several with --device")
     return args
 
 
@@ -119,20 +125,15 @@ def _share(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-class Evaluation:
-    """One run of the command: what it evaluates, and the shards that it fills."""
+class _Work:
+    """What a run evaluates: the data set's images, and the detector."""
 
     def __init__(self, config: CfgNode, args: Namespace) -> None:
-        self.started, self.config, self.args = time.monotonic(), config, args
         root, split = config.DATASET.ROOT, config.DATASET.TEST
-        name = args.run or args.model.stem
-        if Path(name).name != name or name == "..":
-            raise ConfigError(f"--run {name}: it must be the name of a folder below --output")
-        self.folder: Path = args.output / name
         skeleton = skeleton_of(config)
         self.data = load_data_set(root, split, args.category, skeleton)
         self.data.check_annotations()
-        files = ImageFiles(image_source(root, split, config.DATASET.DATA_FORMAT), split)
+        self.files = files = ImageFiles(image_source(root, split, config.DATASET.DATA_FORMAT), split)
         names = [image.file_name for image in self.data.images[: args.limit]]
         absent = files.check_present(names, args.allow_missing)
         self.network = open_network(args.model, args.threads, args.provider, args.device)
@@ -140,31 +141,49 @@ class Evaluation:
         baked = getattr(self.network, "baked", None)
         self.config = config = baked_config(config, baked, args.model)
         self.baked_rescore = baked.rescore_sha256 if baked else None
-        rescore = Path(config.RESCORE.MODEL_FILE) if config.RESCORE.VALID and not self.baked_rescore else None
+        rescored = config.RESCORE.VALID and not self.baked_rescore
         self.detector = Detector(
             self.network,
             decode_settings(config),
             flip=config.TEST.FLIP_TEST,
             refine=refine_settings(config),
-            rescore=rescore_net(config) if rescore else None,
+            rescore=rescore_net(config) if rescored else None,
             skeleton=skeleton,
             scales=config.TEST.SCALE_FACTOR,
         )
         frames = frames_of(self.data, self.network.input_sizes, files)[: args.limit]
         self.frames = [frame for frame in frames if frame.file_name not in absent]
-        settings = influences(config) | {
+
+
+def worker_of(config: CfgNode, args: Namespace) -> tuple[Detector, dict[str, Frame]]:
+    """Return what a worker on another node needs; see `find_people_on_ray`."""
+    work = _Work(config, args)
+    return work.detector, {frame.key: frame for frame in work.frames}
+
+
+class Evaluation(_Work):
+    """One run of the command: what it evaluates, and the shards that it fills."""
+
+    def __init__(self, config: CfgNode, args: Namespace) -> None:
+        self.started, self.args, self.asked = time.monotonic(), args, config
+        name = args.run or args.model.stem
+        if Path(name).name != name or name == "..":
+            raise ConfigError(f"--run {name}: it must be the name of a folder below --output")
+        self.folder: Path = args.output / name
+        super().__init__(config, args)
+        rescore = self.config.RESCORE.MODEL_FILE if self.detector.rescore else None
+        settings = influences(self.config) | {
             "annotations": sha256(self.data.annotation),
             "category": self.data.category.id if self.data.category else None,
             "graph": self.network.sha256,
-            "rescore": sha256(rescore) if rescore else self.baked_rescore,
+            "rescore": sha256(Path(rescore)) if rescore else self.baked_rescore,
             "provider": self.network.provider,
             "onnxruntime": self.network.versions.get("onnxruntime"),
             "opencv": cv2.__version__,
         }
         about = {"dekr_infer": dekr_infer.__version__, "numpy": np.__version__}
-        self.shards = Shards(
-            self.folder, settings, about, args.shard_images, self.data, self.frames, _print_of(files), skeleton
-        )
+        prints, skeleton = _print_of(self.files), self.detector.skeleton
+        self.shards = Shards(self.folder, settings, about, args.shard_images, self.data, self.frames, prints, skeleton)
 
     def evaluate(self) -> None:
         """Find the people of this run's share, then evaluate those of all shares.
@@ -215,8 +234,7 @@ class Evaluation:
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)  # the graph has the cores
         try:
-            workers = self.network.passes_at_once + HELPERS
-            stream = find_people(self.detector, waiting, workers, keep_unreadable=True)
+            stream = self._stream(waiting)
             with progress("evaluate", len(waiting)) as advance, closing(stream):
                 for done, (frame, found) in enumerate(stream, 1):
                     shards.found[frame.key] = found
@@ -232,6 +250,13 @@ class Evaluation:
                         tqdm.write(f"evaluate: {done} of {len(waiting)} images, {line}", file=sys.stderr)
         finally:
             cv2.setNumThreads(threads)
+
+    def _stream(self, waiting: Sequence[Frame]) -> Generator[tuple[Frame, Found], None, None]:
+        if self.args.engine == "ray":
+            make = partial(worker_of, self.asked, self.args)
+            return find_people_on_ray(make, waiting, self.args.threads, self.detector.skeleton)
+        workers = self.network.passes_at_once + HELPERS
+        return find_people(self.detector, waiting, workers, keep_unreadable=True)
 
     def _running_ap(self) -> float:
         done = self._readable()
