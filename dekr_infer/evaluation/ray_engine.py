@@ -8,10 +8,12 @@ the same files at the same paths.
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -82,10 +84,51 @@ def find_people_on_ray(
     """
     if find_spec("ray") is None:
         raise ConfigError(f"--engine ray: {sys.executable} has no Ray; install it (pip install 'ray>=2.44')")
+    with _connected() as ray:
+        yield from _drive(ray, make, frames, threads, skeleton)
+
+
+@contextmanager
+def _connected() -> Iterator[Any]:
+    """Yield Ray, connected to the cluster that RAY_ADDRESS names or that runs here, or to one that it starts."""
     import ray
 
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    if ray.is_initialized():
+        yield ray
+        return
+    try:
+        with _signals_wait():
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        yield ray
+    finally:
+        ray.shutdown()  # left to the interpreter's end, it may crash there
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Let Ctrl-C and the like wait for the end of a block: Ray crashes if its start breaks off."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():  # only there they arrive
+        yield
+        return
+    arrived: list[int] = []
+    before = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number in numbers:
+            if before[number] != signal.SIG_IGN:
+                signal.signal(number, lambda number, _: arrived.append(number))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if arrived:
+        signal.raise_signal(arrived[0])
+
+
+def _drive(
+    ray: Any, make: Make, frames: Sequence[Frame], threads: int, skeleton: Skeleton
+) -> Generator[tuple[Frame, Found], None, None]:
+    """Hand the frames to workers; see `find_people_on_ray`."""
     cpus = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
     count = min(sum(number // threads for number in cpus), len(frames))
     if not count and frames:

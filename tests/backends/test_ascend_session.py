@@ -367,3 +367,4 @@ def test_ctrl_c_ends_the_command_and_its_worker(source, place):
     assert process.returncode == 130 and err.splitlines()[-1].startswith("error: interrupted")
     log = (place / "log").read_text().splitlines()
     assert log[0] == "open 0" and log[-1] == "free 0"
+    assert log.count("open 0") == 1 and "warning: " not in err

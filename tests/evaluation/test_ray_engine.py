@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from dekr_infer.evaluation import ray_engine
 from dekr_infer.geometry import Size
 from tests.support.commands import Ran, assert_refused, run_command
 from tests.support.folders import contents
-from tests.support.workspace import make_inputs
+from tests.support.workspace import ROOT, make_inputs
 
 SIZES = {f"p{number}.jpg": Size(40 + number, 40 + (number + number * number) % 31) for number in range(8)}
 RESULTS = "keypoints_val2017_results.json"
@@ -212,6 +213,25 @@ def test_a_killed_node_is_done_without(source, place, cluster, monkeypatch):
     killer.join()
     assert ran.code == 0, ran
     assert contents(place / "r") == contents(source / "local")
+
+
+@needs_ray
+def test_ctrl_c_ends_the_command_and_the_ray_that_it_started(place):
+    """Without a cluster: the command starts Ray on this machine."""
+    words = ["--engine", "ray", "--model", "net.onnx", "--threads", "1", "--output", "r"]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "scripts/evaluate.py"), *words, "DATASET.ROOT", "coco", "RESCORE.VALID", "False"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None and "8 images" in process.stdout.readline()
+    time.sleep(1.5)  # Ray starts
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1].startswith("error: interrupted")
 
 
 @needs_ray
