@@ -138,7 +138,8 @@ def _drive(
     options = {"num_cpus": threads, "max_restarts": 0, "scheduling_strategy": "SPREAD"}
     kind: Any = ray.remote(**options, runtime_env={"env_vars": {"PYTHONPATH": path}})(_Worker)
     running: dict[Any, tuple[Any, Frame | None]] = {}  # by what Ray will return: an actor, and its image or its start
-    waiting, attempts, lost_starts = deque(frames), Counter[str](), 0
+    idle: list[Any] = []  # actors, kept for images that come back
+    waiting, attempts, lost_starts, left = deque(frames), Counter[str](), 0, len(frames)
 
     def start() -> None:
         actor = kind.remote(os.getcwd(), make)
@@ -147,7 +148,10 @@ def _drive(
     try:
         for _ in range(count):
             start()
-        while running:
+        while left:
+            while waiting and idle:
+                actor, following = idle.pop(), waiting.popleft()
+                running[actor.find.remote(following.key)] = actor, following
             done, _ = ray.wait(list(running), timeout=PATIENCE)
             if not done:
                 if all(frame is None for _, frame in running.values()):
@@ -167,20 +171,20 @@ def _drive(
                     if attempts[frame.key] < ATTEMPTS:
                         waiting.appendleft(frame)
                     else:
+                        left -= 1
                         yield frame, failed(frame, f"ended its worker {ATTEMPTS} times; it is skipped", skeleton)
-                if waiting:
+                if waiting and not idle:
                     start()
                 continue
-            if frame is not None:
-                yield frame, answer
-            elif answer:
+            if frame is None and answer:
                 raise DekrError(answer)
-            else:
+            idle.append(actor)
+            if frame is None:
                 lost_starts = 0
-            if waiting:
-                following = waiting.popleft()
-                running[actor.find.remote(following.key)] = actor, following
+            else:
+                left -= 1
+                yield frame, answer
     finally:
-        for actor, _ in running.values():
+        for actor in (*idle, *(actor for actor, _ in running.values())):
             with suppress(Exception):  # it has ended
                 ray.kill(actor)
