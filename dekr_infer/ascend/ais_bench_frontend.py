@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import re
 import stat
-import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dekr_infer.ascend.subprocess_runner import ask_tool
 from dekr_infer.backends.ascend_session import DEVICE, INSTALL, MODEL, WHEELS, ais_bench_python
 from dekr_infer.errors import ConfigError, DekrError
 
@@ -141,13 +141,11 @@ def find_frontend() -> Frontend:
     found = ais_bench_python()
     command = [found, "-m", "ais_bench", "--help"]
     try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, errors="replace", env=os.environ | HELP, timeout=TIMEOUT
-        )
-    except subprocess.TimeoutExpired:
-        raise DekrError(f"{found}: 'ais_bench --help' did not end in {TIMEOUT} s; {INSTALL}") from None
-    text = _COLOUR.sub("", done.stdout + done.stderr)
-    if done.returncode:
+        code, text = ask_tool(command, TIMEOUT, HELP)
+    except DekrError as error:
+        raise DekrError(f"{error}; {INSTALL}") from None
+    text = _COLOUR.sub("", text)
+    if code:
         reason = (text.strip().splitlines() or ["no message"])[-1][:200]
         raise DekrError(f"{found}: cannot run ais_bench ({reason}); {INSTALL}")
     dashed = "--output-dirname" in text

@@ -56,9 +56,13 @@ def run_tool(command: Sequence[str]) -> Ran:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
-def ask_tool(command: Sequence[str], seconds: float) -> tuple[int, str]:
+def ask_tool(command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> tuple[int, str]:
     """Return the exit code of a short command and what it prints, on either stream.
 
+    Args:
+        command: to run.
+        seconds: in which it must end.
+        environment: variables that replace those of this process.
     Raises:
         DekrError: it cannot be started, does not end in time, or prints more than any answer has.
     """
@@ -68,6 +72,7 @@ def ask_tool(command: Sequence[str], seconds: float) -> tuple[int, str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
+            env=os.environ | dict(environment or {}),
             start_new_session=True,
         )
     except OSError as error:

@@ -46,7 +46,6 @@ class Summary:
 def write_tensors(
     data: DataSet,
     source: Path,
-    split: str,
     folders: tuple[Path, Path],
     *,
     limit: int | None = None,
@@ -62,7 +61,6 @@ def write_tensors(
 
     Args:
         data: the data set.
-        split: its name, for example `val2017`.
         source: the zip or folder of images (`image_source`).
         folders: for the original and the flipped tensors; created when absent.
         limit: only the first so many images of the data set.
@@ -78,7 +76,7 @@ def write_tensors(
             unknown ones, or a file cannot be written; finished tensors stay.
     """
     chosen = data.images[:limit]
-    files = ImageFiles(source, split)
+    files = ImageFiles(source)
     absent = files.check_present([image.file_name for image in chosen], allow_missing)
     chosen = tuple(image for image in chosen if image.file_name not in absent)
     own = {image.stem + npy.SUFFIX for image in data.images}

@@ -13,9 +13,9 @@ from argparse import REMAINDER
 from pathlib import Path
 
 from dekr_infer.cli.app import Arguments, Parser, add_category, cores, positive_int, run, worker_count
+from dekr_infer.cli.data_set import data_set_of
 from dekr_infer.cli.progress import progress
-from dekr_infer.config.load import load_config, skeleton_of
-from dekr_infer.data.coco import load_data_set
+from dekr_infer.config.load import load_config
 from dekr_infer.errors import DekrError
 from dekr_infer.evaluation.upstream_comparison import TOLERANCES, Comparison, Differences
 from dekr_infer.model.upstream import upstream_config, use_checkout
@@ -42,7 +42,7 @@ def main(argv: Arguments = None) -> int:
         pairs = ["DATASET.ROOT", str(args.root)]
         pairs += ["RESCORE.MODEL_FILE", str(args.rescore)] if args.rescore else ["RESCORE.VALID", "False"]
         config = load_config(args.cfg, pairs + args.pairs)
-        whole = load_data_set(args.root, config.DATASET.TEST, args.category, skeleton_of(config))
+        whole = data_set_of(config, args.category)
         data = whole.first(args.limit)
         comparison = Comparison(config, upstream_config(args.upstream, None, pairs), args.checkpoint, args.threads)
         differences = Differences()

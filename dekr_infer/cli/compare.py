@@ -17,11 +17,9 @@ from typing import Any, NamedTuple
 from yacs.config import CfgNode
 
 from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, config_of, html_file, positive_int, run
-from dekr_infer.cli.postprocess import images_of
+from dekr_infer.cli.data_set import data_set_of, image_files_if_there
 from dekr_infer.cli.progress import progress
 from dekr_infer.cli.report import run_of
-from dekr_infer.config.load import skeleton_of
-from dekr_infer.data.coco import load_data_set
 from dekr_infer.errors import DekrError
 from dekr_infer.evaluation.coco_metrics import read_results
 from dekr_infer.evaluation.comparison import RESAMPLES, cause_rows, comparison_content, metric_rows
@@ -90,9 +88,8 @@ def compare(config: CfgNode, args: Namespace) -> None:
     runs = [find_run(place, config.DATASET.TEST) for place in places]
     draw = None
     if all(run.results for run in runs):
-        skeleton = skeleton_of(config)
-        data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST, args.category, skeleton)
-        results = [read_results(run.results, data, skeleton) for run in runs if run.results]
+        data = data_set_of(config, args.category)
+        results = [read_results(run.results, data, data.skeleton) for run in runs if run.results]
         known = [run_of(run.results, found, data) for run, found in zip(runs, results, strict=True) if run.results]
         metrics, images = [content for content, _ in known], [ids for _, ids in known]
         if images[0] != images[1]:
@@ -102,10 +99,10 @@ def compare(config: CfgNode, args: Namespace) -> None:
             )
         with progress("resample", args.resamples) as advance:
             content = comparison_content(
-                data, results, images[0], resamples=args.resamples, advance=advance, skeleton=skeleton
+                data, results, images[0], resamples=args.resamples, advance=advance, skeleton=data.skeleton
             )
-        files = images_of(config)
-        draw = None if files is None else drawer(data, files, *results, skeleton=skeleton)
+        files = image_files_if_there(config)
+        draw = None if files is None else drawer(data, files, *results, skeleton=data.skeleton)
     else:
         metrics = [_metrics(run, place) for run, place in zip(runs, places, strict=True)]
         empty = {"kinds": [], "joints": [], "images": 0, "images_moved": 0, "moved": []}

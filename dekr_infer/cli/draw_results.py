@@ -29,9 +29,8 @@ from dekr_infer.cli.app import (
     positive_int,
     run,
 )
-from dekr_infer.config.load import skeleton_of
-from dekr_infer.data.coco import DataSet, ImageEntry, load_data_set
-from dekr_infer.data.sources import ImageFiles, image_source
+from dekr_infer.cli.data_set import data_set_of, image_files_of
+from dekr_infer.data.coco import DataSet, ImageEntry
 from dekr_infer.errors import DekrError
 from dekr_infer.evaluation.coco_metrics import read_results
 from dekr_infer.evaluation.error_analysis import find_errors
@@ -76,11 +75,8 @@ def draw_results(config: CfgNode, args: Namespace) -> None:
         DekrError: the results, the annotation or an image cannot be read, there is no image of a name, or a drawing
             cannot be written.
     """
-    skeleton = skeleton_of(config)
-    data, output = load_data_set(config.DATASET.ROOT, config.DATASET.TEST, args.category, skeleton), args.output
-    files = ImageFiles(
-        image_source(config.DATASET.ROOT, config.DATASET.TEST, config.DATASET.DATA_FORMAT), config.DATASET.TEST
-    )
+    data, output = data_set_of(config, args.category), args.output
+    skeleton, files = data.skeleton, image_files_of(config)
     results = read_results(args.results, data, skeleton)
     found = _by_image(results)
     truth = _by_image([msgspec.to_builtins(person) for person in data.people or ()])

@@ -48,9 +48,9 @@ from dekr_infer.cli.app import (
     share_of_one,
     worker_count,
 )
+from dekr_infer.cli.data_set import data_set_of, image_files_of
 from dekr_infer.cli.postprocess import write_evaluation
 from dekr_infer.cli.progress import duration, progress
-from dekr_infer.config.load import skeleton_of
 from dekr_infer.config.settings import (
     baked_config,
     decode_settings,
@@ -59,12 +59,12 @@ from dekr_infer.config.settings import (
     require_fit,
     rescore_net,
 )
-from dekr_infer.data.coco import load_data_set
-from dekr_infer.data.sources import ImageFiles, frames_of, image_source
+from dekr_infer.data.sources import ImageFiles, frames_of
 from dekr_infer.detector import Detector
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.evaluation.coco_metrics import coco_metrics
 from dekr_infer.evaluation.evaluate import Found, assess, entries_of, find_people
+from dekr_infer.evaluation.metrics_file import TOLERANCE
 from dekr_infer.evaluation.ray_engine import find_people_on_ray
 from dekr_infer.evaluation.shards import IMAGES, PEOPLE_BYTES, Shards
 from dekr_infer.geometry import cells
@@ -92,7 +92,11 @@ def parse(argv: Arguments) -> Namespace:
     parser.add_argument("--allow_missing", action="store_true", help="evaluate the images that are there")
     parser.add_argument("--expect", type=share_of_one, metavar="AP", help="fail if AP is another one")
     parser.add_argument(
-        "--tolerance", type=share_of_one, default=0.003, metavar="T", help="for --expect, both ways (default: 0.003)"
+        "--tolerance",
+        type=share_of_one,
+        default=TOLERANCE,
+        metavar="T",
+        help=f"for --expect, both ways (default: {TOLERANCE})",
     )
     shares = parser.add_mutually_exclusive_group()
     shares.add_argument("--shard", type=_share, default=(0, 1), metavar="i/n", help="do the share i, from 0, of n")
@@ -129,16 +133,14 @@ class _Work:
     """What a run evaluates: the data set's images, and the detector."""
 
     def __init__(self, config: CfgNode, args: Namespace) -> None:
-        root, split = config.DATASET.ROOT, config.DATASET.TEST
-        skeleton = skeleton_of(config)
-        self.data = load_data_set(root, split, args.category, skeleton)
+        self.data = data_set_of(config, args.category)
         self.data.check_annotations()
-        self.files = files = ImageFiles(image_source(root, split, config.DATASET.DATA_FORMAT), split)
+        self.files = files = image_files_of(config)
         names = [image.file_name for image in self.data.images[: args.limit]]
         absent = files.check_present(names, args.allow_missing)
         self.network = open_network(args.model, args.threads, args.provider, args.device)
         require_fit(config, args.model, self.network.input_sizes, self.network.joints)
-        baked = getattr(self.network, "baked", None)
+        baked = self.network.baked
         self.config = config = baked_config(config, baked, args.model)
         self.baked_rescore = baked.rescore_sha256 if baked else None
         rescored = config.RESCORE.VALID and not self.baked_rescore
@@ -148,7 +150,7 @@ class _Work:
             flip=config.TEST.FLIP_TEST,
             refine=refine_settings(config),
             rescore=rescore_net(config) if rescored else None,
-            skeleton=skeleton,
+            skeleton=self.data.skeleton,
             scales=config.TEST.SCALE_FACTOR,
         )
         frames = frames_of(self.data, self.network.input_sizes, files)[: args.limit]

@@ -32,14 +32,14 @@ from dekr_infer.ascend.atc import convert
 from dekr_infer.ascend.soc_version import chip_name
 from dekr_infer.backends.folder_runner import Options, summary_path
 from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, cores, non_negative_int, positive_int, run
+from dekr_infer.cli.data_set import data_set_of, image_files_of
 from dekr_infer.cli.evaluate import Evaluation, parse
 from dekr_infer.cli.onnx_infer import infer
 from dekr_infer.cli.postprocess import postprocess
 from dekr_infer.cli.preprocess import preprocess
-from dekr_infer.config.load import load_config, skeleton_of
+from dekr_infer.config.load import load_config
 from dekr_infer.config.settings import configured_sizes, influences, require_one_scale
-from dekr_infer.data.coco import DataSet, load_data_set
-from dekr_infer.data.sources import ImageFiles, image_source
+from dekr_infer.data.coco import DataSet
 from dekr_infer.errors import DekrError
 from dekr_infer.storage.atomic import folder_lock, sha256
 from dekr_infer.storage.run_record import Head, RunRecord, mark_folder, record_path
@@ -138,8 +138,7 @@ class Chain:
     @cached_property
     def data(self) -> DataSet:
         """The data set."""
-        config = self.config
-        return load_data_set(config.DATASET.ROOT, config.DATASET.TEST, self.args.category, skeleton_of(config))
+        return data_set_of(self.config, self.args.category)
 
     @property
     def _made(self) -> list[Path]:
@@ -165,10 +164,8 @@ class Chain:
 
     def _images(self) -> dict[str, Any]:
         """Return what is known of the data set's content: it decides whether a step is done."""
-        config, data, limit = self.config, self.data, self.args.limit
-        root, split = config.DATASET.ROOT, config.DATASET.TEST
-        files = ImageFiles(image_source(root, split, config.DATASET.DATA_FORMAT), split)
-        chosen = [image.file_name for image in data.images[:limit]]
+        data, files = self.data, image_files_of(self.config)
+        chosen = [image.file_name for image in data.images[: self.args.limit]]
         files.check_present(chosen)
         images = {name: files.fingerprint(name) for name in chosen}
         return {"annotations": sha256(data.annotation), "images": images}

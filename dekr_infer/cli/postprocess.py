@@ -33,8 +33,8 @@ from dekr_infer.cli.app import (
     print_warnings,
     run,
 )
+from dekr_infer.cli.data_set import data_set_of, image_files_if_there
 from dekr_infer.cli.progress import progress
-from dekr_infer.config.load import skeleton_of
 from dekr_infer.config.settings import (
     configured_sizes,
     decode_settings,
@@ -43,8 +43,8 @@ from dekr_infer.config.settings import (
     require_one_scale,
     rescore_net,
 )
-from dekr_infer.data.coco import DataSet, load_data_set
-from dekr_infer.data.sources import ImageFiles, frames_of, image_source
+from dekr_infer.data.coco import DataSet
+from dekr_infer.data.sources import frames_of
 from dekr_infer.detector import Detector
 from dekr_infer.errors import ConfigError, DekrError
 from dekr_infer.evaluation.coco_metrics import metrics_table
@@ -108,15 +108,16 @@ def postprocess(
     """
     require_one_scale(config)
     started = time.monotonic()
-    flip, split = config.TEST.FLIP_TEST, config.DATASET.TEST
+    flip = config.TEST.FLIP_TEST
     folders = [dump_dir, dump_dir_flip] if flip else [dump_dir]
     if len(set(map(os.path.realpath, folders))) < len(folders):
         raise ConfigError("--dump_dir and --dump_dir_flip name the same folder")
-    skeleton = skeleton_of(config)
-    data = load_data_set(config.DATASET.ROOT, split, category, skeleton)
-    backend = OutputFolder(dump_dir, dump_dir_flip if flip else None, skeleton, input_sizes=configured_sizes(config))
+    data = data_set_of(config, category)
+    backend = OutputFolder(
+        dump_dir, dump_dir_flip if flip else None, data.skeleton, input_sizes=configured_sizes(config)
+    )
     frames = backend.complete(frames_of(data, backend.input_sizes), data.annotation.name, allow_missing)
-    require_one_run(folders, {frame.key: frame.name for frame in frames}, images_of(config))
+    require_one_run(folders, {frame.key: frame.name for frame in frames}, image_files_if_there(config))
     earlier = read_metrics(compare) if compare else None
     detector = Detector(
         backend,
@@ -124,7 +125,7 @@ def postprocess(
         flip=flip,
         refine=refine_settings(config),
         rescore=rescore_net(config),
-        skeleton=skeleton,
+        skeleton=data.skeleton,
     )
     with folder_lock(output, create=False):
         with progress("postprocess", len(frames)) as advance:
@@ -196,15 +197,6 @@ def write_evaluation(
     print_note(metrics["weights"])
     print_warnings(metrics["warnings"])
     return metrics
-
-
-def images_of(config: CfgNode) -> ImageFiles | None:
-    """Return the images of the data set, `None` where they are not there."""
-    try:
-        source = image_source(config.DATASET.ROOT, config.DATASET.TEST, config.DATASET.DATA_FORMAT)
-        return ImageFiles(source, config.DATASET.TEST)
-    except DekrError:
-        return None
 
 
 def _times(folders: Sequence[Path], data: DataSet) -> dict[int, list[float]]:

@@ -89,7 +89,7 @@ def main(argv: Arguments = None) -> int:
             failures.check()
         places = {} if args.no_overlays else overlay_places(sources, args.output)
         network = open_network(args.model, args.threads, args.provider, args.device)
-        baked = getattr(network, "baked", None)
+        baked = network.baked
         config = baked_config(load_config(args.cfg), baked, args.model)
         skeleton = skeleton_of(config)
         require_fit(config, args.model, network.input_sizes, network.joints)

@@ -31,10 +31,9 @@ from dekr_infer.cli.app import (
     run,
     worker_count,
 )
+from dekr_infer.cli.data_set import data_set_of
 from dekr_infer.cli.progress import progress
-from dekr_infer.config.load import skeleton_of
 from dekr_infer.config.settings import configured_sizes, require_one_scale
-from dekr_infer.data.coco import load_data_set
 from dekr_infer.data.sources import image_source
 from dekr_infer.errors import ConfigError
 from dekr_infer.evaluation.provenance import moved_warning
@@ -108,7 +107,7 @@ def preprocess(
     require_one_scale(config)
     started, sizes = time.monotonic(), configured_sizes(config)
     root, split = config.DATASET.ROOT, config.DATASET.TEST
-    data = load_data_set(root, split, category, skeleton_of(config))
+    data = data_set_of(config, category)
     source = image_source(root, split, config.DATASET.DATA_FORMAT)
     if moves_pixels():
         print(f"warning: {moved_warning([cv2.__version__])}", file=sys.stderr)
@@ -117,7 +116,6 @@ def preprocess(
         summary = write_tensors(
             data,
             source,
-            split,
             folders,
             limit=limit,
             input_sizes=sizes,

@@ -19,14 +19,13 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dekr_infer.cli.app import Arguments, Parser, add_category, add_config, config_of, html_file, run, share_of_one
-from dekr_infer.cli.postprocess import images_of
-from dekr_infer.config.load import skeleton_of
+from dekr_infer.cli.data_set import data_set_of, image_files_if_there
 from dekr_infer.config.settings import configured_sizes
-from dekr_infer.data.coco import DataSet, load_data_set
+from dekr_infer.data.coco import DataSet
 from dekr_infer.errors import DekrError
 from dekr_infer.evaluation.coco_metrics import coco_metrics, read_results
-from dekr_infer.evaluation.metrics_file import SAME, read_metrics
-from dekr_infer.evaluation.report import TOLERANCE, drawer, report_content, write_report
+from dekr_infer.evaluation.metrics_file import SAME, TOLERANCE, read_metrics
+from dekr_infer.evaluation.report import drawer, report_content, write_report
 from dekr_infer.evaluation.timing import pass_times
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes
 from dekr_infer.storage.atomic import sha256
@@ -66,9 +65,8 @@ def report(config: CfgNode, args: Namespace) -> None:
     Raises:
         DekrError: a file cannot be read or written, or metrics.json and the results do not belong together.
     """
-    skeleton = skeleton_of(config)
-    data = load_data_set(config.DATASET.ROOT, config.DATASET.TEST, args.category, skeleton)
-    results = read_results(args.results, data, skeleton)
+    data = data_set_of(config, args.category)
+    results = read_results(args.results, data, data.skeleton)
     data.ground_truth()
     content, evaluated = run_of(args.results, results, data)
     write_run_report(
@@ -147,7 +145,7 @@ def write_run_report(
     if data.people is None:
         print(f"no report: {data.annotation} has no annotations")
         return
-    files = images_of(config)
+    files = image_files_if_there(config)
     content = report_content(
         data,
         results,

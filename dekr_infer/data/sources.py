@@ -62,26 +62,22 @@ def image_source(root: str | Path, split: str, data_format: str = "") -> Path:
 class ImageFiles:
     """The encoded images of a split. Safe to read from several threads.
 
-    An image is looked for where COCO has it: `<split>/<file name>` in the zip, `<file name>` in the folder. If it is
-    not there, it is taken from another path that ends alike, if there is just one: see `_Index`.
+    An image is looked for where COCO has it: `<name of the zip>/<file name>` in the zip, `<file name>` in the folder.
+    If it is not there, it is taken from another path that ends alike, if there is just one: see `_Index`.
 
     Args:
         source: what `image_source` returned.
     """
 
-    def __init__(self, source: Path, split: str) -> None:
-        self.source, self.split = source, split
+    def __init__(self, source: Path) -> None:
+        self.source = source
         self._zip = _open_zip(source) if source.suffix == ".zip" else None
         self._members = {info.filename: info for info in self._zip.infolist()} if self._zip else {}
         self._elsewhere: _Index | None = None
         self._lock = threading.Lock()
 
-    def missing(self, file_names: Sequence[str]) -> list[str]:
-        """Return the names of the images that are not there; log where images are found under other paths.
-
-        Raises:
-            DekrError: an image could be any of several files.
-        """
+    def _missing(self, file_names: Sequence[str]) -> list[str]:
+        """Return the names of the images that are not there; log where images are found under other paths."""
         places = {name: self._place(name) for name in file_names}
         moved = [(name, place) for name, place in places.items() if place not in (None, self._usual(name))]
         if moved:
@@ -101,9 +97,9 @@ class ImageFiles:
         Returns:
             The names of the images that are missing and allowed to be.
         Raises:
-            DekrError: images are missing; what was looked for, and what is there.
+            DekrError: images are missing, or could be any of several files.
         """
-        missing = self.missing(file_names)
+        missing = self._missing(file_names)
         if missing and (not allow_missing or len(missing) == len(file_names)):
             there = self._paths()
             found = f"{len(there)} files, the first is {there[0]}" if there else "no files"

@@ -21,6 +21,7 @@ from dekr_infer.storage.atomic import read_json, sha256, write_failure, write_js
 LIBRARIES = ("numpy", "pycocotools", "torch")
 PARTS = {"sha256": "inputs", "settings": "settings", "versions": "versions", "counts": "counts", "warnings": "warnings"}
 SAME = 1e-6  # metrics closer than this count as equal (repeated runs are bit-identical)
+TOLERANCE = 0.003  # of an expected AP, both ways
 
 
 def metrics_content(

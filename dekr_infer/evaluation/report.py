@@ -23,7 +23,7 @@ from dekr_infer.data.sources import ImageFiles
 from dekr_infer.errors import DekrError, excerpt, one_line
 from dekr_infer.evaluation.coco_metrics import average_precision, coco_evaluation, coco_metrics
 from dekr_infer.evaluation.error_analysis import JOINT_ERRORS, PERSON_ERRORS, Errors, ap_if_mended, find_errors
-from dekr_infer.evaluation.metrics_file import leaves
+from dekr_infer.evaluation.metrics_file import TOLERANCE, leaves
 from dekr_infer.evaluation.timing import latency_table
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
 from dekr_infer.skeleton import COCO_17, Skeleton
@@ -42,7 +42,6 @@ LEAST_JOINT_SCORE = 0.05
 BINS = 20  # of score and of OKS
 THRESHOLDS = (0.5, 0.75)  # OKS of the precision-recall curves
 SIDES = (0, 32, 64, 96, 128, 192, 256)  # pixels: limits of the ranges of people's sizes, the root of their areas
-TOLERANCE = 0.003  # of AP
 
 Draw = Callable[[int], bytes]  # image id -> JPEG
 

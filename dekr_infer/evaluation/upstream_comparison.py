@@ -138,7 +138,7 @@ class Comparison:
         self.found_upstream: list[tuple[list[np.ndarray], list[float]]] = []
         self.network: nn.Module | None = None
         self.graph: OnnxRuntime | None = None
-        self.files = ImageFiles(image_source(config.DATASET.ROOT, config.DATASET.TEST), config.DATASET.TEST)
+        self.files = ImageFiles(image_source(config.DATASET.ROOT, config.DATASET.TEST))
         torch.set_num_threads(threads)
         if checkpoint is not None:
             self.network = padded_network(self.upstream, checkpoint)

@@ -110,12 +110,20 @@ def _bounded_memory(more: int) -> Iterator[None]:
 
 
 def load_network(network: nn.Module, path: str | Path) -> None:
-    """Load a checkpoint into a network, every key and every shape accounted for.
+    """Load a checkpoint into a network; see `read_state` and `load_state`."""
+    load_state(network, read_state(path), path)
 
+
+def load_state(network: nn.Module, state: dict[str, Tensor], path: str | Path) -> None:
+    """Load what `read_state` returned into a network, every key and every shape accounted for.
+
+    Args:
+        network: takes the values.
+        state: of the checkpoint.
+        path: of the checkpoint, for messages.
     Raises:
         DekrError: keys are missing, unexpected or ill-shaped, or a weight is not finite.
     """
-    state = read_state(path)
     expected = network.state_dict()
     found, wanted = (len([key for key in keys if JOINT_KEY.fullmatch(key)]) for keys in (state, expected))
     if found and wanted and found != wanted:
@@ -125,7 +133,7 @@ def load_network(network: nn.Module, path: str | Path) -> None:
         )
     counters = {key: value for key, value in expected.items() if key.endswith(COUNTER)}
     if expected.keys() - state.keys() == counters.keys():  # as torch's own strict loading takes such files
-        state |= counters
+        state = state | counters
     problems = []
     known = {key: value for key, value in state.items() if key in expected}
     for label, keys in (

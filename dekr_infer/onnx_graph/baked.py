@@ -56,13 +56,13 @@ class Baked:
             DekrError: an entry is missing or malformed.
         """
         try:
-            five, seven = (int(side) for side in reversed(metadata["pool_sides"].split(",")))
+            first, second = map(int, metadata["pool_sides"].split(","))
             settings = DecodeSettings(
                 max_people=int(metadata["max_people"]),
                 threshold=float(metadata["score_threshold"]),
                 nms_distance=float(metadata["nms_distance"]),
                 nms_joints=int(metadata["nms_joints"]),
-                pool_sides=(seven, five),
+                pool_sides=(first, second),
             )
             return cls(settings, metadata["flip"] == _SWITCH[True], metadata["rescore_sha256"] or None)
         except (KeyError, ValueError):

@@ -73,7 +73,7 @@ def load_rescore_net(path: str | Path, hidden: int, skeleton: Skeleton = COCO_17
     try:
         from torch import nn
 
-        from dekr_infer.model.checkpoint import load_network, read_state
+        from dekr_infer.model.checkpoint import load_state, read_state
     except ModuleNotFoundError:
         raise DekrError(
             f"{path}: reading it needs torch; install torch, or evaluate without rescoring by RESCORE.VALID False"
@@ -83,14 +83,15 @@ def load_rescore_net(path: str | Path, hidden: int, skeleton: Skeleton = COCO_17
             f"{path}: no such rescoring checkpoint; put it there, name it with RESCORE.MODEL_FILE, or do without it by "
             "RESCORE.VALID False"
         )
-    first = read_state(path).get("l1.weight")
+    read = read_state(path)
+    first = read.get("l1.weight")
     if first is not None and len(first) != hidden:
         raise DekrError(
             f"{path}: its hidden layers have {len(first)} neurons, RESCORE.HIDDEN_LAYER says {hidden}; add "
             f"RESCORE.HIDDEN_LAYER {len(first)}"
         )
     net = nn.ModuleDict({name: nn.Linear(*shape) for name, shape in layer_shapes(hidden, skeleton).items()})
-    load_network(net, path)
+    load_state(net, read, path)
     state = {key: value.numpy() for key, value in net.state_dict().items()}
     if any(np.abs(value).max() > LARGEST_WEIGHT for value in state.values()):
         raise DekrError(f"{path}: holds weights beyond all bounds; download or train it again")

@@ -73,7 +73,7 @@ def small_work(folder: Path) -> dict[str, Ways]:
 
 
 def _preprocessing(data: DataSet) -> Ways:
-    files = ImageFiles(image_source(data.annotation.parents[1], SPLIT), SPLIT)
+    files = ImageFiles(image_source(data.annotation.parents[1], SPLIT))
     encoded = [(files.read(image.file_name), image) for image in data.images]
 
     def ours() -> None:

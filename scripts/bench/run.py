@@ -87,7 +87,7 @@ def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
     data = load_data_set(root, SPLIT).first(args.pictures)
     rows: list[Row] = []
     if PREPROCESSING in args.only:
-        files, folders = ImageFiles(image_source(root, SPLIT), SPLIT), (folder / "prep", folder / "prep_flip")
+        files, folders = ImageFiles(image_source(root, SPLIT)), (folder / "prep", folder / "prep_flip")
         rows += preprocessing.measure(data.images, files, folders, args.rounds, upstream)
     if FORWARD in args.only:
         theirs = upstream.network(checkpoint) if upstream else None

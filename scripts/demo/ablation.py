@@ -109,7 +109,7 @@ def demo_pairs(data: Path) -> list[str]:
 def run_network(work: Path, data: DataSet, config: CfgNode, threads: int) -> None:
     """Write the outputs of both dialects below `work`, and those of flipped tensors without the flip shift."""
     tensors, flipped, unshifted = (work / name for name in ("prep_data", "prep_data_flip", "prep_data_unshifted"))
-    write_tensors(data, image_source(config.DATASET.ROOT, SPLIT), SPLIT, (tensors, flipped), workers=threads)
+    write_tensors(data, image_source(config.DATASET.ROOT, SPLIT), (tensors, flipped), workers=threads)
     with folder_lock(unshifted):
         for name in sorted(npy.names_in(tensors)):
             npy.write(unshifted, name, npy.read(tensors / name)[..., ::-1])

@@ -57,7 +57,7 @@ def similarity(poses: np.ndarray, joints: np.ndarray, areas: np.ndarray) -> np.n
 def collect(weights: Path, root: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return poses (n, 17, 3) float32 detected on a data set, and their best similarity to a person, (n,)."""
     data = load_data_set(root, SPLIT)
-    frames = frames_of(data, PUBLISHED_SIZES, ImageFiles(image_source(root, SPLIT), SPLIT))
+    frames = frames_of(data, PUBLISHED_SIZES, ImageFiles(image_source(root, SPLIT)))
     all_poses, targets = [np.zeros((0, 17, 3), np.float32)], [np.zeros(0)]
     found = demo_detector(load_grouped(weights)).stream(frames)
     for frame, people in tqdm(found, "detecting people", len(frames), leave=False, disable=None):

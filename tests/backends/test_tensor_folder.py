@@ -42,7 +42,7 @@ def make(root, folder, source="val2017.zip", **options):
     """Run preprocessing into prep and prep_flip below a folder."""
     folders = (folder / "prep", folder / "prep_flip")
     data = load_data_set(root, "val2017")
-    return write_tensors(data, root / "images" / source, "val2017", folders, **options)
+    return write_tensors(data, root / "images" / source, folders, **options)
 
 
 @pytest.fixture(scope="module")

@@ -48,7 +48,7 @@ def data(tmp_path_factory) -> DataSet:
 def our_tensors(data, tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("ours")
     folders = folder / "prep", folder / "prep_flip"
-    write_tensors(data, image_source(data.annotation.parents[1], SPLIT), SPLIT, folders)
+    write_tensors(data, image_source(data.annotation.parents[1], SPLIT), folders)
     return folders
 
 
@@ -56,7 +56,7 @@ def test_reference_tensors_equal_ours_to_the_bit(data, our_tensors, tmp_path):
     folders = tmp_path / "plain", tmp_path / "plain_flip"
     for folder in folders:
         folder.mkdir()
-    files = ImageFiles(image_source(data.annotation.parents[1], SPLIT), SPLIT)
+    files = ImageFiles(image_source(data.annotation.parents[1], SPLIT))
     reference_impl.write_tensors(data.images, files, folders)
     for theirs, ours in zip(folders, our_tensors, strict=True):
         for image in data.images:

@@ -104,7 +104,7 @@ def test_strange_images_become_tensors_like_any_other(place):
     ran = place.run()
     assert ran.code == 0 and ran.err == ""
     for name, (size, _) in PICTURES.items():
-        image = decode_image(ImageFiles(source, "val2017").read(name), name)
+        image = decode_image(ImageFiles(source).read(name), name)
         assert image.shape == (*size, 3)
         warped = warp(image, PUBLISHED_SIZES.place(size).input)
         for folder, pixels in (("prep_data", warped), ("prep_data_flip", mirror(warped))):

@@ -21,7 +21,7 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path):
     folder = write_images(tmp_path, {"a.jpg": b"x"}, as_zip=False)
     os.truncate(folder / "a.jpg", LARGEST_FILE + 1)
     with pytest.raises(DekrError, match=r"a\.jpg: announces 268,435,457 bytes, which no image has"):
-        ImageFiles(folder, "val2017").read("a.jpg")
+        ImageFiles(folder).read("a.jpg")
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def pictures() -> dict[str, bytes]:
 
 
 def test_zip_and_folder_give_the_same_bytes(tmp_path, pictures):
-    archive = ImageFiles(write_images(tmp_path, pictures), "val2017")
-    folder = ImageFiles(write_images(tmp_path, pictures, as_zip=False), "val2017")
+    archive = ImageFiles(write_images(tmp_path, pictures))
+    folder = ImageFiles(write_images(tmp_path, pictures, as_zip=False))
     for files in (archive, folder):
         files.check_present(list(pictures))
         assert [files.read(name) for name in pictures] == list(pictures.values())
@@ -40,7 +40,7 @@ def test_zip_and_folder_give_the_same_bytes(tmp_path, pictures):
 @pytest.mark.parametrize("as_zip", [True, False])
 def test_missing_images_are_counted_and_the_first_is_named(tmp_path, pictures, as_zip):
     source = write_images(tmp_path, {"a.jpg": pictures["a.jpg"], "b.png": pictures["b.png"]}, as_zip)
-    files = ImageFiles(source, "val2017")
+    files = ImageFiles(source)
     with pytest.raises(DekrError, match=r"2 of 4 images are missing, the first is 000000000030\.jpg"):
         files.check_present(list(pictures))
     with pytest.raises(DekrError, match=r"000000000007\.jpg"):
@@ -70,7 +70,7 @@ def write_zip(path, members):
 @pytest.mark.parametrize("move", MOVES)
 def test_images_under_other_paths_of_the_zip_are_taken_and_one_line_says_so(tmp_path, pictures, move, caplog):
     moved = {MOVES[move](name): data for name, data in pictures.items()}
-    files = ImageFiles(write_zip(tmp_path / "val2017.zip", {**moved, "__MACOSX/._a.jpg": b"mac"}), "val2017")
+    files = ImageFiles(write_zip(tmp_path / "val2017.zip", {**moved, "__MACOSX/._a.jpg": b"mac"}))
     assert files.check_present(list(pictures)) == set()
     assert [files.read(name) for name in pictures] == list(pictures.values())
     (record,) = caplog.records
@@ -89,13 +89,13 @@ def test_names_in_another_encoding_or_normal_form_are_found(tmp_path, pictures):
     name = "ä€.jpg".encode()[:8].ljust(8, b"g").decode("utf-8", "ignore")
     decomposed = unicodedata.normalize("NFD", "ä.jpg")
     folder = write_images(tmp_path, {decomposed: data}, as_zip=False)
-    assert ImageFiles(folder, "val2017").read("ä.jpg") == data
-    assert ImageFiles(plain, "val2017").read(name) == data
+    assert ImageFiles(folder).read("ä.jpg") == data
+    assert ImageFiles(plain).read(name) == data
 
 
 def test_folders_tell_equal_names_apart_and_otherwise_nothing_is_taken(tmp_path, pictures):
     members = {"set/cam1/a.jpg": pictures["a.jpg"], "set/cam2/a.jpg": pictures["b.png"], "x/cam1/c.jpg": b"c"}
-    files = ImageFiles(write_zip(tmp_path / "val2017.zip", members), "val2017")
+    files = ImageFiles(write_zip(tmp_path / "val2017.zip", members))
     assert files.read("cam2/a.jpg") == pictures["b.png"]
     with pytest.raises(
         DekrError, match=r"a\.jpg: val2017/a\.jpg is not there, and 2 files could be meant, such as set/cam1"
@@ -107,14 +107,14 @@ def test_folders_tell_equal_names_apart_and_otherwise_nothing_is_taken(tmp_path,
 
 def test_the_usual_path_comes_first_and_without_a_word(tmp_path, pictures, caplog):
     members = {"other/a.jpg": b"other", "val2017/a.jpg": pictures["a.jpg"]}
-    files = ImageFiles(write_zip(tmp_path / "val2017.zip", members), "val2017")
+    files = ImageFiles(write_zip(tmp_path / "val2017.zip", members))
     assert files.check_present(["a.jpg"]) == set() and files.read("a.jpg") == pictures["a.jpg"]
     assert not caplog.records
 
 
 @pytest.mark.parametrize("as_zip", [True, False])
 def test_missing_images_may_be_allowed_but_not_all_of_them(tmp_path, pictures, as_zip):
-    files = ImageFiles(write_images(tmp_path, {"a.jpg": pictures["a.jpg"]}, as_zip), "val2017")
+    files = ImageFiles(write_images(tmp_path, {"a.jpg": pictures["a.jpg"]}, as_zip))
     assert files.check_present(["a.jpg", "b.png"], allow_missing=True) == {"b.png"}
     with pytest.raises(
         DekrError, match=r"1 of 2 images .* looked for \S*b\.png, found 1 files, .*or add --allow_missing"
@@ -132,7 +132,7 @@ def test_a_member_whose_unpacking_cannot_be_bounded_is_refused(tmp_path, method)
     with zipfile.ZipFile(tmp_path / "val2017.zip", "w", method) as archive:
         archive.writestr("val2017/a.jpg", bytes(1 << 20))
     with pytest.raises(DekrError, match=r"a\.jpg: is packed by another method than deflate; pack the zip again"):
-        ImageFiles(tmp_path / "val2017.zip", "val2017").read("a.jpg")
+        ImageFiles(tmp_path / "val2017.zip").read("a.jpg")
 
 
 def test_a_member_that_unpacks_to_more_than_it_announces_takes_no_more_memory_than_that(tmp_path):
@@ -145,7 +145,7 @@ def test_a_member_that_unpacks_to_more_than_it_announces_takes_no_more_memory_th
     data[start + 24 : start + 28] = (1000).to_bytes(4, "little")
     data[14:18] = zlib.crc32(bytes(1000)).to_bytes(4, "little")
     path.write_bytes(data)
-    files = ImageFiles(path, "val2017")
+    files = ImageFiles(path)
     tracemalloc.start()
     try:
         assert files.read("a.jpg") == bytes(1000)
@@ -160,7 +160,7 @@ def test_damage_in_the_zip_is_noticed_by_its_checksum(tmp_path, pictures):
     start = bytes(data).index(pictures["b.png"])
     data[start + 20] ^= 1
     source.write_bytes(data)
-    files = ImageFiles(source, "val2017")
+    files = ImageFiles(source)
     assert files.read("a.jpg") == pictures["a.jpg"]
     with pytest.raises(DekrError, match=r"b\.png: .*CRC"):
         files.read("b.png")
@@ -170,7 +170,7 @@ def test_a_zip_cut_short_is_named(tmp_path, pictures):
     source = write_images(tmp_path, pictures)
     source.write_bytes(source.read_bytes()[:-30])
     with pytest.raises(DekrError, match=r"val2017\.zip: not a zip file, or cut short"):
-        ImageFiles(source, "val2017")
+        ImageFiles(source)
 
 
 def test_the_source_is_what_is_asked_for_or_what_is_there_the_zip_first(tmp_path, pictures):

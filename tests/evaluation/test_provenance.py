@@ -22,7 +22,7 @@ def write_images(folder: Path, text: str = "image") -> ImageFiles:
     (folder / "val2017").mkdir(exist_ok=True)
     for stem in STEMS:
         (folder / "val2017" / NAMES[stem]).write_text(f"{text} {stem}")
-    return ImageFiles(folder / "val2017", "val2017")
+    return ImageFiles(folder / "val2017")
 
 
 def write_tensors(folder: Path, files: ImageFiles, which: str, seed: float = 0, **about: object) -> None:

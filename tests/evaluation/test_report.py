@@ -179,7 +179,7 @@ def test_everything_that_changes_ap_is_on_the_page(data, tmp_path):
 
 
 def test_the_page_needs_nothing_from_outside(data, root, tmp_path):
-    files = ImageFiles(image_source(root, "val2017"), "val2017")
+    files = ImageFiles(image_source(root, "val2017"))
     text = page(content_of(data, perfect()), tmp_path, draw=drawer(data, files, perfect()))
     assert text.count("data:image/jpeg;base64,") == 3
     places = re.findall(r"""(?:src|href|action|url)\s*[=(]\s*["']?([^"'\s>)]*)""", text)
@@ -277,7 +277,7 @@ def test_lists_do_not_grow_with_the_data_set(tmp_path, monkeypatch):
 def test_a_drawing_has_the_truth_on_the_left_and_each_run_beside_it(data, root):
     import cv2
 
-    files = ImageFiles(image_source(root, "val2017"), "val2017")
+    files = ImageFiles(image_source(root, "val2017"))
     shapes, panels = [], []
     for runs in ((), ([],), (perfect(), [])):
         pixels = cv2.imdecode(np.frombuffer(drawer(data, files, *runs)(1000), np.uint8), cv2.IMREAD_COLOR)

@@ -34,7 +34,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("pages")
     data = write_people(root, *NAMES)
     write_images(root, {name: encode(colourful(SIZE, seed), ".jpg") for seed, name in enumerate(NAMES)})
-    files = ImageFiles(image_source(root, "val2017"), "val2017")
+    files = ImageFiles(image_source(root, "val2017"))
     ids, worse = [image.id for image in data.images], perfect()
     moved(worse[0], 9, 10, by=-300)
     run = {"settings": {"flip": True, "NMS_THRE": 0.05}, "versions": {"numpy": "2"}, "sha256": {}}

@@ -204,7 +204,7 @@ def edited(edits: list[tuple[Callable[[ModelProto, NodeProto, int, int], None], 
 def read_zip(data: bytes, folder: Path) -> None:
     (folder / "val2017.zip").write_bytes(data)
     with suppress(DekrError):
-        files = ImageFiles(folder / "val2017.zip", "val2017")
+        files = ImageFiles(folder / "val2017.zip")
         with suppress(DekrError):
             files.check_present(NAMES)
         for name in NAMES:

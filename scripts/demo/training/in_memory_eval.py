@@ -106,9 +106,7 @@ def demo_detector(network: GroupedNet, rescore: Path | None = None, flip: bool =
 def demo_metrics(detector: Detector, root: Path) -> dict[str, float]:
     """Return the ten COCO metrics of a detector on the data set below `root`."""
     data = load_data_set(root, SPLIT)
-    return evaluate(
-        detector, data, frames_of(data, PUBLISHED_SIZES, ImageFiles(image_source(root, SPLIT), SPLIT))
-    ).metrics
+    return evaluate(detector, data, frames_of(data, PUBLISHED_SIZES, ImageFiles(image_source(root, SPLIT)))).metrics
 
 
 def main(argv: Arguments = None) -> int:
