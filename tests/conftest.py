@@ -1,12 +1,19 @@
 """The fixtures that several folders share, the `fast` marker, and a last line that counts faults, kills and fuzz cases.
 
 Ctrl-C works as at a terminal also where the tests run in the background, where a shell makes every child ignore it.
+Libraries read the environment of a launched command, whichever test comes first: one thread of OpenBLAS sums otherwise
+than two.
 """
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from dekr_infer.launch import ENVIRONMENT
+
+os.environ.update(ENVIRONMENT)
 
 import onnx
 import pytest

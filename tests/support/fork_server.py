@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +29,9 @@ class Running(NamedTuple):
 
     def end(self) -> tuple[int, str]:
         """Wait for it: exit code and what it printed."""
-        return int(self.zygote.line()), self.log.read_text()
+        code = int(self.zygote.line())
+        self.zygote.running = None
+        return code, self.log.read_text()
 
 
 class Zygote:
@@ -38,6 +41,7 @@ class Zygote:
         self.process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
         )
+        self.running: Running | None = None
         assert self.line() == "ready"
 
     def line(self) -> str:
@@ -46,14 +50,24 @@ class Zygote:
         return self.process.stdout.readline().strip()
 
     def start(self, folder: Path, log: Path, stage: str, words: list[str]) -> Running:
-        """Start a command; the one before has ended."""
+        """Start a command."""
+        self._end_forgotten()
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps([str(folder), str(log), stage, *words]) + "\n")
         self.process.stdin.flush()
-        return Running(int(self.line()), self, log)
+        self.running = Running(int(self.line()), self, log)
+        return self.running
+
+    def _end_forgotten(self) -> None:
+        """Kill a command that a failed test did not wait for: its exit code would be taken for the next process id."""
+        if self.running is not None:
+            with suppress(ProcessLookupError):  # it has ended already
+                os.kill(self.running.pid, signal.SIGKILL)
+            self.running.end()
 
     def close(self) -> None:
         """End it."""
+        self._end_forgotten()
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait(timeout=30)
