@@ -5,6 +5,7 @@ Two runs into one folder at once: the second says so and stops, and the first is
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import shutil
@@ -124,18 +125,31 @@ def test_after_many_kills_a_normal_run_leaves_the_same_bytes(stage, number, zygo
     put_through(zygote, Place(tmp_path, stage, source / "in"), wanted_of(source, stage), number, kills)
 
 
+def holds_one(place: Place) -> bool:
+    """Whether a run holds a lock there: the file or folder alone is there a moment earlier."""
+    for path in place.outputs.rglob(SHARE_LOCK if place.stage == EVALUATE else f".*{UNFINISHED}"):
+        with suppress(FileNotFoundError):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(handle)
+    return False
+
+
 def meet(zygote: Zygote, place: Place) -> Running:
     """A run that holds its folders and is stopped; one that ended too early is started again."""
-    lock = SHARE_LOCK if place.stage == EVALUATE else f".*{UNFINISHED}"
     for _ in range(20):
         running = start(zygote, place)
-        while not list(place.outputs.rglob(lock)) and Path(f"/proc/{running.pid}").exists():
+        while not holds_one(place) and Path(f"/proc/{running.pid}").exists():
             time.sleep(0.001)
         with suppress(ProcessLookupError, FileNotFoundError):
             os.kill(running.pid, signal.SIGSTOP)
             while ") T " not in Path(f"/proc/{running.pid}/stat").read_text():  # it stops a moment later
                 time.sleep(0.001)
-            if list(place.outputs.rglob(lock)):
+            if holds_one(place):
                 return running
             os.kill(running.pid, signal.SIGCONT)
         running.end()
