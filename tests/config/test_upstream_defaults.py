@@ -59,7 +59,9 @@ RECIPE = DEFAULT_VALUES | {  # of W32; of W48 what differs is below
     "MODEL.SPEC.HEAD_OFFSET.DILATION_RATE": 1,
     "MODEL.SPEC.STEM_CHANNELS": 64,  # upstream has it in its code
 }
-W48 = {key: value for key, value in RECIPE.items() if key not in ("DATASET.INPUT_SIZE", "DATASET.OUTPUT_SIZE")} | {
+W48 = RECIPE | {
+    "DATASET.INPUT_SIZE": 640,
+    "DATASET.OUTPUT_SIZE": 160,
     "MODEL.SPEC.STAGES.NUM_CHANNELS": [[48, 96], [48, 96, 192], [48, 96, 192, 384]],
     "MODEL.SPEC.HEAD_HEATMAP.NUM_CHANNELS": 48,
 }
