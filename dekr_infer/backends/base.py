@@ -16,6 +16,7 @@ from dekr_infer.structures import Frame, Maps, Passes, People
 if TYPE_CHECKING:
     from dekr_infer.backends.ascend_session import AscendSession
     from dekr_infer.backends.onnxruntime import OnnxRuntime
+    from dekr_infer.onnx_graph.float16 import Rounding
 
 NPU_SUFFIX = ".om"
 
@@ -38,7 +39,11 @@ class Backend(Protocol):
 
 
 def open_network(
-    path: Path, threads: int | None = None, provider: str | None = None, devices: Sequence[int] | None = None
+    path: Path,
+    threads: int | None = None,
+    provider: str | None = None,
+    devices: Sequence[int] | None = None,
+    rounding: Rounding | None = None,
 ) -> OnnxRuntime | AscendSession:
     """Load a model: an .om file on NPUs, any other file as a graph on ONNX Runtime.
 
@@ -47,6 +52,7 @@ def open_network(
         threads: of ONNX Runtime, for one pass.
         provider: the execution provider of ONNX Runtime.
         devices: the NPUs' numbers; by default device 0.
+        rounding: rehearse an NPU's float16 on ONNX Runtime.
     Raises:
         ConfigError: an argument that is of the other runtime.
         DekrError: the file, or what runs it, is missing or does not fit.
@@ -56,12 +62,14 @@ def open_network(
 
         if provider is not None:
             raise ConfigError(f"--provider {provider}: is of ONNX Runtime, and {path} runs on an NPU; leave it out")
+        if rounding is not None:
+            raise ConfigError(f"--precision fp16: {path} runs on an NPU, in the precision it was converted for")
         return AscendSession(path, devices or (0,))
     from dekr_infer.backends.onnxruntime import CPU_PROVIDER, OnnxRuntime
 
     if devices is not None:
         raise ConfigError(f"--device: {path} runs on ONNX Runtime, not on an NPU; name an .om file, or leave it out")
-    return OnnxRuntime(path, threads, provider=provider or CPU_PROVIDER)
+    return OnnxRuntime(path, threads, provider=provider or CPU_PROVIDER, rounding=rounding)
 
 
 def infer_passes(

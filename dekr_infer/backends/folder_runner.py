@@ -131,6 +131,7 @@ def run_folder(
     check_input_sizes(network, files)
     about = {"checkpoint": network.checkpoint_sha256, "weights": network.weights, "versions": _versions()}
     head = outputs_head(files, network.sha256, options.outfmt, options.loop, about)
+    head.settings.update(_precision(network))
     own = {name for file in files for name in _outputs(file, network, options)}
     with folder_lock(folder):
         npy.refuse_foreign(folder, own, "these inputs")
@@ -290,6 +291,11 @@ def _outputs(file: Path, network: OnnxRuntime, options: Options) -> tuple[str, .
     return output_files(output_stem(file), options.suffix, network.output_names)
 
 
+def _precision(network: OnnxRuntime) -> dict[str, str]:
+    """Return what records and summaries say of a rehearsed precision: nothing for float32."""
+    return {} if network.rounding is None else {"precision": str(network.rounding)}
+
+
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("onnxruntime", "numpy")}
 
@@ -322,6 +328,7 @@ def _summary(
         "model_sha256": network.sha256,
         "checkpoint_sha256": network.checkpoint_sha256,
         "versions": _versions(),
+        **_precision(network),
     }
 
 

@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -23,6 +23,7 @@ from dekr_infer.geometry import InputSizes, Size, cells
 from dekr_infer.onnx_graph.baked import FLOAT32, PIXEL_NAME, UINT8, Baked
 from dekr_infer.onnx_graph.cpu_optimize import optimize_for_cpu
 from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
+from dekr_infer.onnx_graph.float16 import LARGEST, Rounding, rehearse
 from dekr_infer.onnx_graph.subgraphs import inner_graphs, tensors
 from dekr_infer.pose.decode import transform_poses
 from dekr_infer.pose.preprocess import as_tensor, warp
@@ -51,6 +52,7 @@ class OnnxRuntime:
         threads: how many ONNX Runtime may use for one pass; by default all cores of this process.
         as_written: run the file's own nodes; otherwise the same sums, rearranged for a CPU (`cpu_optimize`).
         provider: the execution provider, by ONNX Runtime's name.
+        rounding: rehearse float16 by rounding as it says; see `float16.rehearse`.
 
     `baked` is the decoding of a graph that yields people, else `None`; `input_dtype` that of its input.
     `input_sizes`, `checkpoint_sha256` and `weights` (`random`, `demo` or `trained`) are those that the file's metadata
@@ -64,10 +66,15 @@ class OnnxRuntime:
     """
 
     def __init__(
-        self, path: Path, threads: int | None = None, as_written: bool = False, provider: str = CPU_PROVIDER
+        self,
+        path: Path,
+        threads: int | None = None,
+        as_written: bool = False,
+        provider: str = CPU_PROVIDER,
+        rounding: Rounding | None = None,
     ) -> None:
         model, self.sha256 = load_graph(path)
-        self.path = path
+        self.path, self.rounding = path, rounding
         self.metadata = {entry.key: entry.value for entry in model.metadata_props if isinstance(entry.value, str)}
         input_sizes = InputSizes.parse(self.metadata.get("input_sizes", ""))
         if not input_sizes:
@@ -90,7 +97,7 @@ class OnnxRuntime:
         self.passes_at_once = max(1, cores // (threads or cores))
         self._turns = threading.BoundedSemaphore(self.passes_at_once)
         options.log_severity_level = 4
-        standard = _standard(model, path, as_written or provider != CPU_PROVIDER)
+        standard = standard_graph(model, path, as_written or provider != CPU_PROVIDER, rounding)
         try:
             self.session = onnxruntime.InferenceSession(standard.SerializeToString(), options, providers=[provider])
         except EncodeError:  # protobuf's word for it
@@ -134,7 +141,23 @@ class OnnxRuntime:
         for name, shape, values in zip(self.output_names, expected, outputs, strict=True):
             if values.shape != shape:
                 raise DekrError(f"{self.path}: {name} has shape {values.shape}, not {shape}; {EXPORT_AGAIN}")
+        if self.rounding is not None and not all(np.isfinite(values).all() for values in outputs):
+            self._name_overflow(image)
         return *outputs, milliseconds
+
+    def _name_overflow(self, image: np.ndarray) -> NoReturn:
+        """Raise a `DekrError` that names the first operator whose result is too large for float16."""
+        from dekr_infer.backends.node_values import node_values, sources_of, value_names
+
+        model = standard_graph(load_graph(self.path)[0], self.path, rounding=self.rounding)
+        sources = sources_of(model)
+        for name, values in node_values(model, {INPUT_NAME: image}, value_names(model)):
+            if not np.isfinite(values).all():
+                raise DekrError(
+                    f"{self.path}: {sources[name]} overflows in float16, whose largest number is {LARGEST:.0f}; keep "
+                    "that node in float32 (--keep_dtype), and see compare_nodes.py for the magnitudes of all"
+                )
+        raise DekrError(f"{self.path}: its weights overflow in float16; keep their nodes in float32 (--keep_dtype)")
 
     def infer(self, frame: Frame, flip: bool) -> Passes | People:
         """Decode a frame's image, warp it once, and run both passes; or the graph that yields people, once.
@@ -202,17 +225,35 @@ def _baked(model: onnx.ModelProto, metadata: dict[str, str], path: Path) -> Bake
         raise DekrError(f"{path}: {error}; {EXPORT_AGAIN}") from None
 
 
-def _standard(model: onnx.ModelProto, path: Path, as_written: bool) -> onnx.ModelProto:
-    """Return a graph in the dialect of ONNX Runtime and, unless `as_written`, in the form that suits a CPU."""
+def standard_graph(
+    model: onnx.ModelProto, path: Path, as_written: bool = True, rounding: Rounding | None = None
+) -> onnx.ModelProto:
+    """Return a graph in the dialect of ONNX Runtime.
+
+    Args:
+        model: of `load_graph`.
+        path: its file, for messages.
+        as_written: leave it otherwise as it is; else it gets the form that suits a CPU.
+        rounding: let the graph as written round to float16.
+    Raises:
+        DekrError: it holds what our export does not write, or yields people, which no accelerator decodes in float16.
+    """
     try:
         _check_contents(model)
         _check_order(model)
         standard = to_dialect(model, ONNX)
-        return standard if as_written else optimize_for_cpu(standard)
+        if rounding is None:
+            return standard if as_written else optimize_for_cpu(standard)
     except DekrError as error:
         raise DekrError(f"{path}: {error}; {EXPORT_AGAIN}") from None
     except MALFORMED as error:
         raise DekrError(f"{path}: its nodes are not those of our export ({error!r:.80}); {EXPORT_AGAIN}") from None
+    if model.graph.output[0].name == PEOPLE_NAMES[0]:
+        raise DekrError(f"{path}: yields people; float16 is rehearsed with a graph that yields maps (--decode maps)")
+    try:
+        return rehearse(standard, rounding)
+    except DekrError as error:
+        raise DekrError(f"{path}: {error}") from None
 
 
 def _check_contents(model: onnx.ModelProto) -> None:

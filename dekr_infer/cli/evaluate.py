@@ -50,6 +50,7 @@ from dekr_infer.cli.app import (
 )
 from dekr_infer.cli.data_set import data_set_of, image_files_of
 from dekr_infer.cli.postprocess import write_evaluation
+from dekr_infer.cli.precision import add_precision, rounding_of
 from dekr_infer.cli.progress import duration, progress
 from dekr_infer.config.settings import (
     baked_config,
@@ -111,6 +112,7 @@ def parse(argv: Arguments) -> Namespace:
     parser.add_argument("--engine", choices=("local", "ray"), default="local", help="what runs it (default: local)")
     parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime's execution provider (default: the CPU's)")
     add_devices(parser)
+    add_precision(parser)
     add_report(parser)
     add_category(parser)
     add_config(parser)
@@ -138,7 +140,8 @@ class _Work:
         self.files = files = image_files_of(config)
         names = [image.file_name for image in self.data.images[: args.limit]]
         absent = files.check_present(names, args.allow_missing)
-        self.network = open_network(args.model, args.threads, args.provider, args.device)
+        self.rounding = rounding_of(args)
+        self.network = open_network(args.model, args.threads, args.provider, args.device, self.rounding)
         require_fit(config, args.model, self.network.input_sizes, self.network.joints)
         baked = self.network.baked
         self.config = config = baked_config(config, baked, args.model)
@@ -183,6 +186,7 @@ class Evaluation(_Work):
             "onnxruntime": self.network.versions.get("onnxruntime"),
             "opencv": cv2.__version__,
         }
+        settings |= {"precision": str(self.rounding)} if self.rounding else {}
         about = {"dekr_infer": dekr_infer.__version__, "numpy": np.__version__}
         prints, skeleton = _print_of(self.files), self.detector.skeleton
         self.shards = Shards(self.folder, settings, about, args.shard_images, self.data, self.frames, prints, skeleton)
@@ -295,6 +299,7 @@ class Evaluation(_Work):
             "graph": self.network.sha256,
             "checkpoint": self.network.checkpoint_sha256,
             "weights": self.network.weights,
+            "precision": str(self.rounding) if self.rounding else None,
             "versions": self.network.versions,
             "tensors": None,
             "record": {"opencv": [cv2.__version__], "moved_pixels": moves_pixels()},

@@ -37,8 +37,10 @@ from dekr_infer.cli.app import (
     worker_count,
     yes_no,
 )
+from dekr_infer.cli.precision import add_precision, rounding_of
 from dekr_infer.cli.progress import progress
 from dekr_infer.errors import ConfigError, DekrError
+from dekr_infer.onnx_graph.float16 import Rounding
 
 
 def main(argv: Arguments = None) -> int:
@@ -57,6 +59,7 @@ def main(argv: Arguments = None) -> int:
         "--auto_set_dymdims_mode", type=yes_no, default=True, help="must be on: the graph has input sizes"
     )
     parser.add_argument("--threads", type=worker_count, default=cores(), metavar="N", help="(default: all cores)")
+    add_precision(parser)
     parser.add_argument("--overwrite", action="store_true", help="run tensors anew whose outputs are there")
     args = parser.parse_args(argv)
     if args.output_dirname and not args.output and args.input:
@@ -68,7 +71,7 @@ def main(argv: Arguments = None) -> int:
         arguments = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
         options = Options(args.outfmt, args.loop, args.warmup_count, args.overwrite)
         jobs = _jobs(args.input, args.output, args.output_dirname)
-        infer(args.model, jobs, options, args.threads, arguments)
+        infer(args.model, jobs, options, args.threads, arguments, rounding_of(args))
 
     return run(work)
 
@@ -76,7 +79,14 @@ def main(argv: Arguments = None) -> int:
 Job = tuple[list[Path], Path | None]  # a folder of tensors or files, and the folder of their outputs; `None`: nowhere
 
 
-def infer(model: Path, jobs: Sequence[Job], options: Options, threads: int, arguments: dict[str, Any]) -> None:
+def infer(
+    model: Path,
+    jobs: Sequence[Job],
+    options: Options,
+    threads: int,
+    arguments: dict[str, Any],
+    rounding: Rounding | None = None,
+) -> None:
     """Run a graph over some folders of tensors, one after the other, and print a line for each.
 
     Args:
@@ -85,10 +95,11 @@ def infer(model: Path, jobs: Sequence[Job], options: Options, threads: int, argu
         options: how to run them.
         threads: for ONNX Runtime.
         arguments: the command line, for the summaries.
+        rounding: rehearse an NPU's float16.
     Raises:
         DekrError: see `list_tensors`, `OnnxRuntime` and `run_folder`.
     """
-    network = OnnxRuntime(model, threads)
+    network = OnnxRuntime(model, threads, rounding=rounding)
     if network.baked is not None:
         jobs = jobs[:1]  # the flipped pass is in the graph, where there is one
     inputs = [list_tensors(places) for places, _ in jobs]

@@ -44,6 +44,7 @@ def metrics_content(
     """
     annotations = sha256(data.annotation)
     evaluated = len(evaluation.evaluated)
+    precisions = [origin["precision"] for origin in known if origin["precision"] is not None]
     return {
         "figures": evaluation.metrics,
         "counts": {
@@ -56,7 +57,7 @@ def metrics_content(
         "weights": least_trained(
             *(origin["weights"] for origin in known), weights_kind(rescore) if rescore is not None else None
         ),
-        "settings": dict(settings),
+        "settings": dict(settings) | ({"precision": precisions[0]} if precisions else {}),
         "sha256": {
             "annotations": annotations,
             "rescore": sha256(rescore) if rescore is not None else None,

@@ -107,8 +107,9 @@ def origins(folders: Sequence[Path]) -> list[dict[str, Any]]:
     """Return what is known of each output folder.
 
     Returns:
-        graph, checkpoint: SHA-256; weights: their kind; versions: by library; tensors: their folder; record: `pass`,
-        `annotations`, `opencv` and `moved_pixels` of the tensors. Unknown things are `None` or empty.
+        graph, checkpoint: SHA-256; weights: their kind; precision: where one was rehearsed; versions: by library;
+        tensors: their folder; record: `pass`, `annotations`, `opencv` and `moved_pixels` of the tensors. Unknown things
+        are `None` or empty.
     """
     known = []
     for folder in folders:
@@ -125,6 +126,7 @@ def origins(folders: Sequence[Path]) -> list[dict[str, Any]]:
                 "graph": _text(settings.get("model_sha256", about.get("model_sha256"))),
                 "checkpoint": _text(about.get("checkpoint")),
                 "weights": _text(about.get("weights")),
+                "precision": _text(settings.get("precision", about.get("precision"))),
                 "versions": _dict(about.get("versions")),
                 "tensors": first,
                 "record": {"opencv": [], "moved_pixels": False, **_dict(tensors.get(first or ""))},
@@ -150,8 +152,8 @@ def origin_warnings(known: Sequence[Mapping[str, Any]], annotations: str) -> dic
     tensors = [origin["tensors"] for origin in known if origin["tensors"]]
     if len(set(tensors)) < len(tensors):
         warnings["same_tensors"] = f"both dumps were made of the tensors in {tensors[0]}; run the flipped ones, too"
-    if len({origin["graph"] for origin in known if origin["graph"]}) > 1:
-        warnings["graphs"] = "the two dumps were made by different graphs; run one graph on both folders"
+    if len({(origin["graph"], origin["precision"]) for origin in known if origin["graph"]}) > 1:
+        warnings["graphs"] = "the two dumps were made by different graphs or precisions; run one on both folders"
     return warnings
 
 
