@@ -107,6 +107,7 @@ class AscendSession:
         self.sha256 = sha256(path)
         exported, metadata = exported_beside(path)
         self.weights = metadata.get("weights")
+        self.precision: str | None = None  # that of its conversion, which the file does not tell
         self.joints = joints_in(metadata)
         self.skeleton = shipped_skeleton(self.joints)
         known = InputSizes.parse(metadata.get("input_sizes", ""))

@@ -292,8 +292,8 @@ def _outputs(file: Path, network: OnnxRuntime, options: Options) -> tuple[str, .
 
 
 def _precision(network: OnnxRuntime) -> dict[str, str]:
-    """Return what records and summaries say of a rehearsed precision: nothing for float32."""
-    return {} if network.rounding is None else {"precision": str(network.rounding)}
+    """Return what records and summaries say of the precision: nothing for float32."""
+    return {} if network.precision is None else {"precision": network.precision}
 
 
 def _versions() -> dict[str, str]:

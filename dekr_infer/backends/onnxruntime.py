@@ -110,6 +110,11 @@ class OnnxRuntime:
         """The outputs that `run` returns, in order."""
         return OUTPUT_NAMES if self.baked is None else PEOPLE_NAMES
 
+    @property
+    def precision(self) -> str | None:
+        """What the graph computes in, where it is not float32."""
+        return self.metadata.get("precision") if self.rounding is None else str(self.rounding)
+
     def tensor_of(self, warped: np.ndarray) -> np.ndarray:
         """Return a warped image (H, W, 3) uint8 BGR as the graph's input: (1, 3, H, W) of its dtype."""
         return as_tensor(warped, self.input_dtype)
@@ -248,6 +253,8 @@ def standard_graph(
         raise DekrError(f"{path}: {error}; {EXPORT_AGAIN}") from None
     except MALFORMED as error:
         raise DekrError(f"{path}: its nodes are not those of our export ({error!r:.80}); {EXPORT_AGAIN}") from None
+    if any(entry.key == "precision" for entry in model.metadata_props):
+        raise DekrError(f"{path}: computes in int8; float16 is rehearsed with the float32 graph")
     if model.graph.output[0].name == PEOPLE_NAMES[0]:
         raise DekrError(f"{path}: yields people; float16 is rehearsed with a graph that yields maps (--decode maps)")
     try:

@@ -140,8 +140,7 @@ class _Work:
         self.files = files = image_files_of(config)
         names = [image.file_name for image in self.data.images[: args.limit]]
         absent = files.check_present(names, args.allow_missing)
-        self.rounding = rounding_of(args)
-        self.network = open_network(args.model, args.threads, args.provider, args.device, self.rounding)
+        self.network = open_network(args.model, args.threads, args.provider, args.device, rounding_of(args))
         require_fit(config, args.model, self.network.input_sizes, self.network.joints)
         baked = self.network.baked
         self.config = config = baked_config(config, baked, args.model)
@@ -186,7 +185,7 @@ class Evaluation(_Work):
             "onnxruntime": self.network.versions.get("onnxruntime"),
             "opencv": cv2.__version__,
         }
-        settings |= {"precision": str(self.rounding)} if self.rounding else {}
+        settings |= {"precision": self.network.precision} if self.network.precision else {}
         about = {"dekr_infer": dekr_infer.__version__, "numpy": np.__version__}
         prints, skeleton = _print_of(self.files), self.detector.skeleton
         self.shards = Shards(self.folder, settings, about, args.shard_images, self.data, self.frames, prints, skeleton)
@@ -299,7 +298,7 @@ class Evaluation(_Work):
             "graph": self.network.sha256,
             "checkpoint": self.network.checkpoint_sha256,
             "weights": self.network.weights,
-            "precision": str(self.rounding) if self.rounding else None,
+            "precision": self.network.precision,
             "versions": self.network.versions,
             "tensors": None,
             "record": {"opencv": [cv2.__version__], "moved_pixels": moves_pixels()},

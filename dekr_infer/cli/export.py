@@ -9,32 +9,54 @@ run on an NPU: `grouped` (all joints in one) and `gather` (plain operators only,
 decoding and the rescoring net, unless RESCORE.VALID is False. Its outputs are people, by score, in input pixels; a
 snippet that runs it with OpenCV, numpy and ONNX Runtime alone is printed. See docs/use_elsewhere.md.
 
+--precision int8 (with --dialect onnx) makes a file for CPUs whose trunk computes in int8, calibrated on a folder of
+images that are like those to come; how far its people are from those of the float32 graph is printed.
+
   python3 DEKR_pth2onnx.py --output models/dekr_bs1.onnx TEST.MODEL_FILE models/pose_dekr_hrnetw32_coco.pth
   python3 DEKR_pth2onnx.py --output models/dekr_people.onnx --dialect onnx --decode people --input uint8
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import onnx
 from torch import nn
 from yacs.config import CfgNode
 
+from dekr_infer.backends.onnxruntime import OnnxRuntime
 from dekr_infer.cli.app import Arguments, Parser, add_config, config_of, cores, run, worker_count
+from dekr_infer.cli.progress import progress
 from dekr_infer.config.load import skeleton_of
 from dekr_infer.config.settings import configured_sizes, decode_settings, require_one_scale, rescore_net
-from dekr_infer.errors import ConfigError
+from dekr_infer.data.images import read_image
+from dekr_infer.data.media import find_sources
+from dekr_infer.detector import Detector
+from dekr_infer.errors import ConfigError, DekrError
+from dekr_infer.evaluation.agreement import MOVED, SHOWN, agreement, images_of
 from dekr_infer.export.export import export_onnx
+from dekr_infer.export.int8 import INT8, has_vnni, quantise_trunk
 from dekr_infer.export.parity import HEAT_TOLERANCE, OFFSET_TOLERANCE, Difference
 from dekr_infer.export.people_proof import PIXELS_TOLERANCE, SCORE_TOLERANCE, PeopleDifference
 from dekr_infer.export.snippet import usage_snippet
-from dekr_infer.export.variants import SEPARATE, VARIANTS
-from dekr_infer.geometry import InputSizes
+from dekr_infer.export.variants import GATHER, SEPARATE, VARIANTS
+from dekr_infer.geometry import InputSizes, Size
 from dekr_infer.model.head import build_network
 from dekr_infer.model.upstream import upstream_config, upstream_network, use_checkout
 from dekr_infer.onnx_graph.baked import DECODINGS, FLOAT32, INPUTS, MAPS, PEOPLE, Baked
-from dekr_infer.onnx_graph.dialects import ASCEND, DIALECTS
-from dekr_infer.storage.atomic import sha256
+from dekr_infer.onnx_graph.dialects import ASCEND, DIALECTS, ONNX
+from dekr_infer.pose.preprocess import warp
+from dekr_infer.storage.atomic import atomic_write, sha256
+from dekr_infer.structures import Frame, People
+
+CALIBRATED = 64  # images at most
+COMPARED = 16  # of them, on which both precisions are run
 
 
 def main(argv: Arguments = None, input_sizes: InputSizes | None = None) -> int:
@@ -53,6 +75,8 @@ def main(argv: Arguments = None, input_sizes: InputSizes | None = None) -> int:
     )
     parser.add_argument("--decode", choices=DECODINGS, default=MAPS, help="what the file yields (default: maps)")
     parser.add_argument("--flip", choices=("on", "off"), help="for people: merge a flipped pass (default: FLIP_TEST)")
+    parser.add_argument("--precision", choices=("float32", INT8), default="float32", help="(default: float32)")
+    parser.add_argument("--calibrate", type=Path, metavar="FOLDER", help="for int8: images like those to come")
     parser.add_argument("--with_maps", action="store_true", help="for people: yield the maps, too")
     parser.add_argument("--skip_check", action="store_true", help="do not compare the written file with torch")
     parser.add_argument("--threads", type=worker_count, default=cores(), metavar="N", help="(default: all cores)")
@@ -61,6 +85,10 @@ def main(argv: Arguments = None, input_sizes: InputSizes | None = None) -> int:
     args = parser.parse_args(argv)
     if args.decode == MAPS and (args.flip or args.with_maps):
         parser.error("--flip and --with_maps need --decode people")
+    if (args.precision == INT8) != (args.calibrate is not None):
+        parser.error("--precision int8 and --calibrate FOLDER need each other")
+    if args.precision == INT8 and (args.dialect != ONNX or args.decode != MAPS or args.deform == GATHER):
+        parser.error("--precision int8 needs --dialect onnx, and goes with neither --decode people nor --deform gather")
 
     def work() -> None:
         if args.upstream is None:
@@ -73,19 +101,20 @@ def main(argv: Arguments = None, input_sizes: InputSizes | None = None) -> int:
             config.defrost()
             config.TEST.FLIP_TEST = args.flip == "on"
             config.freeze()
-        export(
-            config,
-            args.output,
-            network,
-            dialect=args.dialect,
-            deform=args.deform,
-            input_dtype=args.input,
-            people=args.decode == PEOPLE,
-            with_maps=args.with_maps,
-            check=not args.skip_check,
-            input_sizes=input_sizes,
-            threads=args.threads,
-        )
+        options: dict[str, Any] = {
+            "dialect": args.dialect,
+            "deform": args.deform,
+            "input_dtype": args.input,
+            "people": args.decode == PEOPLE,
+            "with_maps": args.with_maps,
+            "check": not args.skip_check,
+            "input_sizes": input_sizes,
+            "threads": args.threads,
+        }
+        if args.precision == INT8:
+            export_int8(config, args.output, args.calibrate, network, **options)
+        else:
+            export(config, args.output, network, **options)
 
     return run(work)
 
@@ -103,6 +132,7 @@ def export(
     check: bool = True,
     input_sizes: InputSizes | None = None,
     threads: int | None = None,
+    label: object = None,
 ) -> None:
     """Export the checkpoint that a configuration names, and print what was proven; see `export_onnx`.
 
@@ -118,6 +148,7 @@ def export(
         check: compare the written file with torch at every input size.
         input_sizes: of the graph; by default those of the configuration.
         threads: of torch and of the comparison.
+        label: what to call the file; by default its path.
     Raises:
         ConfigError: no checkpoint is named, or the settings do not fit into a graph.
         DekrError: see `export_onnx`.
@@ -168,11 +199,99 @@ def export(
         on_difference=show,
     )
     print(
-        f"{report.output}: dialect {report.dialect}, {report.nodes} nodes, {report.deformable} deformable, "
+        f"{label or report.output}: dialect {report.dialect}, {report.nodes} nodes, {report.deformable} deformable, "
         f"{report.size:,} bytes, in {report.seconds:.1f} s"
     )
     if baked is not None:
         print(f"to use it elsewhere:\n\n{usage_snippet(report.output, baked, sizes, input_dtype)}", end="")
+
+
+def export_int8(
+    config: CfgNode, output: Path, folder: Path, network: nn.Module | None = None, *, threads: int, **options: Any
+) -> None:
+    """Export a checkpoint as a graph whose trunk computes in int8, and print how far its people are from float32's.
+
+    Args:
+        config: names the checkpoint by TEST.MODEL_FILE, and the settings of decoding.
+        output: the ONNX file.
+        folder: images that are like those to come.
+        network: by default the network of the configuration.
+        threads: of torch and ONNX Runtime.
+        options: of `export`, which makes the float32 graph first.
+    Raises:
+        DekrError: see `export`; or the folder holds no images, or one that cannot be read.
+    """
+    images = calibration_images(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        exact = Path(scratch) / output.name
+        export(config, exact, network, threads=threads, label="in float32", **options)
+        graph = OnnxRuntime(exact, threads)
+        frames = [media_frame(path, graph.input_sizes) for path in images]
+        with progress("calibrate", len(frames)) as advance:
+
+            def tensors() -> Iterator[np.ndarray]:
+                for frame in frames:
+                    yield graph.tensor_of(warp(frame.read(), frame.placement.input))
+                    advance(1)
+
+            quantised = quantise_trunk(onnx.load(exact), tensors())
+        metadata = {entry.key: entry.value for entry in quantised.metadata_props}
+        metadata |= {"precision": INT8, "calibration": json.dumps([path.name for path in images])}
+        onnx.helper.set_model_props(quantised, dict(sorted(metadata.items())))
+        with atomic_write(output) as temporary:
+            temporary.write_bytes(quantised.SerializeToString())
+            shown = frames[:: max(1, len(frames) // COMPARED)][:COMPARED]
+            networks = (graph, OnnxRuntime(temporary, threads))
+            people, seconds = _people_of(config, networks, shown)
+    sizes = [frame.placement.image for frame in shown]
+    found = agreement(replace(images_of(sizes), skeleton=skeleton_of(config)), *people)
+    print(
+        f"{output}: trunk in int8, calibrated on {len(images)} images, {output.stat().st_size:,} bytes\n"
+        f"on {len(shown)} of them: {found.people[1]} people that score {SHOWN}, {found.people[0]} in float32; AP "
+        f"{found.ap:.3f} with float32's as the truth, joints {found.pixels:.2f} pixels away, {found.changed} images "
+        f"changed by more than {MOVED:g} pixel; "
+        f"{seconds[0] / seconds[1]:.2f} times as fast as float32"
+    )
+    if not has_vnni():
+        print("this CPU has no VNNI, which multiplies int8 four at a time; with it, int8 gains more")
+
+
+def calibration_images(folder: Path) -> list[Path]:
+    """Return the images in a folder, at most `CALIBRATED`, spread evenly.
+
+    Raises:
+        DekrError: there are none.
+    """
+
+    def refuse(name: str, error: DekrError) -> None:
+        raise error
+
+    found = [Path(source.name) for source in find_sources([str(folder)], refuse) if source.rate is None]
+    if not found:
+        raise DekrError(f"{folder}: holds no images to calibrate with; name a folder of images like those to come")
+    return found[:: -(-len(found) // CALIBRATED)]
+
+
+def media_frame(path: Path, input_sizes: InputSizes) -> Frame:
+    """Return an image as a frame; it is decoded now, to know its size, and again whenever it is read."""
+    size = Size(*read_image(path).shape[:2])
+    return Frame(path.name, input_sizes.place(size), lambda: read_image(path))
+
+
+def _people_of(
+    config: CfgNode, networks: Sequence[OnnxRuntime], frames: Sequence[Frame]
+) -> tuple[list[list[People]], list[float]]:
+    """Return the people that each network finds, and the median seconds of its passes, run in turn."""
+    detectors = [Detector(network, decode_settings(config), flip=False) for network in networks]
+    people: list[list[People]] = [[] for _ in networks]
+    times: list[list[float]] = [[] for _ in networks]
+    for frame in frames:
+        for detector, found, taken in zip(detectors, people, times, strict=True):
+            one, passes = detector.detect(frame)
+            assert passes is not None and passes.original.milliseconds is not None
+            found.append(one)
+            taken.append(passes.original.milliseconds)
+    return people, [float(np.median(taken)) / 1000 for taken in times]
 
 
 def _decoded(found: PeopleDifference) -> str:

@@ -13,7 +13,8 @@ from onnx import ModelProto
 from dekr_infer.onnx_graph.dialects import constant, to_proto
 from dekr_infer.pose.preprocess import MEAN, STD
 
-WEIGHT, BIAS = "normalise.weight", "normalise.bias"
+NORMALISE = "normalise"  # name of the convolution
+WEIGHT, BIAS = f"{NORMALISE}.weight", f"{NORMALISE}.bias"
 
 
 def take_uint8(model: ModelProto) -> ModelProto:
@@ -25,7 +26,7 @@ def take_uint8(model: ModelProto) -> ModelProto:
     weight = constant(made.graph, WEIGHT, np.diag(1 / (255 * std)).astype(np.float32)[:, :, None, None])
     bias = constant(made.graph, BIAS, (-mean / std).astype(np.float32))
     cast = ir.node("Cast", [image], {"to": ir.DataType.FLOAT}, name="normalise.cast")
-    conv = ir.node("Conv", [cast.outputs[0], weight, bias], {"kernel_shape": [1, 1]}, name="normalise")
+    conv = ir.node("Conv", [cast.outputs[0], weight, bias], {"kernel_shape": [1, 1]}, name=NORMALISE)
     for node in (cast, conv):
         node.outputs[0].name = f"{node.name}.output"
         made.graph.insert_before(first, node)

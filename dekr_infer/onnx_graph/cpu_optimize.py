@@ -124,8 +124,8 @@ def _nodes(graph: ir.Graph, op_type: str) -> list[Any]:
 
 
 def _before(place: Any, op_type: str, inputs: Sequence[Any], attributes: Any = None) -> ir.Value:
-    """Insert a node before another one and return its output."""
-    node = ir.node(op_type, inputs, attributes)
+    """Insert a node before another one, whose name begins its own, and return its output."""
+    node = ir.node(op_type, inputs, attributes, name=f"{place.name}.{op_type}.{len(place.graph)}")
     place.prepend(node)
     return node.outputs[0]
 
