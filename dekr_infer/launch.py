@@ -43,6 +43,7 @@ COMMANDS = {
     "draw_results": ("cli.draw_results", "the people of a COCO result file over their images"),
     "report": ("cli.report", "one HTML file that says how good results are, where not, and why"),
     "compare": ("cli.compare", "two runs side by side: metrics that moved, and whether by luck"),
+    "ledger": ("cli.ledger", "where AP goes: each choice of the chain turned the other way"),
     "compare_nodes": ("cli.compare_nodes", "two graphs or precisions node by node, worst first"),
     "check_upstream": ("cli.check_upstream", "upstream's code and ours side by side, stage by stage"),
     "random_checkpoint": ("cli.random_checkpoint", "checkpoints with random weights, to rehearse every command"),
