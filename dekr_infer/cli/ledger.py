@@ -270,7 +270,7 @@ def _shards(context: _Run, row: Row, input_sizes: InputSizes) -> Shards:
 
 def _head(line: Line, images: int) -> str:
     ap = f"{'AP':>6} {'difference':>10} {f'{CONFIDENCE:.0%} interval':>21}  " if line.ap is not None else ""
-    return f"{images} images\n{'':<31} {ap}{'agreement':>9} {'changed':>8} {'ms a pass':>9}"
+    return f"{images} images\n{'':<31} {ap}{'agreement':>9} {'changed':>8}"
 
 
 def _text(line: Line) -> str:
@@ -279,4 +279,4 @@ def _text(line: Line) -> str:
         interval = f"[{line.low:+.4f}, {line.high:+.4f}]"
         ap = f"{line.ap:6.3f} {line.difference:+10.4f} {interval:>21}  "
     agreed = f"{line.agreed:9.3f}" if line.agreed >= 0 else f"{'-':>9}"
-    return f"{line.name:<31} {ap}{agreed} {line.changed:>8} {line.milliseconds:9.1f}"
+    return f"{line.name:<31} {ap}{agreed} {line.changed:>8}"
