@@ -21,7 +21,7 @@ CHINESE = ROOT / "README.zh-CN.md"
 BLOCK = re.compile(r"(?P<mark><!-- not run here: [^\n]+ -->\n)?^```(?P<kind>\w*)\n(?P<text>.*?)^```$", re.M | re.S)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 COMMAND = re.compile(r"(?:python3|bash|\.venv/bin/python) ((?:scripts/[\w/]+|DEKR_\w+)\.(?:py|sh))")
-NUMBER = re.compile(r"\d[\d,.]*(?:e[+-]\d+)?")
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*(?:e[+-]\d+)?")
 MOST_LINES, MOST_BYTES = 160, 300_000
 FIRST = "random_checkpoint.py"  # the block with this command makes what the others need
 
