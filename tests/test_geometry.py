@@ -193,3 +193,11 @@ def test_input_sizes_are_read_from_their_text(sizes):
 @pytest.mark.parametrize("text", ["", "exact", "exact 0", "exact 500", "exact 99999999", "exact  512", "512", "0,512"])
 def test_other_texts_are_no_input_sizes(text):
     assert InputSizes.parse(text) is None
+
+
+def test_an_image_of_a_single_pixel_has_a_place_and_one_without_area_has_none():
+    placement = PUBLISHED_SIZES.place(Size(1, 1))
+    assert placement.input == Size(512, 512) and placement.to_input.tolist() == [[512, 0, -256], [0, 512, -256]]
+    for image, size in ((Size(0, 5), Size(64, 64)), (Size(5, 5), Size(64, 0))):
+        with pytest.raises(ValueError, match="no area"):
+            _ = Placement(image, size).to_image

@@ -7,7 +7,7 @@ import pytest
 from dekr_infer.data.images import decode_image
 from dekr_infer.errors import DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, Placement, Size
-from dekr_infer.pose.preprocess import mirror, moves_pixels, normalisation, normalise, warp
+from dekr_infer.pose.preprocess import as_tensor, mirror, moves_pixels, normalisation, normalise, warp
 from tests.support.images import colourful, encode, turned, with_segment
 from tests.support.reference_tensors import ONE_OF_EACH, reference_normalise, reference_tensors
 
@@ -31,6 +31,13 @@ def test_channels_go_from_bgr_to_rgb_and_in_front():
     buffer = np.empty_like(tensor)
     assert normalise(image, buffer) is buffer
     np.testing.assert_array_equal(buffer, tensor)
+
+
+def test_a_tensor_is_of_the_dtype_that_the_graph_takes():
+    image = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    plain, normalised = as_tensor(image, "uint8"), as_tensor(image, "float32")
+    assert plain.dtype == np.uint8 and np.array_equal(plain, image[None, :, :, ::-1].transpose(0, 3, 1, 2))
+    assert np.array_equal(normalised, normalise(image)) and normalised.dtype == np.float32
 
 
 @pytest.mark.parametrize("size", ONE_OF_EACH, ids=str)
