@@ -139,17 +139,20 @@ def shape(line: str) -> str:
     return " ".join(NUMBER.sub("#", line).split())
 
 
+RUN = sorted(
+    (block for block in BLOCKS if block.is_run and "quickstart.sh" not in block.commands[0][0]),
+    key=lambda block: FIRST not in block.commands[0][0],
+)
+
+
 @pytest.mark.long
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no git checkout")
-def test_the_commands_of_all_pages_run_as_printed(checkout):
-    todo = [block for block in BLOCKS if block.is_run and "quickstart.sh" not in block.commands[0][0]]
-    todo.sort(key=lambda block: FIRST not in block.commands[0][0])
-    for block in todo:
-        for command, expected in block.commands:
-            done = run(command, checkout)
-            assert done.returncode == 0, f"{block.page}: {command}: {done.stderr[-2000:]}"
-            printed = [shape(line) for line in (done.stdout + done.stderr).splitlines()]
-            for line in expected:
-                close = difflib.get_close_matches(shape(line), printed, 1, cutoff=0.8)
-                assert close or line == "...", f"{block.page}: {command}: nothing like {line!r} in {printed}"
-    assert (checkout / "predictions/people.json").is_file() and (checkout / "report.html").is_file()
+@pytest.mark.parametrize("block", RUN, ids=lambda block: f"{block.page}: {block.commands[0][0].split()[1]}")
+def test_the_commands_of_a_page_run_as_printed(block, checkout):
+    for command, expected in block.commands:
+        done = run(command, checkout)
+        assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
+        printed = [shape(line) for line in (done.stdout + done.stderr).splitlines()]
+        for line in expected:
+            close = difflib.get_close_matches(shape(line), printed, 1, cutoff=0.8)
+            assert close or line == "...", f"{command}: nothing like {line!r} in {printed}"

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dekr_infer.errors import DekrError
+from dekr_infer.geometry import Size
 from dekr_infer.pose.decode import (
     decode,
     decode_scales,
@@ -14,6 +15,7 @@ from dekr_infer.pose.decode import (
     heat_at,
     joints_at,
     merged_centre,
+    pool_reach,
     remove_duplicates,
     transform_poses,
 )
@@ -495,3 +497,12 @@ def test_one_scale_is_decoded_as_alone():
     passes = random_passes(3)
     for one, other in zip(decode(passes, DECODE), decode_scales({1.0: passes}, DECODE), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("cells", "reach"),
+    [((200, 200), 1), ((200, 201), 2), ((100, 301), 2), ((300, 300), 2), ((300, 301), 3), ((128, 256), 1)],
+)
+def test_the_mean_side_decides_of_how_many_cells_a_centre_is_the_maximum(cells, reach):
+    """[17] 3x3 cells up to a mean side of 200, 5x5 up to 300, 7x7 above."""
+    assert DECODE.pool_sides == (300, 200) and pool_reach(Size(*cells), DECODE) == reach
