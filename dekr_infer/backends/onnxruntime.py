@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import TensorProto, external_data_helper
+from onnx_ir.serde import SerdeError
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from dekr_infer.backends.base import infer_passes
@@ -23,7 +24,7 @@ from dekr_infer.geometry import InputSizes, Size, cells
 from dekr_infer.onnx_graph.baked import FLOAT32, PIXEL_NAME, UINT8, Baked
 from dekr_infer.onnx_graph.cpu_optimize import optimize_for_cpu
 from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
-from dekr_infer.onnx_graph.float16 import LARGEST, Rounding, rehearse
+from dekr_infer.onnx_graph.float16 import LARGEST, Float16OverflowError, Rounding, node_of, rehearse
 from dekr_infer.onnx_graph.subgraphs import inner_graphs, tensors
 from dekr_infer.pose.decode import transform_poses
 from dekr_infer.pose.preprocess import as_tensor, warp
@@ -103,7 +104,7 @@ class OnnxRuntime:
         except EncodeError:  # protobuf's word for it
             raise MemoryError from None
         except RUNTIME_ERRORS as error:
-            raise _failure(f"{path}: ONNX Runtime {onnxruntime.__version__}", error) from None
+            raise runtime_failure(f"{path}: ONNX Runtime {onnxruntime.__version__}", error) from None
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -141,7 +142,7 @@ class OnnxRuntime:
         try:
             outputs = self.session.run(self.output_names, feed)
         except RUNTIME_ERRORS as error:
-            raise _failure(f"{self.path}: cannot be run", error) from None
+            raise runtime_failure(f"{self.path}: cannot be run", error) from None
         milliseconds = (time.perf_counter() - started) * 1000
         for name, shape, values in zip(self.output_names, expected, outputs, strict=True):
             if values.shape != shape:
@@ -152,17 +153,15 @@ class OnnxRuntime:
 
     def _name_overflow(self, image: np.ndarray) -> NoReturn:
         """Raise a `DekrError` that names the first operator whose result is too large for float16."""
-        from dekr_infer.backends.node_values import node_values, sources_of, value_names
+        from dekr_infer.backends.node_values import first_overflow, sources_of
 
         model = standard_graph(load_graph(self.path)[0], self.path, rounding=self.rounding)
-        sources = sources_of(model)
-        for name, values in node_values(model, {INPUT_NAME: image}, value_names(model)):
-            if not np.isfinite(values).all():
-                raise DekrError(
-                    f"{self.path}: {sources[name]} overflows in float16, whose largest number is {LARGEST:.0f}; keep "
-                    "that node in float32 (--keep_dtype), and see compare_nodes.py for the magnitudes of all"
-                )
-        raise DekrError(f"{self.path}: its weights overflow in float16; keep their nodes in float32 (--keep_dtype)")
+        name = first_overflow(model, {INPUT_NAME: image})
+        node = sources_of(model)[node_of(model, name)] if name is not None else "a weight"
+        raise Float16OverflowError(
+            f"{self.path}: {node} overflows in float16, whose largest number is {LARGEST:.0f}; keep that node in "
+            "float32 (--keep_dtype), and see compare_nodes.py for the magnitudes of all"
+        )
 
     def infer(self, frame: Frame, flip: bool) -> Passes | People:
         """Decode a frame's image, warp it once, and run both passes; or the graph that yields people, once.
@@ -261,6 +260,8 @@ def standard_graph(
         return rehearse(standard, rounding)
     except DekrError as error:
         raise DekrError(f"{path}: {error}") from None
+    except (*MALFORMED, SerdeError) as error:
+        raise DekrError(f"{path}: its nodes are not those of our export ({error!r:.80}); {EXPORT_AGAIN}") from None
 
 
 def _check_contents(model: onnx.ModelProto) -> None:
@@ -300,7 +301,7 @@ def _check_order(model: onnx.ModelProto) -> None:
         made.update(node.output)
 
 
-def _failure(where: str, error: Exception) -> Exception:
+def runtime_failure(where: str, error: Exception) -> Exception:
     """Return the error for what ONNX Runtime refuses: its own, or that memory is short."""
     if OUT_OF_MEMORY.search(str(error)):
         return MemoryError()

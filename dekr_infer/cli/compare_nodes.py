@@ -62,6 +62,8 @@ def compare_nodes(args: Namespace) -> None:
         rows = list(compare_dump(model, other, feed, args.threads))
     else:
         second = OnnxRuntime(other, args.threads)
+        if network.baked is not None or second.baked is not None:
+            raise ConfigError(f"{args.model}, {other}: one yields people; compare graphs that yield maps")
         if second.input_dtype != network.input_dtype:
             raise ConfigError(f"{other}: takes {second.input_dtype}, {args.model} takes {network.input_dtype}")
         compared = standard_graph(load_graph(other)[0], other, rounding=rounding)
@@ -85,7 +87,7 @@ def compare_nodes(args: Namespace) -> None:
 def _line(row: NodeDifference) -> str:
     shape = "x".join(map(str, row.shape))
     return (
-        f"  {row.rms:9.2e}  {row.cosine:.7f}  {row.largest_difference:9.2e}  {row.largest:9.3g}  {shape:<16} "
+        f"  {row.rms:9.2e}  {row.cosine:.6f}  {row.largest_difference:9.2e}  {row.largest:9.3g}  {shape:<16} "
         f"{one_line(row.source)}"
     )
 

@@ -47,14 +47,14 @@ from dekr_infer.config.settings import decode_settings, influences, refine_setti
 from dekr_infer.data.coco import DataSet
 from dekr_infer.data.sources import ImageFiles, frames_of
 from dekr_infer.detector import Detector
-from dekr_infer.errors import ConfigError, DekrError
+from dekr_infer.errors import ConfigError, DekrError, one_line
 from dekr_infer.evaluation.agreement import MOVED, SHOWN
 from dekr_infer.evaluation.comparison import CONFIDENCE, RESAMPLES
 from dekr_infer.evaluation.ledger import PUBLISHED, SHARD, Group, Line, Row, line_of, run_group
 from dekr_infer.evaluation.shards import Shards
 from dekr_infer.geometry import InputSizes
 from dekr_infer.onnx_graph.baked import FLOAT32, UINT8
-from dekr_infer.onnx_graph.float16 import HEATMAP, MATRIX_ONLY, OFFSET, TRUNK, TWICE, Rounding
+from dekr_infer.onnx_graph.float16 import HEATMAP, MATRIX_ONLY, OFFSET, TRUNK, TWICE, Float16OverflowError, Rounding
 from dekr_infer.storage.atomic import folder_lock, sha256, write_json
 
 HELPERS = 2  # threads that decode images and poses while the others run the graph
@@ -209,7 +209,7 @@ def ledger(config: CfgNode, args: Namespace) -> None:
     with folder_lock(args.output / "people", create=False), tempfile.TemporaryDirectory() as scratch:
         groups = [_only(group, args.only) for group in context.groups(Path(scratch))]
         groups = [group for group in groups if group.rows]
-        lines, first = [], None
+        lines, first, problems = [], None, dict[str, str]()
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)  # the graph has the cores
         try:
@@ -217,8 +217,13 @@ def ledger(config: CfgNode, args: Namespace) -> None:
                 shards = {row.name: _shards(context, row, group.input_sizes) for row in group.rows}
                 keys = [image.stem for image in chosen]
                 label = group.rows[0].name if len(group.rows) == 1 else f"{group.rows[0].name}, and its decodings"
-                with progress(label, len(keys)) as advance:
-                    run_group(group, shards, data, files, keys, HELPERS, advance)
+                try:
+                    with progress(label, len(keys)) as advance:
+                        run_group(group, shards, data, files, keys, HELPERS, advance)
+                except Float16OverflowError as error:
+                    problems[group.rows[0].name] = str(error)
+                    print(f"{group.rows[0].name:<31} {one_line(str(error))}", flush=True)
+                    continue
                 for row in group.rows:
                     found = [shards[row.name].found[key] for key in keys]
                     first = first or found
@@ -238,6 +243,7 @@ def ledger(config: CfgNode, args: Namespace) -> None:
         "people_from_score": SHOWN,
         "versions": {"dekr_infer": dekr_infer.__version__, "numpy": np.__version__, **graph.versions},
         "rows": [asdict(line) for line in lines],
+        "problems": problems,
     }
     write_json(args.output / "ledger.json", content, indent=1)
     print(f"written: {args.output / 'ledger.json'}")
@@ -265,7 +271,7 @@ def _shards(context: _Run, row: Row, input_sizes: InputSizes) -> Shards:
     def fingerprint(frame: Any) -> str:
         return context.files.fingerprint(frame.file_name)
 
-    return Shards(folder, row.settings, about, SHARD, data, frames, fingerprint, data.skeleton)
+    return Shards(folder, row.settings, about, SHARD, data, frames, fingerprint, data.skeleton, "delete this folder")
 
 
 def _head(line: Line, images: int) -> str:

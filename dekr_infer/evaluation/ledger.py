@@ -173,9 +173,10 @@ def line_of(
     times = [value for one in second for value in one.milliseconds]
     pace = float(np.median(times)) if times else 0.0
     line = Line(name, None, None, None, None, agreed.ap, agreed.changed, agreed.people[1], pace)
-    if data.people:
-        known = set(ids)
-        chosen = replace(chosen, people=tuple(person for person in data.people if person.image_id in known))
+    known = set(ids)
+    annotated = tuple(person for person in data.people or () if person.image_id in known)
+    if any(person.labelled and not person.iscrowd for person in annotated):
+        chosen = replace(chosen, people=annotated)
         runs = [[entry for one in run for entry in entries_of(data, one)] for run in (first, second)]
         moved = bootstrap(chosen, runs, ids, resamples)
         ap = average_precision(chosen, runs[1], ids)

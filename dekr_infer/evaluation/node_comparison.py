@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -14,6 +15,8 @@ from onnx import ModelProto
 from dekr_infer.backends.node_values import node_values, sources_of, value_names
 from dekr_infer.errors import DekrError
 from dekr_infer.storage import npy
+
+_log = logging.getLogger(__name__)
 
 # Numbers, of the task and of the time, follow the operator's name in the files of `msaccucmp.py convert -t npy`.
 _OF_DEVICE = re.compile(r"(?P<type>[\w-]+)\.(?P<node>[\w-]+)(?:\.\d+){2,8}\.output\.(?P<index>\d+)\.npy")
@@ -50,15 +53,18 @@ class NodeDifference(NamedTuple):
 def difference_of_values(name: str, source: str, first: np.ndarray, second: np.ndarray) -> NodeDifference:
     """Return how far two arrays of one shape are apart; infinite or NaN values count as infinitely far."""
     a, b = (values.ravel().astype(np.float64) for values in (first, second))
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        finite = np.abs(a[np.isfinite(a)])
-        largest = float(finite.max(initial=0)) if len(finite) == len(a) else math.inf
-        return NodeDifference(name, source, first.shape, math.inf, 0.0, math.inf, largest)
-    length, other, error = (math.sqrt(float(np.dot(values, values))) for values in (a, b, a - b))
-    cosine = float(np.dot(a, b)) / (length * other) if length and other else float(length == other)
-    rms = error / length if length else math.inf if error else 0.0
-    difference, largest = (float(np.abs(values).max(initial=0)) for values in (a - b, a))
-    return NodeDifference(name, source, first.shape, rms, min(cosine, 1.0), difference, largest)
+    with np.errstate(invalid="ignore", over="ignore"):
+        products = (float(np.dot(*pair)) for pair in ((a - b, a - b), (a, a), (b, b), (a, b)))
+        largest_difference, largest = (float(np.abs(values).max(initial=0)) for values in (a - b, a))
+    squared, length, other, product = products
+    if not math.isfinite(squared):
+        return NodeDifference(
+            name, source, first.shape, math.inf, 0.0, math.inf, largest if length < math.inf else math.inf
+        )
+    length, other = math.sqrt(length), math.sqrt(other)
+    cosine = product / (length * other) if length and other else float(length == other)
+    rms = math.sqrt(squared) / length if length else math.inf if squared else 0.0
+    return NodeDifference(name, source, first.shape, rms, min(cosine, 1.0), largest_difference, largest)
 
 
 def compare_graphs(
@@ -79,9 +85,17 @@ def compare_graphs(
     if not names:
         raise DekrError("the two graphs name no value alike; export both with this project and one --deform")
     both = (node_values(model, feed, names, threads) for model in (first, second))
+    left_out, compared = len(value_names(first)) - len(names), 0
     for (name, a), (_, b) in zip(*both, strict=True):
         if a.shape == b.shape:
+            compared += 1
             yield difference_of_values(name, sources[name], a, b)
+        else:
+            left_out += 1
+    if not compared:
+        raise DekrError("no value of the two graphs has one name and one shape; are they of one network?")
+    if left_out:
+        _log.warning("%d values of the first graph have none of their name and shape in the second", left_out)
 
 
 def compare_dump(
@@ -101,7 +115,10 @@ def compare_dump(
     for path in sorted(folder.iterdir()):
         match = _OF_DEVICE.fullmatch(path.name) or _OF_ONNX.fullmatch(path.name)
         if match:
-            files[match["node"], int(match["index"])] = path
+            key = (match["node"], int(match["index"]))
+            if key in files:
+                raise DekrError(f"{path}: of the same value as {files[key].name}; leave the dump of one run there")
+            files[key] = path
     computed = set(value_names(model))
     found = {
         name: files[key]
@@ -112,7 +129,7 @@ def compare_dump(
     if not found:
         raise DekrError(f"{folder}: holds no value of a node of this graph; expected are {LAYOUT}")
     sources = sources_of(model)
-    for name, values in node_values(model, feed, found, threads):
+    for name, values in node_values(model, feed, list(found), threads):
         dumped = npy.read_unchecked(found[name], npy.OUTPUTS)
         if dumped.shape != values.shape:
             raise DekrError(

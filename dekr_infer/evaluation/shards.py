@@ -51,6 +51,7 @@ class Shards:
         frames: the images to evaluate, in the data set's order.
         fingerprint: of the content of a frame's image.
         skeleton: of the people.
+        remedy: what to do where the folder holds people of another run.
     Raises:
         DekrError: the folder holds people of another run, of images that have changed, or of an image twice.
     """
@@ -65,8 +66,10 @@ class Shards:
         frames: Sequence[Frame],
         fingerprint: Callable[[Frame], str],
         skeleton: Skeleton = COCO_17,
+        remedy: str = "name another run with --run",
     ) -> None:
         self.folder, self.frames, self.fingerprint, self.skeleton = folder, frames, fingerprint, skeleton
+        self.remedy = remedy
         self.head = Head(KIND, {**settings, "shard_images": size}, dict(about))
         self.found: dict[str, Found] = {}
         number = {image.stem: index // size for index, image in enumerate(data.images)}
@@ -89,7 +92,7 @@ class Shards:
                 if found.error is None and entry.inputs.get("image") != self.fingerprint(frames[key]):
                     raise DekrError(
                         f"{path}: holds people of {frames[key].name}, an image that has changed since; "
-                        "delete this file, or name another run with --run"
+                        f"delete this file, or {self.remedy}"
                     )
                 self.found[key] = found
 
@@ -100,7 +103,7 @@ class Shards:
             if new != old:
                 raise DekrError(
                     f"{path}: was written with {name} {excerpt(old)}, this run has {excerpt(new)}; "
-                    "name another run with --run, or delete that folder"
+                    f"{self.remedy}, or delete that folder"
                 )
 
     def waiting(self, share: int = 0, shares: int = 1) -> list[Frame]:

@@ -10,7 +10,7 @@ What fits no rule stays as it is. Nodes are `Any`: a malformed graph ends in an 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import compress, pairwise
+from itertools import compress, count, pairwise
 from typing import Any
 
 import numpy as np
@@ -125,7 +125,10 @@ def _nodes(graph: ir.Graph, op_type: str) -> list[Any]:
 
 def _before(place: Any, op_type: str, inputs: Sequence[Any], attributes: Any = None) -> ir.Value:
     """Insert a node before another one, whose name begins its own, and return its output."""
-    node = ir.node(op_type, inputs, attributes, name=f"{place.name}.{op_type}.{len(place.graph)}")
+    taken = {other.name for other in place.graph}
+    names = (f"{place.name}.{op_type}.{number}" for number in count(1))
+    name = next(name for name in names if name not in taken)
+    node = ir.node(op_type, inputs, attributes, name=name)
     place.prepend(node)
     return node.outputs[0]
 

@@ -36,7 +36,13 @@ _EXACT = (  # operators that make float16 values of float16 values
 )
 EXACT = frozenset(_EXACT.split())
 _TYPE = "OpType::"
+COPY = ".float16"  # ends the names of rounded weights, and of rounded copies
+_DOWN, _UP = ".down", ".up"  # end the names of the casts
 _HEADS = {HEATMAP: ("transition_heatmap", "head_heatmap"), OFFSET: ("transition_offset", "offset_")}
+
+
+class Float16OverflowError(DekrError):
+    """A value is too large for float16."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,7 @@ class _Rounded:
             if _is_float(value) and value.const_value is not None:
                 values = value.const_value.numpy()
                 with np.errstate(over="ignore"):  # reported when the graph is run
-                    own = constant(self.graph, f"{value.name}.float16", values.astype(np.float16).astype(np.float32))
+                    own = constant(self.graph, f"{value.name}{COPY}", values.astype(np.float16).astype(np.float32))
                 self.low.add(own)
                 node.replace_input_with(index, own)
 
@@ -167,7 +173,7 @@ class _Rounded:
                 first = self.graph[0] if value.producer() is None else None
                 place = value.producer() if first is None else first
                 self.copies[value] = self._casts(value, place, before=first is not None)
-                self.copies[value].name = f"{value.name}.float16"
+                self.copies[value].name = f"{value.name}{COPY}"
                 self.low.add(self.copies[value])
             node.replace_input_with(index, self.copies[value])
 
@@ -189,8 +195,8 @@ class _Rounded:
             self.low.add(high)
 
     def _casts(self, value: Any, place: Any, before: bool = False) -> Any:
-        down = ir.node("Cast", [value], {"to": ir.DataType.FLOAT16}, name=f"{value.name}.down")
-        up = ir.node("Cast", down.outputs, {"to": ir.DataType.FLOAT}, name=f"{value.name}.up")
+        down = ir.node("Cast", [value], {"to": ir.DataType.FLOAT16}, name=f"{value.name}{_DOWN}")
+        up = ir.node("Cast", down.outputs, {"to": ir.DataType.FLOAT}, name=f"{value.name}{_UP}")
         down.outputs[0].name = f"{value.name}.half"
         up.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
         if before:
@@ -211,6 +217,8 @@ def _sampled_apart(graph: ir.Graph, node: Any) -> Iterator[Any]:
     The first is a deformable convolution, too: one that picks a tap for each of its output channels.
     """
     offset_groups, groups = (node.attributes.get_int(name, 1) for name in ("offset_group", "group"))
+    if node.inputs[1] is None or node.inputs[1].const_value is None:
+        raise DekrError(f"{node.name or node.op_type}: its weights are computed; rehearse it with one rounding")
     weight = node.inputs[1].const_value.numpy()
     channels = weight.shape[1] * groups
     one_tap = np.tile(np.eye(TAPS, dtype=np.float32), (channels, 1)).reshape(channels * TAPS, 1, 3, 3)
@@ -229,3 +237,15 @@ def _sampled_apart(graph: ir.Graph, node: Any) -> Iterator[Any]:
     product = ir.node("Conv", inputs, {"kernel_shape": [1, 1], "group": groups}, name=node.name)
     ir.convenience.replace_nodes_and_values(graph, node, [node], [product], node.outputs, product.outputs)
     yield from (sampling, product)
+
+
+def node_of(model: ModelProto, value: str) -> str:
+    """Return an output of the node of the original graph that computes a value, or that reads a rounded copy of it."""
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    node = made_by[value]
+    if not node.name.endswith(_UP):
+        return value
+    if value.endswith(COPY):
+        reader = next(reader for reader in model.graph.node if value in reader.input)
+        return str(reader.output[0])
+    return str(made_by[node.input[0]].input[0])

@@ -105,7 +105,7 @@ def test_every_node_is_compared_with_itself_in_float16_worst_first(tiny, photo, 
     assert {row["name"] for row in rows} == set(value_names(model)), "every value of the graph"
     errors = [row["rms"] for row in rows]
     assert errors == sorted(errors, reverse=True) and 0 < errors[-1] < errors[0] < 0.1
-    assert all(1 - row["cosine"] < 2 * row["rms"] ** 2 for row in rows)
+    assert all(1 - row["cosine"] < 2 * row["rms"] ** 2 + 2e-6 for row in rows)
     by_name = {row["source"]: row for row in rows}
     first = by_name["conv1 (conv1.weight)"]
     assert first["shape"] == [1, 4, 256, 384] and first["rms"] < 1e-3
@@ -124,7 +124,7 @@ def test_a_folder_of_dumps_is_compared_with_the_graph(tiny, photo, tmp_path):
     nodes = {name: node.name for node in model.graph.node for name in node.output}
     forms = {"/conv1/Conv_output_0": "Conv2D.{}.3.4.1682067845380164.output.0.npy"}
     forms |= {"/Relu_output_0": "Relu.{}.5.1682067845380165.output.0.npy", "heatmap": "{}.0.1682067845380166.npy"}
-    for name, values in node_values(model, {"image": image}, wanted, 1):
+    for name, values in node_values(model, {"image": image}, list(wanted), 1):
         clean = nodes[name].replace("/", "_").replace(".", "_")
         np.save(dump / forms[name].format(clean), values * np.float32(1 + wanted[name]))
     (dump / "README").write_text("")

@@ -98,7 +98,7 @@ def test_people_and_speed_beside_float32_are_printed(quantised, monkeypatch):
     out = quantised[1].out
     assert "in float32: dialect onnx" in out and "TOO LARGE" not in out
     assert "trunk in int8, calibrated on 4 images" in out
-    assert "with float32's as the truth" in out and "times as fast as float32" in out
+    assert "nobody who scores 0.1 in float32" in out and "times as fast as float32" in out
     assert ("has no VNNI" in out) == (not int8.has_vnni())
 
 
