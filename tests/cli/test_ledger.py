@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import onnx
 import pytest
+from onnx import numpy_helper
 
 from dekr_infer.backends.onnxruntime import OnnxRuntime
 from dekr_infer.cli import evaluate
@@ -161,6 +162,20 @@ def test_the_flipped_pass_without_shift_is_the_mirrored_image(place):
     for found, pixels in zip(seen, (mirror(warped), cv2.flip(warped, 1)), strict=True):
         assert np.array_equal(found, network.run(normalise(pixels))[0][0])
     assert not np.array_equal(*seen)
+
+
+def test_a_row_that_overflows_is_reported_and_the_others_go_on(place):
+    model = toy_model(PUBLISHED_SIZES, 0.1)
+    for tensor in model.graph.initializer:
+        if tensor.name == "off":
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1e6), "off"))
+    onnx.save(model, "net.onnx")
+    ran = ledger("--only", "force|allow|8-bit", "--limit", 1, pairs=(*SETTINGS[:2], "RESCORE.VALID", "False"))
+    assert ran.code == 0, ran
+    assert list(rows()) == [PUBLISHED, "8-bit input"]
+    problems = json.loads(Path("led/ledger.json").read_text())["problems"]
+    assert list(problems) == ["fp16 (force_fp16)", "fp16 (allow_fp32_to_fp16)"]
+    assert all("overflows in float16" in line for line in problems.values())
 
 
 def test_mistakes_are_one_error_line(place):

@@ -133,6 +133,10 @@ def test_a_folder_of_dumps_is_compared_with_the_graph(tiny, photo, tmp_path):
     assert ran.code == 0, ran
     rows = {row["name"]: row for row in json.loads((tmp_path / "all.json").read_text())}
     assert {name: row["rms"] for name, row in rows.items()} == pytest.approx(wanted, abs=1e-6)
+    twice = dump / forms["/Relu_output_0"].format("_Relu").replace("Relu.", "Relu2.", 1)
+    np.save(twice, image)
+    assert_refused(compare(tiny.graph, dump, "--image", photo), 1, "of the same value as", "the dump of one run")
+    twice.unlink()
     np.save(dump / forms["heatmap"].format("_".join(nodes["heatmap"].split("."))), image)
     assert_refused(compare(tiny.graph, dump, "--image", photo), 1, "has shape (1, 3, 512, 768)", "(1, 18, 128, 192)")
 

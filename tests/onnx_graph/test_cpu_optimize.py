@@ -20,6 +20,7 @@ from dekr_infer.onnx_graph.cpu_optimize import (
 )
 from dekr_infer.onnx_graph.dialects import ONNX, check_standard, to_dialect
 from tests.support.graphs import attributes, copy_of, initializers, nodes_of, set_initializer
+from tests.support.tiny_models import linked_model
 
 RULES = (convolve_before_enlarging, add_before_enlarging, mix_offsets)
 IMAGE = np.random.default_rng(3).standard_normal((1, 3, 64, 96)).astype(np.float32)
@@ -196,3 +197,12 @@ def test_unused_constants_are_dropped(standard):
     read = {name for node in changed.graph.node for name in node.input}
     assert {tensor.name for tensor in changed.graph.initializer} <= read
     assert len(nodes_of(changed, "DeformConv")) == 34
+
+
+def test_new_nodes_have_names_of_their_own_also_where_the_others_have_none(tiny):
+    for model in (to_dialect(tiny.model(), ONNX), to_dialect(linked_model(), ONNX)):
+        for nameless in (False, True):
+            for node in model.graph.node:
+                node.name = "" if nameless else node.name
+            names = [node.name for node in optimize_for_cpu(model).graph.node if node.name]
+            assert len(set(names)) == len(names)

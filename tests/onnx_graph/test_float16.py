@@ -230,7 +230,8 @@ def test_overflow_is_an_error_that_names_node_and_key(tiny, tmp_path, picture):
     said = error_of(OnnxRuntime(path, 1, rounding=rounding).run, picture)
     assert "layer1.0.conv2 (layer1.0.conv2.weight) overflows in float16" in said and f"{LARGEST:.0f}" in said
     kept = OnnxRuntime(path, 1, rounding=Rounding(parts=(TRUNK,), keep=("layer1.0.conv2",)))
-    assert "overflows" in error_of(kept.run, picture), "the next node reads it in float16"
+    said = error_of(kept.run, picture)
+    assert "loud.onnx: /layer1/layer1.0/Relu_1 overflows" in said, "the node that reads it in float16, not a cast"
 
 
 def test_a_graph_of_other_parts_is_refused(tmp_path):
@@ -238,3 +239,23 @@ def test_a_graph_of_other_parts_is_refused(tmp_path):
     onnx.save(toy_model(), path)
     said = error_of(lambda: OnnxRuntime(Path(path), 1, rounding=Rounding(keep=("nobody",))))
     assert str(path) in said and "nobody" in said and "export it again" not in said
+
+
+def test_damaged_weights_are_one_error(tiny, tmp_path):
+    for name, damage in (("cut", {"raw_data": b"1234"}), ("odd", {"data_type": 99})):
+        model = to_dialect(tiny.model(), ONNX)
+        for key, value in damage.items():
+            setattr(model.graph.initializer[3], key, value)
+        path = tmp_path / f"{name}.onnx"
+        path.write_bytes(model.SerializeToString())
+        said = error_of(lambda path=path: OnnxRuntime(path, 1, rounding=Rounding(deform=TWICE)))
+        assert said.startswith(f"{path}: ")
+
+
+def test_computed_weights_cannot_be_sampled_apart(tiny):
+    model = to_dialect(tiny.model(), ONNX)
+    deform = next(node for node in model.graph.node if node.op_type == "DeformConv")
+    index = list(model.graph.node).index(deform)
+    model.graph.node.insert(index, helper.make_node("Identity", [deform.input[1]], ["computed"]))
+    model.graph.node[index + 1].input[1] = "computed"
+    assert "its weights are computed" in error_of(rehearse, model, Rounding(deform=TWICE))
