@@ -10,5 +10,6 @@ from dekr_infer.launch import launch
 
 if __name__ == "__main__":
     name = sys.argv.pop(1)
-    sys.argv[0] = name + ".sh"  # the usage line names what was typed
+    script = "run_pipeline" if name == "pipeline" else name
+    sys.argv[0] = script + ".sh"  # the usage line names what was typed
     sys.exit(launch(name))

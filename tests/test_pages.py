@@ -66,6 +66,11 @@ def test_every_command_is_in_a_block_that_is_run_or_says_why_not():
 
 
 @pytest.mark.parametrize("page", [*PAGES, CHINESE], ids=lambda page: page.name)
+def test_no_page_has_a_place_left_for_figures_that_are_to_come(page):
+    assert not re.findall(r"^[A-Z0-9_]{4,}$", page.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", [*PAGES, CHINESE], ids=lambda page: page.name)
 def test_every_script_that_a_page_names_exists(page):
     missing = [name for name in COMMAND.findall(page.read_text()) if not (ROOT / name).is_file()]
     assert not missing

@@ -138,7 +138,7 @@ class Failures:
         if self.names:
             more = f" and {len(self.names) - NAMED} more" if len(self.names) > NAMED else ""
             names = ", ".join(self.names[:NAMED])
-            raise DekrError(f"{len(self.names)} inputs failed: {names}{more}; the warnings above say why")
+            raise DekrError(f"inputs that failed: {len(self.names)}: {names}{more}; the warnings above say why")
 
 
 def overlay_places(sources: Sequence[Source], output: Path) -> dict[Source, Path]:

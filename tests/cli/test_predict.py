@@ -181,13 +181,13 @@ def test_bad_files_are_reported_and_the_others_are_done(graph, place):
     names = {f"photos/{name}" for name in (*bad, "pipe.jpg", "broken.jpg")} | {"none.jpg", "no/*.jpg", "empty"}
     *warnings, error = [line for line in ran.err.splitlines() if line.startswith(("warning: ", "error: "))]
     assert ran.code == 1 and {line.split(": ")[1] for line in warnings} == names
-    assert error.startswith(f"error: {len(names)} inputs failed: ") and all(name in error for name in names)
+    assert error.startswith(f"error: inputs that failed: {len(names)}: ") and all(name in error for name in names)
     assert len(lines(Path("p.jsonl"))) == 3 and "3 images" in ran.out
 
 
 def test_with_nothing_to_do_nothing_is_written(graph, place):
     ran = run(graph, "none.jpg")
-    assert ran.code == 1 and ran.err.splitlines()[-1].startswith("error: 1 inputs failed: none.jpg")
+    assert ran.code == 1 and ran.err.splitlines()[-1].startswith("error: inputs that failed: 1: none.jpg")
     assert not Path("predictions").exists()
 
 
