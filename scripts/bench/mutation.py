@@ -52,7 +52,11 @@ MODULES = {  # name -> module, the tests that should notice
     "folder_runner": ("backends.folder_runner", "tests/backends tests/evaluation/test_provenance.py"),
     "tensor_folder": ("backends.tensor_folder", "tests/backends/test_tensor_folder.py"),
     "run_record": ("storage.run_record", "tests/storage tests/evaluation/test_provenance.py"),
-    "fold": ("export.fold", "tests/export/test_fold.py"),
+    "fold": (
+        "export.fold",
+        "tests/export/test_fold.py tests/export/test_variants.py "
+        "tests/export/test_export.py::test_initializers_and_convolutions_lead_back_to_checkpoint_keys",
+    ),
     "cpu_optimize": ("onnx_graph.cpu_optimize", "tests/onnx_graph tests/backends/test_onnxruntime_backend.py"),
     "dialects": ("onnx_graph.dialects", "tests/onnx_graph"),
 }

@@ -113,6 +113,17 @@ def test_a_checkpoint_that_does_not_fit_is_refused_and_the_key_named(tmp_path, c
         load_rescore_net(tmp_path / "r.pth", 12)
 
 
+def test_weights_beyond_all_bounds_are_refused(tmp_path):
+    content = state()
+    content["l2.weight"][3, 4] = -1e6
+    torch.save(content, tmp_path / "r.pth")
+    load_rescore_net(tmp_path / "r.pth", 12)
+    content["l2.weight"][3, 4] = -1.1e6
+    torch.save(content, tmp_path / "r.pth")
+    with pytest.raises(DekrError, match=r"r\.pth: holds weights beyond all bounds"):
+        load_rescore_net(tmp_path / "r.pth", 12)
+
+
 def test_another_width_a_torn_file_and_no_file_are_refused(tmp_path):
     torch.save(state(13), tmp_path / "r.pth")
     with pytest.raises(DekrError, match=r"have 13 neurons, RESCORE.HIDDEN_LAYER says 12; add RESCORE.HIDDEN_LAYER 13"):
