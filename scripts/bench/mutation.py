@@ -45,7 +45,7 @@ MODULES = {  # name -> module, the tests that should notice
         "tests/evaluation/test_metrics_file.py tests/evaluation/test_evaluate.py",
     ),
     "config.load": ("config.load", "tests/config"),
-    "config.settings": ("config.settings", "tests/config tests/evaluation/test_evaluate.py"),
+    "config.settings": ("config.settings", "tests/config"),
     "schema": ("config.schema", "tests/config"),
     "float16": ("onnx_graph.float16", "tests/onnx_graph/test_float16.py"),
     "agreement": ("evaluation.agreement", "tests/evaluation/test_agreement.py"),
