@@ -20,7 +20,7 @@ import pytest
 from dekr_infer.backends.onnxruntime import OnnxRuntime
 from dekr_infer.backends.output_folder import OutputFolder
 from dekr_infer.cli import evaluate as evaluate_command
-from dekr_infer.cli import onnx_infer, predict
+from dekr_infer.cli import onnx_infer, predict, random_checkpoint
 from dekr_infer.data.coco import load_data_set
 from dekr_infer.data.sources import frames_of
 from dekr_infer.detector import Detector
@@ -29,21 +29,21 @@ from dekr_infer.evaluation.evaluate import Evaluation, evaluate
 from dekr_infer.export import people_graph, people_proof
 from dekr_infer.export.people_graph import Writer, add_people
 from dekr_infer.export.people_proof import part_of, scenes
-from dekr_infer.geometry import PUBLISHED_SIZES, Size
+from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
 from dekr_infer.onnx_graph.baked import Baked
 from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
 from dekr_infer.pose.decode import transform_poses
 from dekr_infer.pose.encode import Encoding, noisy, write_dumps
 from dekr_infer.pose.preprocess import mirror, normalise
 from dekr_infer.pose.rescore import RescoreNet, load_rescore_net
-from dekr_infer.skeleton import COCO_17
+from dekr_infer.skeleton import COCO_17, CROWDPOSE_14
 from dekr_infer.storage.atomic import sha256
 from dekr_infer.structures import OUTPUT_NAMES, PEOPLE_NAMES, Frame, People
 from tests.support.coco_files import REAL
 from tests.support.commands import assert_refused, run_command
 from tests.support.graphs import metadata
 from tests.support.recipe import DECODE
-from tests.support.tiny_models import ONE_THREAD, SMALL_INPUT_SIZES, Tiny, export_command, toy_model
+from tests.support.tiny_models import ONE_THREAD, PAIRS, SMALL_INPUT_SIZES, Tiny, export_command, toy_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -190,6 +190,19 @@ def test_with_maps_adds_the_maps(plain_file):
     assert [entry.name for entry in session.get_outputs()] == [*PEOPLE_NAMES, *OUTPUT_NAMES]
     *_, heatmap, offset = session.run(None, {"image": np.zeros((1, 3, 64, 96), np.float32)})
     assert heatmap.shape == (1, 18, 16, 24) and offset.shape == (1, 34, 16, 24)
+
+
+def test_crowdposes_joints_are_decoded_and_rescored_inside_too(tmp_path):
+    """The export itself proves the people of the file; it ends with an error where they are not ours."""
+    settings = ["--cfg", "dekr_w32_crowdpose", *PAIRS]
+    names = [str(tmp_path / name) for name in ("net.pth", "rescore.pth", "people.onnx")]
+    made = run_command(random_checkpoint.main, "--output", names[0], "--output_rescore", names[1], *settings)
+    assert made.code == 0, made
+    words = ["--output", names[2], "--dialect", "onnx", "--decode", "people", *ONE_THREAD, *settings]
+    words += ["TEST.MODEL_FILE", names[0], "RESCORE.MODEL_FILE", names[1]]
+    ran = run_command(lambda argv: export_command.main(argv, InputSizes((Size(64, 96),))), *words)
+    assert ran.code == 0 and " people  " in ran.out and "TOO LARGE" not in ran.out, ran
+    assert OnnxRuntime(Path(names[2]), 1).joints == CROWDPOSE_14.joints
 
 
 @FORMS
