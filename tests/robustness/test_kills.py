@@ -94,8 +94,10 @@ def put_through(zygote: Zygote, place: Place, wanted: dict[str, bytes], number: 
         assert code in {signal.SIGKILL: (-signal.SIGKILL, 0), signal.SIGINT: (INTERRUPTED, 0)}[number], said
         assert "Traceback" not in said
         wait_for_workers(running.pid)
-        if code == INTERRUPTED and said and place.written() != wanted:  # struck while there was work to do
-            assert said.splitlines()[-1].startswith("error: interrupted"), said
+        written = place.written()
+        if code == INTERRUPTED and said and written != wanted:  # struck while there was work to do
+            others = [name for name in written.keys() | wanted.keys() if written.get(name) != wanted.get(name)]
+            assert said.splitlines()[-1].startswith("error: interrupted"), f"{said}; not done: {sorted(others)}"
         for name, data in place.written().items():
             assert is_unfinished(name) or wanted.get(name) == data, f"{name} is not what it should be"
         struck += code != 0
