@@ -98,13 +98,13 @@ class Shards:
 
     def _check_settings(self, path: Path, head: Head) -> None:
         wanted, there = msgspec.to_builtins(self.head), msgspec.to_builtins(head)
-        for name in sorted({*wanted["settings"], *there["settings"], "kind"}):
-            new, old = ({**side["settings"], "kind": side["kind"]}.get(name) for side in (wanted, there))
-            if new != old:
-                raise DekrError(
-                    f"{path}: was written with {name} {excerpt(old)}, this run has {excerpt(new)}; "
-                    f"{self.remedy}, or delete that folder"
-                )
+        new, old = ({**side["settings"], "kind": side["kind"]} for side in (wanted, there))
+        other = [name for name in sorted({*new, *old}) if new.get(name) != old.get(name)]
+        if other:
+            had, has = (", ".join(f"{name} {excerpt(side.get(name))}" for name in other) for side in (old, new))
+            raise DekrError(
+                f"{path}: was written with {had}; this run has {has}; {self.remedy}, or delete that folder"
+            )
 
     def waiting(self, share: int = 0, shares: int = 1) -> list[Frame]:
         """Return the images of a share that are not done; those that could not be read are tried again."""

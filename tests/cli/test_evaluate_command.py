@@ -192,9 +192,9 @@ def test_people_of_other_files_are_refused_and_another_run_is_free(place, change
 @pytest.mark.parametrize(
     ("flags", "pairs", "named"),
     [
-        ((), ("TEST.FLIP_TEST", "False"), "was written with flip True, this run has False"),
-        ((), ("TEST.NMS_THRE", "0.2"), "was written with NMS_THRE 0.05, this run has 0.2"),
-        (("--shard_images", "4"), (), "was written with shard_images 3, this run has 4"),
+        ((), ("TEST.FLIP_TEST", "False"), "was written with flip True; this run has flip False"),
+        ((), ("TEST.NMS_THRE", "0.2"), "was written with NMS_THRE 0.05; this run has NMS_THRE 0.2"),
+        (("--shard_images", "4"), (), "was written with shard_images 3; this run has shard_images 4"),
     ],
 )
 def test_people_of_other_settings_are_refused(place, flags, pairs, named):
