@@ -102,9 +102,7 @@ class Shards:
         other = [name for name in sorted({*new, *old}) if new.get(name) != old.get(name)]
         if other:
             had, has = (", ".join(f"{name} {excerpt(side.get(name))}" for name in other) for side in (old, new))
-            raise DekrError(
-                f"{path}: was written with {had}; this run has {has}; {self.remedy}, or delete that folder"
-            )
+            raise DekrError(f"{path}: was written with {had}; this run has {has}; {self.remedy}, or delete that folder")
 
     def waiting(self, share: int = 0, shares: int = 1) -> list[Frame]:
         """Return the images of a share that are not done; those that could not be read are tried again."""
