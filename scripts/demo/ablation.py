@@ -33,7 +33,6 @@ from dekr_infer.evaluation.evaluate import Evaluation, evaluate
 from dekr_infer.export.export import export_onnx
 from dekr_infer.geometry import PUBLISHED_SIZES
 from dekr_infer.model.head import build_network
-from dekr_infer.onnx_graph.dialects import ASCEND, ONNX
 from dekr_infer.pose.decode import CENTRE
 from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage import npy
@@ -47,7 +46,6 @@ IMAGES, SEED = 60, 2017  # the demo set of the quickstart
 PUBLISHED = "all parts"  # the published flow
 MATCHED = "with TEST.MATCH_HMP"  # the quickstart's setting
 NO_FLIP, NO_RESCORE, NEITHER = "flip off", "rescoring off", "flip and rescoring off"
-DIALECT = "dialect onnx"
 UNSHIFTED, UNSWAPPED, NEGATED = "flip shift left out", "left and right not swapped", "offsets negated"
 COLUMNS = ("AP", "AP .5", "AP .75", "AR")  # of the table
 
@@ -83,16 +81,14 @@ def ablation(work: Path, images: int, seed: int, threads: int) -> dict[str, Eval
     data, config = load_data_set(work / "data", SPLIT), load_config("demo", demo_pairs(work / "data"))
     run_network(work, data, config, threads)
     settings, refine, rescore = decode_settings(config), refine_settings(config), rescore_net(config)
-    ascend, onnx = work / ASCEND, work / ONNX
-    published = OutputFolder(ascend / "out", ascend / "out_flip")
+    published = OutputFolder(work / "out", work / "out_flip")
     detectors = {
         PUBLISHED: Detector(published, settings, rescore=rescore),
         MATCHED: Detector(published, settings, refine=refine, rescore=rescore),
         NO_FLIP: Detector(published, settings, flip=False, rescore=rescore),
         NO_RESCORE: Detector(published, settings),
         NEITHER: Detector(published, settings, flip=False),
-        DIALECT: Detector(OutputFolder(onnx / "out", onnx / "out_flip"), settings, rescore=rescore),
-        UNSHIFTED: Detector(OutputFolder(ascend / "out", ascend / "out_unshifted"), settings, rescore=rescore),
+        UNSHIFTED: Detector(OutputFolder(work / "out", work / "out_unshifted"), settings, rescore=rescore),
         UNSWAPPED: Detector(ChangedOutputs(published, _unswapped), settings, rescore=rescore),
         NEGATED: Detector(ChangedOutputs(published, _negated), settings, rescore=rescore),
     }
@@ -107,21 +103,19 @@ def demo_pairs(data: Path) -> list[str]:
 
 
 def run_network(work: Path, data: DataSet, config: CfgNode, threads: int) -> None:
-    """Write the outputs of both dialects below `work`, and those of flipped tensors without the flip shift."""
+    """Write the outputs of both passes below `work`, and those of flipped tensors without the flip shift."""
     tensors, flipped, unshifted = (work / name for name in ("prep_data", "prep_data_flip", "prep_data_unshifted"))
     write_tensors(data, image_source(config.DATASET.ROOT, SPLIT), (tensors, flipped), workers=threads)
     with folder_lock(unshifted):
         for name in sorted(npy.names_in(tensors)):
             npy.write(unshifted, name, npy.read(tensors / name)[..., ::-1])
-    network, checkpoint = build_network(config), Path(config.TEST.MODEL_FILE)
-    for dialect, inputs in ((ASCEND, (tensors, flipped, unshifted)), (ONNX, (tensors, flipped))):
-        graph = work / f"{dialect}.onnx"
-        export_onnx(network, checkpoint, graph, dialect=dialect, check=False, threads=threads)
-        runner = OnnxRuntime(graph, threads)
-        for folder in inputs:
-            output = work / dialect / folder.name.replace("prep_data", "out")
-            with progress(f"{dialect} {output.name}", len(data.images)) as advance:
-                run_folder(runner, list_tensors([folder]), output, Options(replace_others=True), {}, advance)
+    graph = work / "demo.onnx"
+    export_onnx(build_network(config), Path(config.TEST.MODEL_FILE), graph, check=False, threads=threads)
+    runner = OnnxRuntime(graph, threads)
+    for folder in (tensors, flipped, unshifted):
+        output = work / folder.name.replace("prep_data", "out")
+        with progress(output.name, len(data.images)) as advance:
+            run_folder(runner, list_tensors([folder]), output, Options(replace_others=True), {}, advance)
 
 
 @dataclass(frozen=True)

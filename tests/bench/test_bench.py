@@ -147,6 +147,7 @@ def test_the_limits_write_and_read_the_bytes_of_preprocessing(data, our_tensors,
     assert roofline.read_files(folders) == written == sum(sum(names.values()) for names in sizes)
 
 
+@pytest.mark.long
 def test_the_command_measures_all_stages_and_leaves_only_its_json(tmp_path, monkeypatch):
     monkeypatch.setattr(roofline, "SIDE", 64)
     monkeypatch.setattr(bench, "FORWARD_SIZES", (Size(64, 96),))

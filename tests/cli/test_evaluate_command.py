@@ -316,6 +316,7 @@ print(json.dumps([code, int(peak[1]) / 1024]))
 """
 
 
+@pytest.mark.long
 def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path):
     """Three people an image: what is found is kept until the end and takes about 5 KB a person."""
     peaks = []

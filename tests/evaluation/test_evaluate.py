@@ -290,6 +290,7 @@ print(json.dumps([code, int(peak[1]) / 1024]))
 """
 
 
+@pytest.mark.long
 def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path):
     """80 and 800 images with the largest input size: every 80 of them share one set of files."""
     size = Size(500, 900)

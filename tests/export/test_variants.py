@@ -478,6 +478,7 @@ def expected(tiny) -> dict[Size, tuple[np.ndarray, list[np.ndarray]]]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("variant", "count"), [(SEPARATE, 34), (PADDED, 34), (GROUPED, 2), (GATHER, 0)])
 def test_all_five_input_sizes_agree_with_torch(tiny, expected, tmp_path, variant, count):
     model = build_graph(tiny.network, variant)
