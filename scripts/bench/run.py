@@ -75,16 +75,16 @@ def _stages(text: str) -> tuple[str, ...]:
 
 def measure(args: argparse.Namespace, folder: Path) -> list[Row]:
     """Return the rows of the requested stages; `folder` takes all files of the measurement."""
+    root = args.root or folder / "drawn"
+    if args.root is None:
+        write_data_set(root, SPLIT, args.pictures, SEED)
+    data = load_data_set(root, SPLIT).first(args.pictures)
     checkpoint, rescore = folder / "network.pth", folder / "rescore.pth"
     config = load_config(args.cfg, [*args.pairs, "RESCORE.MODEL_FILE", str(rescore)])
     network = random_network(config, SEED)
     save(network.state_dict(), checkpoint)
     save(random_rescore(config.RESCORE.HIDDEN_LAYER), rescore)
     upstream = Upstream(args.upstream, config, rescore) if args.upstream else None
-    root = args.root or folder / "drawn"
-    if args.root is None:
-        write_data_set(root, SPLIT, args.pictures, SEED)
-    data = load_data_set(root, SPLIT).first(args.pictures)
     rows: list[Row] = []
     if PREPROCESSING in args.only:
         files, folders = ImageFiles(image_source(root, SPLIT)), (folder / "prep", folder / "prep_flip")
