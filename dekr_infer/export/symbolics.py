@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dekr_infer.model.deform import deform_conv2d
-from dekr_infer.onnx_graph.dialects import OPERATOR
+from dekr_infer.onnx_graph.operators import OPERATOR
 
 TRACE_DOMAIN = "dekr"  # torch requires a domain for nodes that it does not know; `trace` removes it
 

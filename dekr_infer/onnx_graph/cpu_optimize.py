@@ -19,7 +19,8 @@ from onnx import ModelProto
 from onnx_ir.convenience import replace_nodes_and_values
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from dekr_infer.onnx_graph.dialects import STANDARD_OPERATOR, constant, to_proto
+from dekr_infer.onnx_graph.dialects import constant, to_proto
+from dekr_infer.onnx_graph.operators import STANDARD_OPERATOR
 
 FAR = 4  # an enlargement by this factor or more is cheaper after a 1x1 convolution than before it (measured)
 EXACT = 1e-5  # of the largest weight: what float32 rounding leaves of an exact mixture

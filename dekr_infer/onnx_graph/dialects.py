@@ -21,9 +21,8 @@ from onnx import ModelProto
 from onnx_ir.convenience import convert_attributes
 
 from dekr_infer.errors import DekrError
+from dekr_infer.onnx_graph.operators import OPERATOR, STANDARD_OPERATOR
 
-OPERATOR = "DeformableConv2D"  # of Ascend, in the default domain
-STANDARD_OPERATOR = "DeformConv"  # of ONNX, from opset 19 on
 ASCEND, ONNX = "ascend", "onnx"
 DIALECTS = (ASCEND, ONNX)
 _OPERATOR = {ASCEND: OPERATOR, ONNX: STANDARD_OPERATOR}

@@ -21,7 +21,8 @@ import onnx_ir as ir
 from onnx import ModelProto
 
 from dekr_infer.errors import DekrError
-from dekr_infer.onnx_graph.dialects import OPERATOR, STANDARD_OPERATOR, TAPS, constant, to_proto
+from dekr_infer.onnx_graph.dialects import TAPS, constant, to_proto
+from dekr_infer.onnx_graph.operators import OPERATOR, STANDARD_OPERATOR
 from dekr_infer.storage.atomic import read_regular
 
 LARGEST = 65504.0  # finite float16

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from onnx import AttributeProto, NodeProto, TensorProto, defs, helper
 
-from dekr_infer.onnx_graph.dialects import OPERATOR
+from dekr_infer.onnx_graph.operators import OPERATOR
 from dekr_infer.onnx_graph.subgraphs import array_of
 
 REFUSED, WRONG, WARNING = "refused", "wrong", "warning"  # atc stops; it converts to something else; slow or unsure

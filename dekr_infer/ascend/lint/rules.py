@@ -26,7 +26,7 @@ from dekr_infer.ascend.lint.context import (
     text,
     wrong_kinds,
 )
-from dekr_infer.onnx_graph.dialects import OPERATOR, STANDARD_OPERATOR
+from dekr_infer.onnx_graph.operators import OPERATOR, STANDARD_OPERATOR
 
 OLD_OPSET = 13  # the newest that CANN 6.0 has parsers for
 _PLAIN = (

@@ -11,7 +11,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from dekr_infer.ascend.lint.context import Shape, View, attributes_of
-from dekr_infer.onnx_graph.dialects import OPERATOR
+from dekr_infer.onnx_graph.operators import OPERATOR
 from dekr_infer.onnx_graph.subgraphs import array_of, inner_graphs
 
 SMALL = 1024  # elements: constants up to here may steer shapes and stay in the graph while shapes are inferred
