@@ -52,7 +52,7 @@ class Zygote:
     def start(self, folder: Path, log: Path, stage: str, words: list[str]) -> Running:
         """Start a command."""
         self._end_forgotten()
-        log.write_text("")  # one that is killed before it opens it would pass off the words of the one before as its own
+        log.write_text("")  # a command killed before it opens it would seem to have said what the one before said
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps([str(folder), str(log), stage, *words]) + "\n")
         self.process.stdin.flush()
