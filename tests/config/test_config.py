@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from yacs.config import CfgNode
 
-from dekr_infer.config.load import CONFIG_FOLDER, _leaves, load_config
+from dekr_infer.config.load import CONFIG_FOLDER, _leaves, fill, load_config
 from dekr_infer.config.schema import DEFAULTS
 from dekr_infer.config.settings import configured_sizes, require_fit
 from dekr_infer.errors import ConfigError
@@ -176,12 +177,26 @@ def test_a_flag_after_the_first_pair_is_not_taken_for_a_key(pairs):
         ("TEST.FLIP_TEST", "false", "expects True or False"),
         ("TEST.SCALE_FACTOR", "1", "expects a list such as"),
         ("MODEL.SPEC.STAGES.NUM_CHANNELS", "[32, 64]", "expects a list like"),
+        ("TEST.SCALE_FACTOR", "['1', 2]", "expects a list like"),
+        ("TEST.SCALE_FACTOR", "[1, True]", "expects a list like"),
         ("TEST", "1", "is a section; name one of its keys"),
     ],
 )
 def test_a_wrong_type_names_the_key_and_what_it_wants(key, text, part):
     message = complaint(key, text)
     assert message.startswith(key) and part in message
+
+
+def test_sections_below_an_open_one_are_open_too(tmp_path):
+    """As upstream's own tree has them, whose MODEL.SPEC takes what the file names."""
+    tree, file = CfgNode({"MODEL": {"NAME": "net"}}), tmp_path / "net.yaml"
+    tree.MODEL.SPEC = CfgNode(new_allowed=True)
+    file.write_text("MODEL: {SPEC: {STAGES: {DEEPER: {NUM: 3}}}}")
+    fill(tree, file, ["MODEL.SPEC.STAGES.KIND", "plain"])
+    assert tree.MODEL.SPEC.STAGES.DEEPER.NUM == 3 and tree.MODEL.SPEC.STAGES.KIND == "plain"
+    file.write_text("MODEL: {STAGES: {NUM: 3}}")
+    with pytest.raises(ConfigError, match=r"unknown key MODEL\.STAGES\.NUM"):
+        fill(tree, file, [])
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import torch
 
 from dekr_infer.errors import DekrError
 from dekr_infer.evaluation import metrics_file as metrics
-from dekr_infer.evaluation.coco_metrics import METRICS
+from dekr_infer.evaluation.coco_metrics import CROWD_METRICS, METRICS
+from dekr_infer.model.random_weights import random_rescore
+from dekr_infer.model.weights import RANDOM, TRAINED, mark_random
 from dekr_infer.storage.atomic import sha256
 from tests.support import corruption as spoil
 from tests.support.commands import assert_refused
@@ -50,6 +53,16 @@ def test_hashes_versions_and_settings_of_everything_that_counts_are_kept(place, 
     assert all(found["versions"][name] for name in ("numpy", "pycocotools", "torch"))
     matching = {"MATCH_HMP", "ADJUST_THRESHOLD", "MAX_ABSORB_DISTANCE", "GUASSIAN_KERNEL", "SIGMA"}
     assert {"POOL_THRESHOLD1", "NMS_THRE", "MAX_NUM_PEOPLE", "HIDDEN_LAYER"} | matching <= set(found["settings"])
+
+
+def test_random_weights_of_the_rescoring_net_alone_make_the_metrics_random(place):
+    net = place.inputs / "rescore.pth"
+    net.unlink()  # a link to the one of all tests
+    state = random_rescore(256)
+    mark_random(state)
+    torch.save(state, net)
+    assert place.run().code == 0 and metrics_of(place)["weights"] == RANDOM
+    assert place.run(pairs=("RESCORE.VALID", "False")).code == 0 and metrics_of(place)["weights"] == TRAINED
 
 
 def test_finding_nobody_in_any_image_is_a_valid_result(place):
@@ -140,6 +153,12 @@ def test_lists_nested_without_end_are_compared(tmp_path):
 
 def test_a_library_that_is_not_installed_has_no_version():
     assert metrics._version("no-such-library") is None
+
+
+def test_metrics_of_another_protocol_are_refused_by_the_first_that_is_missing():
+    crowd = {"figures": dict.fromkeys(CROWD_METRICS, 0.5)}
+    with pytest.raises(DekrError, match=r"old\.json: has no AP \(M\): its metrics are of another data set's protocol"):
+        metrics.difference_lines(crowd, BASE, Path("old.json"))
 
 
 def test_a_metric_counts_from_a_millionth_on():

@@ -132,6 +132,52 @@ def test_offsets_that_no_convolution_computes_are_refused(model):
         to_dialect(model, ONNX)
 
 
+def test_offsets_whose_bias_is_computed_are_refused(model):
+    conv = offset_convolution(model, deformable(model)[3])
+    model.graph.node.insert(0, onnx.helper.make_node("Identity", [conv.input[2]], ["computed"]))
+    conv.input[2] = "computed"
+    with pytest.raises(DekrError, match="do not come from a convolution"):
+        to_dialect(model, ONNX)
+
+
+def test_a_node_behind_the_deformable_ones_is_looked_at_too(model):
+    model.graph.node.append(onnx.helper.make_node("Softmax", [model.graph.output[0].name], ["last"], name="odd"))
+    with pytest.raises(DekrError, match="node odd: Softmax of opset 11 may mean"):
+        to_dialect(model, ONNX)
+
+
+def test_the_offsets_of_several_groups_are_a_grouped_convolution_in_the_standard():
+    groups, channels, rng = 2, 3, np.random.default_rng(0)
+    weight = np.zeros((3, groups, 9, groups, channels, 3, 3), np.float32)
+    for group in range(groups):
+        weight[:2, group, :, group] = rng.normal(size=(2, 9, channels, 3, 3))
+    bias = np.concatenate((rng.normal(size=groups * 18), np.ones(groups * 9))).astype(np.float32)
+    constants = {
+        "offset.weight": weight.reshape(groups * 27, groups * channels, 3, 3),
+        "offset.bias": bias,
+        "weight": rng.normal(size=(groups * channels, channels, 3, 3)).astype(np.float32),
+    }
+    make, both = onnx.helper.make_node, {"pads": [1] * 4, "strides": [1, 1], "dilations": [1, 1]}
+    nodes = [
+        make("Conv", ["x", "offset.weight", "offset.bias"], ["offsets"], kernel_shape=[3, 3], group=1, **both),
+        make("DeformableConv2D", ["x", "weight", "offsets"], ["y"], groups=groups, deformable_groups=groups),
+    ]
+    nodes[1].attribute.extend(onnx.helper.make_attribute(name, [1, 1]) for name in ("strides", "pads", "dilations"))
+    x, y = (onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, groups * channels, 8, 8]) for n in "xy")
+    tensors = [onnx.numpy_helper.from_array(values, name) for name, values in constants.items()]
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], tensors)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 11)], ir_version=6)
+    standard = to_dialect(model, ONNX)
+    conv, operator = standard.graph.node
+    assert attributes(conv)["group"] == groups and attributes(operator)["offset_group"] == groups
+    assert initializers(standard)["offset.weight"].shape == (groups * 18, channels, 3, 3)
+    check_standard(standard)
+    back = to_dialect(standard, ASCEND)
+    assert attributes(back.graph.node[0])["group"] == 1
+    np.testing.assert_array_equal(initializers(back)["offset.weight"], constants["offset.weight"])
+    np.testing.assert_array_equal(initializers(back)["offset.bias"], bias)
+
+
 def test_without_deformable_convolutions_the_opset_decides():
     model = toy_model()
     assert dialect_of(model) == ASCEND

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.optimize import curve_fit
+from scipy.optimize import curve_fit, leastsq
 
+from dekr_infer.pose import gaussian_fit
 from dekr_infer.pose.gaussian_fit import fit_gaussians
 from dekr_infer.pose.refine import (
     _enlarged,
@@ -262,6 +263,48 @@ def test_a_window_that_cannot_be_fitted_fails_alone():
     assert converged.tolist() == [True, False, False, True, False]  # zeros fit at once
     np.testing.assert_allclose(fitted[0], [1, 5.8, 6.3, 3], atol=1e-5)
     np.testing.assert_array_equal(fitted[3], guess[3])
+
+
+def test_a_search_takes_the_steps_of_minpack(monkeypatch):
+    """The model is computed as often, on clean and noisy windows, from near and far: each step was as long."""
+    rng, pixel, counts = np.random.default_rng(0), np.arange(13.0), []
+
+    def model(at, y, x):
+        return at[0] * np.exp(-((y - at[1]) ** 2 + (x - at[2]) ** 2) / (2 * at[3] ** 2))
+
+    def jacobian(at, y, x):
+        hill, dy, dx = model([1, *at[1:]], y, x), y - at[1], x - at[2]
+        steep = at[0] * hill / at[3] ** 2
+        return np.array([hill, steep * dy, steep * dx, steep * (dy**2 + dx**2) / at[3]])
+
+    def counted(*given):
+        counts[-1][0] += 1
+        return evaluate(*given)
+
+    evaluate = gaussian_fit._evaluate
+    monkeypatch.setattr(gaussian_fit, "_evaluate", counted)
+    y, x = (places.ravel() for places in np.meshgrid(pixel, pixel, indexing="ij"))
+    for noise in (0, 0.01, 0.1, 0.3) * 40:
+        true = (rng.uniform(0.1, 1), *rng.uniform(3, 9, 2), rng.uniform(1, 4))
+        values = model(true, y, x) + rng.normal(0, noise, y.size)
+        guess = np.array((values.max(), *rng.uniform(2, 10, 2), rng.uniform(0.5, 4)))
+        with np.errstate(all="ignore"):
+            _, _, theirs, _, code = leastsq(
+                lambda at, wanted: model(at, y, x) - wanted,
+                guess,
+                (values,),
+                lambda at, _: jacobian(at, y, x),
+                full_output=True,
+                col_deriv=True,
+                maxfev=40,
+            )
+        if code < 5:  # converged
+            counts.append([0, theirs["nfev"]])
+            _, converged = fit_gaussians(values.reshape(1, 13, 13), np.array([(13, 13)]), guess[None])
+            assert converged[0]
+    assert len(counts) > 100 and max(theirs for _, theirs in counts) > 20
+    same = sum(ours == theirs for ours, theirs in counts)
+    assert same >= 0.93 * len(counts), counts  # rounding parts a few of the longest
 
 
 def test_a_map_with_holes_keeps_its_joints():

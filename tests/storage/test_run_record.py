@@ -185,6 +185,24 @@ def test_the_mark_of_a_folder_is_that_of_its_contents(folder):
         mark_path(folder)
 
 
+def test_what_cannot_be_read_is_named(folder):
+    path = write(folder, "a")
+    with pytest.raises(DekrError, match=r"none: cannot be read \(No such file or directory\)"):
+        mark_file(folder / "none")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DekrError, match=r"out_record\.jsonl: .*delete it together with what it describes, "):
+        read_record(path)
+
+
+def test_the_file_is_closed_behind_with(folder):
+    opened = len(os.listdir("/proc/self/fd"))
+    record = RunRecord(record_path(folder), HEAD)
+    with record:
+        assert len(os.listdir("/proc/self/fd")) > opened
+    assert len(os.listdir("/proc/self/fd")) == opened
+
+
 # --- steps
 
 
@@ -224,6 +242,26 @@ def test_a_step_is_done_again_if_what_it_makes_is_not_as_it_was(steps, tmp_path)
     first.write_text("else")
     steps("a", {}, (first, second))
     assert steps.done == ["a"] * 3 and first.read_text() == "made"
+
+
+def test_a_step_whose_folder_has_lost_its_record_is_done_again(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    path, done = record_path(folder), []
+
+    def fill() -> None:
+        done.append(write(folder, "a"))
+
+    def step() -> None:
+        with RunRecord(tmp_path / "steps_record.jsonl", Head("steps")) as record:
+            record.step("fill", {}, fill, folder)
+
+    for _ in range(2):
+        step()
+    assert done == [path]
+    path.unlink()
+    step()
+    assert done == [path] * 2
 
 
 def test_a_step_that_fails_is_not_done(tmp_path):
