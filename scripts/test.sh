@@ -13,4 +13,4 @@ bash scripts/setup_venv.sh requirements-dev.txt
 .venv/bin/ruff format --check .
 .venv/bin/codespell
 .venv/bin/mypy
-exec .venv/bin/python -m pytest -n auto --dist loadscope "$@"
+exec .venv/bin/python -m pytest -n auto --dist loadscope --no-loadscope-reorder "$@"

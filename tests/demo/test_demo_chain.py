@@ -38,7 +38,7 @@ def work(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def evaluations(work) -> dict[str, Evaluation]:
-    return parts.ablation(work, parts.IMAGES, parts.SEED, threads=2)
+    return parts.ablation(work, parts.IMAGES, parts.SEED, threads=1)
 
 
 def test_the_shipped_weights_match_their_checksums():
@@ -72,8 +72,8 @@ def test_the_postprocessing_command_gives_the_same_metrics(evaluations, work, va
 
 def test_the_other_dialect_gives_equal_outputs(evaluations, work):
     config, graph = load_config("demo", parts.demo_pairs(work / "data")), work / "onnx.onnx"
-    export_onnx(build_network(config), Path(config.TEST.MODEL_FILE), graph, dialect=ONNX, check=False, threads=2)
-    runner = OnnxRuntime(graph, 2)
+    export_onnx(build_network(config), Path(config.TEST.MODEL_FILE), graph, dialect=ONNX, check=False, threads=1)
+    runner = OnnxRuntime(graph, 1)
     for tensors, outputs in (("prep_data", "out"), ("prep_data_flip", "out_flip")):
         for name in sorted(npy.names_in(work / tensors))[:6]:
             heatmap, offset, _ = runner.run(npy.read(work / tensors / name))
