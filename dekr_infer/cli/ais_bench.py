@@ -24,7 +24,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--input", type=Path, help="one folder of tensors (default: both passes)")
     parser.add_argument("--output", type=Path, default=Path(), help="place of the output folders (default: here)")
     parser.add_argument("--output_dirname", help="with --input: the output folder's name (default: out)")
-    parser.add_argument("--device", type=non_negative_int, default=0, metavar="N", help="(default: 0)")
+    parser.add_argument("--device", type=non_negative_int, default=0, metavar="N", help="the NPU")
     args = parser.parse_args(words)
     if args.output_dirname and not args.input:
         parser.error("--output_dirname needs --input")

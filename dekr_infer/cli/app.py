@@ -26,13 +26,21 @@ MOST_DEVICE = 255  # ais_bench takes none above it
 MOST_PARALLEL = 1024  # threads; more than any machine has, fewer than one breaks down under
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help that ends with the default of a flag, unless its text tells the default in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        has_value = isinstance(action.default, (str, int, float, Path)) and not isinstance(action.default, bool)
+        shown = has_value and action.default != argparse.SUPPRESS and action.option_strings and "default" not in text
+        return f"{text} (default: %(default)s)" if shown else text
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors look like every other error: one `error:` line, exit code 2."""
 
     def __init__(self, description: str | None) -> None:
-        super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-        )
+        super().__init__(description=description, formatter_class=_Help, allow_abbrev=False)
 
     def error(self, message: str) -> None:  # type: ignore[override]
         """Print the error line and exit with code 2."""

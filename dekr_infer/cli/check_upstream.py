@@ -27,7 +27,7 @@ def main(argv: Arguments = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("--upstream", type=Path, default=Path("DEKR"), help="patched checkout (default: DEKR)")
     parser.add_argument("--root", type=Path, required=True, help="data set in COCO's layout")
-    parser.add_argument("--cfg", default="dekr_w32_coco", help="the network's configuration (default: dekr_w32_coco)")
+    parser.add_argument("--cfg", default="dekr_w32_coco", help="the network's configuration")
     parser.add_argument("--checkpoint", type=Path, help="compare the network's maps, and decode those")
     parser.add_argument("--rescore", type=Path, help="compare rescored scores with this checkpoint")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N images")

@@ -33,9 +33,11 @@ def main(argv: Arguments = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("first", type=Path, metavar="A", help="results, metrics.json, or a folder of both")
     parser.add_argument("second", type=Path, metavar="B", help="the same of the other run")
-    parser.add_argument("--output", type=html_file, default=Path("comparison.html"), metavar="FILE.html")
     parser.add_argument(
-        "--resamples", type=positive_int, default=RESAMPLES, metavar="N", help=f"(default: {RESAMPLES})"
+        "--output", type=html_file, default=Path("comparison.html"), metavar="FILE.html", help="the page"
+    )
+    parser.add_argument(
+        "--resamples", type=positive_int, default=RESAMPLES, metavar="N", help="of the images, for the interval"
     )
     add_category(parser)
     add_config(parser)

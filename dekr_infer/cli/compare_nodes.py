@@ -33,7 +33,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("model", type=Path, metavar="MODEL", help="ONNX file")
     parser.add_argument("other", type=Path, nargs="?", metavar="OTHER", help="ONNX file, or a folder of dumped .npy")
     parser.add_argument("--image", type=Path, required=True, help="the image to run both on")
-    parser.add_argument("--top", type=positive_int, default=20, metavar="N", help="nodes to print (default: 20)")
+    parser.add_argument("--top", type=positive_int, default=20, metavar="N", help="nodes to print")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="write all nodes to this file")
     parser.add_argument("--threads", type=worker_count, default=cores(), metavar="N", help="(default: all cores)")
     add_precision(parser)

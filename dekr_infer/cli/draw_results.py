@@ -45,19 +45,21 @@ COLUMNS = 4
 def main(argv: Arguments = None) -> int:
     """Run the command; return its exit code."""
     parser = Parser(__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results/keypoints_val2017_results.json"))
+    parser.add_argument(
+        "--results", type=Path, default=Path("results/keypoints_val2017_results.json"), help="the result file"
+    )
     parser.add_argument("--output", type=Path, default=Path("overlays"), help="folder for the PNG files")
-    parser.add_argument("--pictures", type=positive_int, default=12, metavar="N", help="how many (default: 12)")
-    parser.add_argument("--min_score", type=float, default=0.1, help="draw only people above (default: 0.1)")
+    parser.add_argument("--pictures", type=positive_int, default=12, metavar="N", help="how many")
+    parser.add_argument("--min_score", type=float, default=0.1, help="draw only people above")
     parser.add_argument(
         "--min_joint_score", type=float, default=0.0, metavar="S", help="draw only joints above (default: 0)"
     )
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--choose", choices=("first", "worst", "random"), default="first", help="(default: first)")
+    chosen.add_argument("--choose", choices=("first", "worst", "random"), default="first", help="which images")
     chosen.add_argument(
         "--image", action="append", default=[], metavar="NAME", help="id or file name of an image; may be repeated"
     )
-    parser.add_argument("--seed", type=non_negative_int, default=0, metavar="N", help="of --choose random (default: 0)")
+    parser.add_argument("--seed", type=non_negative_int, default=0, metavar="N", help="of --choose random")
     add_category(parser)
     add_config(parser)
     args = parser.parse_args(argv)

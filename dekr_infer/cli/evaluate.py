@@ -97,19 +97,17 @@ def parse(argv: Arguments) -> Namespace:
         type=share_of_one,
         default=TOLERANCE,
         metavar="T",
-        help=f"for --expect, both ways (default: {TOLERANCE})",
+        help="for --expect, both ways",
     )
     shares = parser.add_mutually_exclusive_group()
     shares.add_argument("--shard", type=_share, default=(0, 1), metavar="i/n", help="do the share i, from 0, of n")
     shares.add_argument("--merge", action="store_true", help="evaluate what all shares have written")
-    parser.add_argument(
-        "--shard_images", type=positive_int, default=IMAGES, metavar="N", help=f"images of a shard (default: {IMAGES})"
-    )
+    parser.add_argument("--shard_images", type=positive_int, default=IMAGES, metavar="N", help="images of a shard")
     parser.add_argument(
         "--report_every", type=positive_int, default=500, metavar="N", help="images from one AP to the next"
     )
     parser.add_argument("--threads", type=worker_count, default=cores(), metavar="N", help="(default: all cores)")
-    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="what runs it (default: local)")
+    parser.add_argument("--engine", choices=("local", "ray"), default="local", help="what runs it")
     parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime's execution provider (default: the CPU's)")
     add_devices(parser)
     add_precision(parser)

@@ -63,19 +63,19 @@ def main(argv: Arguments = None, input_sizes: InputSizes | None = None) -> int:
     """Run the command and return its exit code."""
     parser = Parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("models/dekr_bs1.onnx"), help="the ONNX file")
-    parser.add_argument("--dialect", choices=DIALECTS, default=ASCEND, help=f"deformable operator (default: {ASCEND})")
+    parser.add_argument("--dialect", choices=DIALECTS, default=ASCEND, help="deformable operator")
     parser.add_argument(
         "--deform",
         choices=VARIANTS,
         default=SEPARATE,
-        help=f"variant of the deformable convolutions; grouped and gather are experimental (default: {SEPARATE})",
+        help="variant of the deformable convolutions; grouped and gather are experimental",
     )
     parser.add_argument(
         "--input", choices=INPUTS, default=FLOAT32, help="normalised float32, or uint8 RGB (default: float32)"
     )
     parser.add_argument("--decode", choices=DECODINGS, default=MAPS, help="what the file yields (default: maps)")
     parser.add_argument("--flip", choices=("on", "off"), help="for people: merge a flipped pass (default: FLIP_TEST)")
-    parser.add_argument("--precision", choices=("float32", INT8), default="float32", help="(default: float32)")
+    parser.add_argument("--precision", choices=("float32", INT8), default="float32", help="of the trunk")
     parser.add_argument("--calibrate", type=Path, metavar="FOLDER", help="for int8: images like those to come")
     parser.add_argument("--with_maps", action="store_true", help="for people: yield the maps, too")
     parser.add_argument("--skip_check", action="store_true", help="do not compare the written file with torch")

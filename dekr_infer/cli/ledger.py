@@ -78,7 +78,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N images")
     parser.add_argument("--only", metavar="TEXT", help="only the choices that this regular expression finds")
     parser.add_argument(
-        "--resamples", type=positive_int, default=RESAMPLES, metavar="N", help=f"(default: {RESAMPLES})"
+        "--resamples", type=positive_int, default=RESAMPLES, metavar="N", help="of the images, for the interval"
     )
     parser.add_argument("--threads", type=worker_count, default=cores(), metavar="N", help="(default: all cores)")
     add_category(parser)

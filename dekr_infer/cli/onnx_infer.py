@@ -50,7 +50,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--input", "-i", help="folder of tensors, or files separated by commas (default: both passes)")
     parser.add_argument("--output", "-o", type=Path, help="where the output folders go (default: here)")
     parser.add_argument("--output_dirname", help="the output folder's name (default: the time, as ais_bench)")
-    parser.add_argument("--outfmt", choices=FORMATS, default="NPY", help="(default: NPY)")
+    parser.add_argument("--outfmt", choices=FORMATS, default="NPY", help="of the outputs")
     parser.add_argument("--loop", type=positive_int, default=1, metavar="N", help="passes per tensor, each timed")
     parser.add_argument(
         "--warmup_count", type=non_negative_int, default=1, metavar="N", help="untimed passes before the first"

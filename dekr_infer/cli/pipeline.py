@@ -51,12 +51,12 @@ NAME = "pipeline"  # of its record and its log, below the work folder
 def main(argv: Arguments = None) -> int:
     """Run the command; return its exit code, which is that of the step that failed."""
     parser = Parser(__doc__)
-    parser.add_argument("--backend", choices=BACKENDS, default="onnx", help="om: NPU; onnx: CPU (default: onnx)")
-    parser.add_argument("--data", default="data/coco", help="the data set (default: data/coco)")
+    parser.add_argument("--backend", choices=BACKENDS, default="onnx", help="om: NPU; onnx: CPU")
+    parser.add_argument("--data", default="data/coco", help="the data set")
     weights, rescore = "models/pose_dekr_hrnetw32_coco.pth", "models/final_rescore_coco_kpt.pth"
-    parser.add_argument("--weights", default=weights, help=f"the trained checkpoint (default: {weights})")
+    parser.add_argument("--weights", default=weights, help="the trained checkpoint")
     parser.add_argument("--onnx", type=Path, help="a graph that is exported already, instead of the weights")
-    parser.add_argument("--rescore", default=rescore, help=f"the rescoring checkpoint (default: {rescore})")
+    parser.add_argument("--rescore", default=rescore, help="the rescoring checkpoint")
     parser.add_argument("--work", type=Path, default=Path(), help="folder for everything that is made (default: here)")
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N images")
     parser.add_argument("--stream", action="store_true", help="no tensors and outputs on the disk: people only (CPU)")

@@ -13,9 +13,7 @@ from dekr_infer.onnx_graph.float16 import FORCE, MODES, ONCE, TWICE, Rounding, r
 def add_precision(parser: Parser) -> None:
     """Add the options of float16's rehearsal; see `rounding_of`."""
     parser.add_argument("--precision", choices=("fp16",), help="rehearse an NPU's float16 (default: float32)")
-    parser.add_argument(
-        "--precision_mode", choices=MODES, default=FORCE, help=f"for fp16: as atc's option (default: {FORCE})"
-    )
+    parser.add_argument("--precision_mode", choices=MODES, default=FORCE, help="for fp16: as atc's option")
     parser.add_argument("--keep_dtype", type=Path, metavar="FILE", help="for fp16: nodes left in float32, as atc's")
     parser.add_argument(
         "--deform_rounding",

@@ -61,12 +61,10 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--model", "-m", type=Path, required=True, help="ONNX file, or .om for an NPU")
     parser.add_argument("--rescore", type=Path, metavar="FILE", help="checkpoint of the rescoring net")
     parser.add_argument("--cfg", metavar="FILE", help="settings of decoding, in upstream's form (default: W32 on COCO)")
-    parser.add_argument("--output", type=Path, default=Path("predictions"), help="for the drawings (predictions)")
+    parser.add_argument("--output", type=Path, default=Path("predictions"), help="folder for the drawings")
     parser.add_argument("--json", type=Path, metavar="FILE", help=".json or .jsonl (default: people.json in --output)")
-    parser.add_argument("--min_score", type=share, default=0.1, help="draw people from this score on (default: 0.1)")
-    parser.add_argument(
-        "--min_joint_score", type=share, default=0.05, help="draw joints above this score (default: 0.05)"
-    )
+    parser.add_argument("--min_score", type=share, default=0.1, help="draw people from this score on")
+    parser.add_argument("--min_joint_score", type=share, default=0.05, help="draw joints above this score")
     parser.add_argument("--no_overlays", action="store_true", help="write the JSON alone")
     parser.add_argument("--every", type=positive_int, default=1, metavar="N", help="of a video, every Nth frame")
     parser.add_argument("--camera", type=non_negative_int, metavar="N", help="the camera's number; Ctrl-C ends it")

@@ -50,7 +50,7 @@ def main(argv: Arguments = None) -> int:
         "--workers", type=worker_count, default=cores(), metavar="N", help="threads (default: all cores)"
     )
     parser.add_argument(
-        "--dtype", choices=INPUTS, default=FLOAT32, help="uint8 for a graph exported with --input uint8 (float32)"
+        "--dtype", choices=INPUTS, default=FLOAT32, help="uint8 for a graph exported with --input uint8"
     )
     parser.add_argument("--limit", type=positive_int, metavar="N", help="only the first N images")
     parser.add_argument("--overwrite", action="store_true", help="write tensors again that are there already")

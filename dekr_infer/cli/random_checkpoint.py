@@ -27,7 +27,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument(
         "--output_rescore", type=Path, default=Path("models/random_rescore.pth"), help="the rescoring net's"
     )
-    parser.add_argument("--seed", type=non_negative_int, default=0)
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="of the weights")
     parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
     add_config(parser)
     args = parser.parse_args(argv)

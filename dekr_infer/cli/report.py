@@ -34,14 +34,14 @@ from dekr_infer.storage.atomic import sha256
 def main(argv: Arguments = None) -> int:
     """Run the command; return its exit code."""
     parser = Parser(__doc__)
-    parser.add_argument("--results", type=Path, default=Path("results/keypoints_val2017_results.json"))
+    parser.add_argument(
+        "--results", type=Path, default=Path("results/keypoints_val2017_results.json"), help="the result file"
+    )
     parser.add_argument(
         "--output", type=html_file, metavar="FILE.html", help="(default: report.html beside the results)"
     )
     parser.add_argument("--expect", type=share_of_one, metavar="AP", help="AP of another source, for the verdict")
-    parser.add_argument(
-        "--tolerance", type=share_of_one, default=TOLERANCE, metavar="T", help=f"for --expect (default: {TOLERANCE})"
-    )
+    parser.add_argument("--tolerance", type=share_of_one, default=TOLERANCE, metavar="T", help="for --expect")
     parser.add_argument(
         "--times",
         type=Path,

@@ -49,7 +49,7 @@ def main(argv: Arguments = None, input_sizes: InputSizes | None = None) -> int:
     parser.add_argument(
         "--device", type=non_negative_int, metavar="N", help="NPU to convert for and run on (default: 0)"
     )
-    parser.add_argument("--loop", type=positive_int, default=LOOP, metavar="N", help=f"(default: {LOOP})")
+    parser.add_argument("--loop", type=positive_int, default=LOOP, metavar="N", help="timed passes per input size")
     for name, share in (("heat", HEAT_SHARE), ("offset", OFFSET_SHARE)):
         text = f"difference from the CPU, as a share of the largest value (default: {share})"
         parser.add_argument(f"--{name}_tolerance", type=_share, default=share, metavar="X", help=text)
