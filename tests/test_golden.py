@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from dekr_infer.data.coco import load_data_set
 from dekr_infer.evaluation.coco_metrics import METRICS, coco_metrics
 from dekr_infer.geometry import PUBLISHED_SIZES, Placement, Size
 from dekr_infer.pose import preprocess
-from dekr_infer.pose.decode import decode, transform_poses
-from dekr_infer.pose.refine import match_to_heatmap
+from dekr_infer.pose.decode import decode, decode_scales, transform_poses
+from dekr_infer.pose.refine import match_to_heatmap, match_to_scales
 from dekr_infer.pose.rescore import RescoreNet, layer_shapes
 from dekr_infer.structures import Passes, People
 from tests.golden import cases, ground_truth
@@ -24,6 +25,7 @@ from tests.support.recipe import DECODE, REFINE, passes_of
 GOLDEN = Path(__file__).resolve().parent / "golden"
 PICTURES = dict(np.load(GOLDEN / "pictures.npz"))
 DECODING = dict(np.load(GOLDEN / "decoding.npz"))
+AT_SCALES = dict(np.load(GOLDEN / "scales.npz"))
 MAPS = cases.map_cases()
 INPUT_SIZE = Size(cases.MAP.h * 4, cases.MAP.w * 4)
 CASES = pytest.mark.parametrize(
@@ -94,6 +96,24 @@ def test_matched_joints_are_upstreams(flip):
     found = match_to_heatmap(kept, passes("hills", flip), REFINE)
     np.testing.assert_allclose(found, DECODING[f"hills/{flip}/matched"], rtol=0, atol=1e-2)
     assert (np.abs(found - kept)[:, :, :2].max(2) > 0.1).mean() > 0.5  # most joints do move
+
+
+@pytest.mark.parametrize("key", [key.removesuffix("/kept") for key in AT_SCALES if key.endswith("/kept")])
+def test_people_of_several_scales_are_upstreams(key):
+    name, flip = key.split("/")
+    scales = {
+        scale: passes_of(*maps) if flip == "flip" else passes_of(maps.heat, maps.offset)
+        for scale, maps in cases.scale_cases()[name].items()
+    }
+    poses, scores = decode_scales(scales, replace(DECODE, decrease=0.9))
+    kept = AT_SCALES[f"{key}/kept"]
+    assert poses.shape == kept.shape and len(kept) > 1
+    np.testing.assert_allclose(poses[:, :, :2], kept[:, :, :2], rtol=0, atol=1e-3)
+    np.testing.assert_allclose(poses[:, :, 2], kept[:, :, 2], rtol=0, atol=1e-6)
+    np.testing.assert_allclose(scores, AT_SCALES[f"{key}/scores"], rtol=0, atol=1e-6)
+    if name == "hills":
+        found = match_to_scales(kept, scales, REFINE)
+        np.testing.assert_allclose(found, AT_SCALES[f"{key}/matched"], rtol=0, atol=1e-2)
 
 
 def test_a_pose_without_size_stays_where_upstream_fails():

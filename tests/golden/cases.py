@@ -27,6 +27,7 @@ TINY = (
 NETWORK_INPUT = Size(64, 96)  # pixels
 MAP = Size(24, 40)  # cells
 IMAGE = Size(90, 151)  # pixels: the picture that the maps are of, in a input size of MAP * 4
+SCALES = (2.0, 1.0, 0.5)  # of the input, in the order in which upstream adds them up
 SWAPPED = [0, 2, 1, 4, 3, 6, 5, 8, 7, 10, 9, 12, 11, 14, 13, 16, 15]
 
 
@@ -93,6 +94,30 @@ def map_cases() -> dict[str, Maps]:
     }
 
 
+def scale_cases() -> dict[str, dict[float, Maps]]:
+    """The hand-made maps of one picture at several scales, by name: the same people, each scale with its own noise."""
+    people = {
+        "people": [(5, 7, 4.0), (5, 20, 3.0), (15, 11, 5.0), (17, 30, 2.5)],
+        "found at some scales": [(6, 8, 3.0), (6, 24, 2.0), (16, 12, 4.0), (16, 32, 1.0)],
+    }
+    cases = {}
+    for seed, (name, centres) in enumerate(people.items(), 30):
+        cases[name] = {scale: _maps_at(scale, seed, centres) for scale in SCALES}
+    for rank, scale in enumerate(SCALES):  # one person is not found there
+        y, x, _ = people["found at some scales"][rank]
+        maps = cases["found at some scales"][scale]
+        for heat, column in ((maps.heat, x), (maps.heat_flip, MAP.w - 1 / scale - x)):
+            heat[17, int(y * scale), int(column * scale)] = 0
+    cases["hills"] = {scale: _with_hills(_maps_at(scale, 7, [(9, 10, 5.0), (13, 22, 4.0)])) for scale in SCALES}
+    return cases
+
+
+def _maps_at(scale: float, seed: int, centres: list[tuple[int, int, float]]) -> Maps:
+    cells = Size(int(MAP.h * scale), int(MAP.w * scale))
+    scaled = [(int(y * scale), int(x * scale), size * scale) for y, x, size in centres]
+    return _maps(cells.h, scaled, cells=cells, bodies=np.random.default_rng(seed))
+
+
 def _at_threshold(maps: Maps, y: int, x: int) -> Maps:
     """One more centre, whose score is exactly the threshold in both passes."""
     for heat, column in ((maps.heat, x), (maps.heat_flip, MAP.w - 1 - x)):
@@ -103,7 +128,7 @@ def _at_threshold(maps: Maps, y: int, x: int) -> Maps:
 
 def _with_hills(maps: Maps) -> Maps:
     """The joints' maps as hills of two cells' width, to which a Gaussian can be fitted."""
-    y, x = np.mgrid[: MAP.h, : MAP.w]
+    y, x = np.mgrid[: maps.heat.shape[1], : maps.heat.shape[2]]
     heat, heat_flip = maps.heat.copy(), maps.heat_flip.copy()
     rng = np.random.default_rng(8)
     heat[:17] = 0
@@ -120,28 +145,35 @@ def _near(y: int, x: int, count: int) -> list[tuple[int, int, float]]:
     return [(y + 2 * (index % 3), x + 2 * (index // 3), 4.0 + index / 4) for index in range(count)]
 
 
-def _maps(seed: int, centres: list[tuple[int, int, float]], spread: float = 1.0) -> Maps:
+def _maps(
+    seed: int,
+    centres: list[tuple[int, int, float]],
+    spread: float = 1.0,
+    cells: Size = MAP,
+    bodies: np.random.Generator | None = None,
+) -> Maps:
     """People at cells (y, x), of a size in cells; `spread` says by how much people of one picture differ in shape."""
     rng = np.random.default_rng(seed)
+    bodies = bodies or rng
 
     def noise(channels: int, scale: float) -> np.ndarray:
-        return rng.integers(-32, 33, (channels, *MAP)) * (scale / 32)
+        return rng.integers(-32, 33, (channels, *cells)) * (scale / 32)
 
     heat, offset = noise(18, 0.25) + 0.3, noise(34, 0.125)
     heat[17] = noise(1, 2.0**-9)[0]
-    shape = rng.integers(-64, 65, (17, 2)) / 64
+    shape = bodies.integers(-64, 65, (17, 2)) / 64
     anchor = np.array([centres[0][1], centres[0][0]], float)
     for rank, (y, x, size) in enumerate(centres):
-        own = shape + rng.integers(-64, 65, (17, 2)) / 64 * spread
+        own = shape + bodies.integers(-64, 65, (17, 2)) / 64 * spread
         middle = np.array([x, y]) if spread == 1.0 else anchor + (np.array([x, y]) - anchor) // 12 * 12
         joints = middle + own * size
         heat[17, y, x] = 0.75 - rank / 64
         offset[:, y, x] = (np.array([x, y]) - joints).ravel() + offset[:, y, x]
     flipped = heat[[*SWAPPED, 17]][:, :, ::-1] + noise(18, 2.0**-8)
-    cells_x = np.arange(MAP.w)
+    cells_x = np.arange(cells.w)
     poses_x = cells_x - offset[0::2]
     offset_flip = np.empty_like(offset)
-    offset_flip[0::2] = (cells_x - (MAP.w - 1 - poses_x[:, :, ::-1]))[SWAPPED]
+    offset_flip[0::2] = (cells_x - (cells.w - 1 - poses_x[:, :, ::-1]))[SWAPPED]
     offset_flip[1::2] = offset[1::2][:, :, ::-1][SWAPPED]
     offset_flip += noise(34, 2.0**-5)
     return Maps(*(values.astype(np.float32) for values in (heat, offset, flipped, offset_flip)))

@@ -19,12 +19,10 @@ import cv2
 import numpy as np
 import torch
 
-from dekr_infer.geometry import PUBLISHED_SIZES
-
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from dekr_infer.geometry import Size
+from dekr_infer.geometry import PUBLISHED_SIZES, Size
 from dekr_infer.model.upstream import module, upstream_config, upstream_network, use_checkout
 from tests.golden import cases
 
@@ -32,7 +30,7 @@ MEAN, STD = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.2
 
 
 def main() -> None:
-    """Write pictures.npz, network.npz and decoding.npz beside this file."""
+    """Write pictures.npz, network.npz, decoding.npz and scales.npz beside this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upstream", type=Path, default=Path("DEKR"))
     args = parser.parse_args()
@@ -47,6 +45,8 @@ def main() -> None:
         np.savez_compressed(HERE / "pictures.npz", **pictures())
         np.savez_compressed(HERE / "network.npz", **network(config))
         np.savez_compressed(HERE / "decoding.npz", **decoding(config))
+        several = ["TEST.SCALE_FACTOR", str(list(cases.SCALES)), "TEST.DECREASE", "0.9"]
+        np.savez_compressed(HERE / "scales.npz", **scales(upstream_config(args.upstream, None, [*pairs, *several])))
 
 
 def save_rescore(path: Path) -> None:
@@ -141,6 +141,32 @@ def decoding(config: Any) -> dict[str, np.ndarray]:
             recorded[f"{key}/rescored"] = np.array(module("utils.rescore").rescore_valid(config, final, scores))
             if name == "hills":
                 matched = module("core.match").match_pose_to_heatmap(config, [kept[0].copy()], total)
+                recorded[f"{key}/matched"] = matched[0]
+    return recorded
+
+
+def scales(config: Any) -> dict[str, np.ndarray]:
+    """For every case of several scales, with flip and without: kept poses, scores, matched poses."""
+    recorded = {}
+    inference = module("core.inference")
+    for name, case in cases.scale_cases().items():
+        for flip in (True, False):
+            total, proposals = 0, []
+            for scale in cases.SCALES:
+                maps = case[scale]
+                turns = iter(((maps.heat, maps.offset), (maps.heat_flip, maps.offset_flip)))
+
+                def hand_out(image: torch.Tensor, turns: Any = turns) -> tuple[torch.Tensor, ...]:
+                    return tuple(torch.from_numpy(values[None].copy()) for values in next(turns))
+
+                heat, poses_map = inference.get_multi_stage_outputs(config, hand_out, torch.zeros(1, 3, 8, 8), flip)
+                total, proposals = inference.aggregate_results(config, total, proposals, heat, poses_map, scale)
+            mean = total / len(cases.SCALES)
+            kept, scores = module("core.nms").pose_nms(config, mean, proposals)
+            key = f"{name}/{'flip' if flip else 'single'}"
+            recorded |= {f"{key}/kept": kept[0], f"{key}/scores": np.array(scores)}
+            if name == "hills":
+                matched = module("core.match").match_pose_to_heatmap(config, [kept[0].copy()], mean)
                 recorded[f"{key}/matched"] = matched[0]
     return recorded
 
