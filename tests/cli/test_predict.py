@@ -18,6 +18,8 @@ import onnx
 import pytest
 
 from dekr_infer.cli import predict
+from dekr_infer.config.load import load_config
+from dekr_infer.config.settings import decode_settings
 from dekr_infer.data import media
 from dekr_infer.detector import Detector
 from dekr_infer.errors import DekrError
@@ -100,6 +102,18 @@ def test_drawings_are_those_of_the_thresholds(graph, place):
     assert np.array_equal(found, cv2.imdecode(cv2.imencode(".jpg", drawn)[1], cv2.IMREAD_COLOR))
     assert run(graph, "--min_score", 1, "photos/deep/b.bmp").code == 0
     assert len(json.loads(Path("predictions/people.json").read_text())) == len(people) > 0
+
+
+def test_several_scales_of_the_configuration_are_merged(graph, place):
+    Path("scales.yaml").write_text("TEST:\n  SCALE_FACTOR: [0.5, 1, 2]\n  DECREASE: 0.9\n  FLIP_TEST: False\n")
+    assert run(graph, "--no_overlays", "--cfg", "scales.yaml", "photos/a.jpg").code == 0
+    found = json.loads(Path("predictions/people.json").read_text())
+    settings = decode_settings(load_config("scales.yaml"))
+    people = [
+        Detector(graph, settings, flip=False, scales=scales, threads=1)("photos/a.jpg").to_coco(1, 1)
+        for scales in ((0.5, 1, 2), (1,))
+    ]
+    assert found == [entry | {"file_name": "photos/a.jpg"} for entry in people[0]] and people[0] != people[1]
 
 
 def test_json_lines_have_a_line_for_every_image_also_without_people(graph, place):
