@@ -424,6 +424,14 @@ def test_fault_of_the_options(shape, input_sizes, remedy, request):
     assert found and found[0].level == REFUSED and remedy in found[0].remedy
 
 
+def test_a_graph_of_exact_sizes_is_refused_with_its_way_out():
+    model = graph(node("Relu"))
+    helper.set_model_props(model, {"input_sizes": "exact 512"})
+    found = [finding for finding in preflight(model) if finding.node == "input_sizes"]
+    assert [finding.rule for finding in found] == ["atc takes fixed input sizes, not exact 512"]
+    assert found[0].remedy == "export it without TEST.INPUT_SIZES"
+
+
 def test_trailing_semicolon_and_a_hundred_input_sizes_are_fine():
     assert preflight(graph(node("Relu")), None, ";".join(f"{h},8" for h in range(8, 108)) + ";") == []
 

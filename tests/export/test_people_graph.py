@@ -263,9 +263,12 @@ def test_what_cannot_be_exported(tiny, tmp_path, words, code, says):
     assert_refused(ran, code, says)
 
 
-def test_the_refinement_is_not_put_into_a_graph(tiny, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "value"), [("TEST.MATCH_HMP", "True"), ("TEST.INPUT_SIZES", "exact"), ("TEST.SCALE_FACTOR", "1,2")]
+)
+def test_settings_that_are_not_put_into_a_graph_are_refused(tiny, tmp_path, key, value):
     words = ("--output", tmp_path / "p.onnx", "--dialect", "onnx", "--decode", "people", *tiny.pairs())
-    assert_refused(run_command(export_command.main, *words, *WITHOUT, "TEST.MATCH_HMP", "True"), 2, "TEST.MATCH_HMP")
+    assert_refused(run_command(export_command.main, *words, *WITHOUT, key, value), 2, key)
 
 
 def test_input_sizes_that_need_different_neighbourhoods_are_refused():
