@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+NO_THREADS = "no further thread or process can be started; raise the limit (ulimit -u) or use fewer"
+
 
 class DekrError(Exception):
     """The work failed (data, model, a failed check): exit code 1."""

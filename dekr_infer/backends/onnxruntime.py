@@ -19,7 +19,7 @@ from onnx_ir.serde import SerdeError
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from dekr_infer.backends.base import infer_passes
-from dekr_infer.errors import DekrError
+from dekr_infer.errors import NO_THREADS, DekrError
 from dekr_infer.geometry import InputSizes, Size, cells
 from dekr_infer.onnx_graph.baked import FLOAT32, PIXEL_NAME, UINT8, Baked
 from dekr_infer.onnx_graph.cpu_optimize import optimize_for_cpu
@@ -305,6 +305,8 @@ def runtime_failure(where: str, error: Exception) -> Exception:
     """Return the error for what ONNX Runtime refuses: its own, or that memory is short."""
     if OUT_OF_MEMORY.search(str(error)):
         return MemoryError()
+    if "PosixThread" in str(error):
+        return DekrError(f"{where}: {NO_THREADS}")
     remedy = EXPORT_AGAIN
     if "DeformConv" in str(error) and "NOT_IMPLEMENTED" in str(error):
         remedy = "update ONNX Runtime (pip install 'onnxruntime>=1.25'): older ones lack this operator on a CPU"

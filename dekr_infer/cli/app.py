@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import logging
 import os
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dekr_infer.config.load import load_config
-from dekr_infer.errors import DekrError, one_line
+from dekr_infer.errors import NO_THREADS, DekrError, one_line
 from dekr_infer.launch import INTERRUPTED, NO_MEMORY, SIGNAL_CODE
 from dekr_infer.model.weights import NOTES
 
@@ -249,8 +250,14 @@ def run(work: Callable[[], None]) -> int:
         return 1
     except MemoryError:
         return _fail(NO_MEMORY, 1)
+    except RuntimeError as error:
+        if "start new thread" not in str(error):  # CPython's words; it has no exception of its own for this
+            raise
+        return _fail(NO_THREADS, 1)
     except OSError as error:
         _drop_stdout()
+        if error.errno == errno.EAGAIN and not error.filename:
+            return _fail(NO_THREADS, 1)
         place = f"{error.filename}: " if error.filename else ""
         return _fail(f"{place}{error.strerror or error}; resolve this and run the same command again", 1)
     return 0

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 import pytest
 from onnx import AttributeProto, ModelProto, NodeProto, helper
 
 from dekr_infer.backends.onnxruntime import OnnxRuntime, load_graph
-from dekr_infer.errors import DekrError
+from dekr_infer.errors import NO_THREADS, DekrError
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
 from dekr_infer.onnx_graph.cpu_optimize import add_before_enlarging, convolve_before_enlarging, mix_offsets
 from dekr_infer.onnx_graph.dialects import ONNX, to_dialect
@@ -193,6 +194,15 @@ def test_little_memory_is_no_fault_of_the_graph(file, said, monkeypatch):
     monkeypatch.setattr(network, "session", Full())
     with pytest.raises(MemoryError):
         network.run(whole_picture(next(iter(SMALL_INPUT_SIZES))))
+
+
+def test_few_threads_are_no_fault_of_the_graph_either(file, monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("env.cc:327 PosixThread::PosixThread pthread_create failed, error code: 11")
+
+    saved(toy_model(), file)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    assert refused(file).endswith(NO_THREADS)
 
 
 @pytest.mark.parametrize(("weight", "says"), [("heat", "heatmap has shape"), ("off", "offset has shape")])

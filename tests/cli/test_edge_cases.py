@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import shutil
 import subprocess
+import threading
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from dekr_infer.cli import app
 from dekr_infer.data.images import decode_image
 from dekr_infer.data.sources import ImageFiles
+from dekr_infer.errors import NO_THREADS
 from dekr_infer.geometry import PUBLISHED_SIZES, Size, cells
 from dekr_infer.pose.preprocess import mirror, normalise, warp
 from dekr_infer.storage.run_record import read_record
 from tests.support.coco_files import write_annotation, write_images, write_outputs
+from tests.support.commands import assert_refused
 from tests.support.images import colourful, encode, with_thumbnail
 from tests.support.workspace import EVALUATE, INFER, POSTPROCESS, PREPROCESS, Place, undisturbed_run
 
@@ -206,3 +211,28 @@ def test_replaced_tensors_are_run_again_though_they_look_older(tmp_path):
     for name in before:
         if name.startswith("out/"):
             assert after[name] == before[name.replace("out/", "out_flip/")]
+
+
+# -- few threads -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [PREPROCESS, EVALUATE])
+def test_a_thread_that_cannot_be_started_is_told_as_it_is(stage, tmp_path, monkeypatch):
+    """As under `ulimit -u`, which does not count for root."""
+    place = Place(undisturbed_run(tmp_path, (PREPROCESS,)), stage)
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        ran = place.run("--output", "../w/again")
+    assert_refused(ran, 1, NO_THREADS)
+    assert place.run("--output", "../w/again").code == 0
+
+
+def test_a_process_that_cannot_be_started_is_told_as_it_is(capsys):
+    def work() -> None:
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    assert app.run(work) == 1 and capsys.readouterr().err == f"error: {NO_THREADS}\n"
