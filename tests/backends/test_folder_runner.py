@@ -332,6 +332,12 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_unfinished(place, caps
     assert infer() == 0
 
 
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/out", "out/"])
+def test_the_output_folder_is_one_below_the_output(place, capsys, name):
+    assert infer("--output_dirname", name) == 2
+    assert f"--output_dirname {name!r}: it must be the name of a folder below --output" in capsys.readouterr().err
+
+
 # --- going on
 
 

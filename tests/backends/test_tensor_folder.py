@@ -148,6 +148,31 @@ def test_overwrite_makes_all_of_them_again(root, made, copy):
     assert files_of(copy) == files_of(made[0])
 
 
+def test_an_interrupted_run_with_overwrite_leaves_none_of_the_tensors_before(root, copy, monkeypatch):
+    convert, started = Converter.__call__, []
+
+    def fail_at_the_third(converter, image):
+        started.append(image.stem)
+        if len(started) == 3:
+            raise KeyboardInterrupt
+        return convert(converter, image)
+
+    monkeypatch.setattr(Converter, "__call__", fail_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        make(root, copy, overwrite=True, dtype=npy.UINT8, workers=1)
+    for folder in (copy / "prep", copy / "prep_flip"):
+        kept = npy.names_in(folder)
+        assert len(kept) < len(STEMS) and all(np.load(folder / name).dtype == np.uint8 for name in kept)
+
+
+def test_what_cannot_be_removed_is_named(root, copy):
+    place = copy / "prep_flip" / f"{STEMS[2]}.npy"
+    place.unlink()
+    place.mkdir()
+    with pytest.raises(DekrError, match=f"prep_flip/{STEMS[2]}.npy: cannot be written"):
+        make(root, copy, overwrite=True)
+
+
 def test_limit_takes_the_first_images_of_the_annotation(root, tmp_path):
     steps = []
     summary = make(root, tmp_path, limit=2, advance=steps.append)
