@@ -332,6 +332,17 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing_unfinished(place, caps
     assert infer() == 0
 
 
+def test_the_summary_of_an_earlier_run_is_gone_once_passes_are_run_again(place, monkeypatch):
+    assert infer() == 0
+    next((place / "out").glob("*_0.npy")).unlink()
+
+    def fail(*_: object) -> None:
+        raise DekrError("stopped")
+
+    monkeypatch.setattr(OnnxRuntime, "run", fail)
+    assert infer() == 1 and not (place / "out_summary.json").exists()
+
+
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/out", "out/"])
 def test_the_output_folder_is_one_below_the_output(place, capsys, name):
     assert infer("--output_dirname", name) == 2
