@@ -66,7 +66,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     def spy(network: OnnxRuntime, image: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         seen.append(image)
         heatmap, offset, _ = real(network, image)
-        return heatmap, offset, 10.0 * len(seen)
+        return heatmap, offset, 5.0 * 2 ** len(seen)
 
     monkeypatch.setattr(OnnxRuntime, "run", spy)
     return seen
@@ -160,7 +160,7 @@ def test_warm_up_runs_on_the_first_tensor_only_and_every_loop_is_timed(place, pa
     assert len(passes) == 2 + 4 * 3
     assert all(image is passes[0] for image in passes[:5])
     found = summary(place)
-    assert found["npu_compute_time_list"] == [10.0 * n for n in range(3, 15)]  # the first two were for warming up
+    assert found["npu_compute_time_list"] == [5.0 * 2**n for n in range(3, 15)]  # the first two were for warming up
 
 
 def test_the_summary_has_the_keys_of_ais_bench(place, passes):
@@ -169,13 +169,13 @@ def test_the_summary_has_the_keys_of_ais_bench(place, passes):
     assert set(found) == AIS_BENCH_KEYS | OURS
     assert found["NPU_compute_time"] == {
         "min": 10.0,
-        "max": 40.0,
-        "mean": 25.0,
-        "median": 25.0,
-        "percentile(99%)": pytest.approx(39.7),
+        "max": 80.0,
+        "mean": 37.5,
+        "median": 30.0,
+        "percentile(99%)": pytest.approx(78.8),
         "count": 4,
     }
-    assert found["throughput"] == 1000 / 25
+    assert found["throughput"] == 1000 / 37.5
     for key in ("H2D_latency", "D2H_latency"):
         entry = found[key]
         assert isinstance(entry, dict) and set(entry) == STATISTICS and entry["count"] == 4 and entry["max"] == 0
@@ -217,7 +217,7 @@ def test_the_summary_is_written_next_to_the_folder(place):
 def test_the_printed_line_has_count_and_rate(place, capsys, passes):
     assert infer("--warmup_count", "0") == 0
     out = capsys.readouterr().out
-    assert re.search(r"4 tensors -> out: .*mean = 25\.0, .*throughput 40\.000 passes/s", out)
+    assert re.search(r"4 tensors -> out: .*mean = 37\.5, .*throughput 26\.667 passes/s", out)
 
 
 def test_without_input_both_passes_are_run(place):
@@ -386,7 +386,7 @@ def test_a_run_stopped_by_an_error_resumes_where_it_was(place, whole, monkeypatc
     assert infer("--warmup_count", "0") == 0
     assert len(passes) == 4, "two before, two after"
     assert contents(place / "out") == whole
-    assert summary(place)["npu_compute_time_list"] == [10.0, 20.0, 30.0, 40.0]
+    assert summary(place)["npu_compute_time_list"] == [10.0, 20.0, 40.0, 80.0]
 
 
 KILLED = """

@@ -1,6 +1,7 @@
 """Loading and running graphs: what is refused and why, input sizes in the metadata, outputs as promised."""
 
 import hashlib
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -194,6 +195,16 @@ def test_little_memory_is_no_fault_of_the_graph(file, said, monkeypatch):
     monkeypatch.setattr(network, "session", Full())
     with pytest.raises(MemoryError):
         network.run(whole_picture(next(iter(SMALL_INPUT_SIZES))))
+
+
+def test_a_pass_is_timed_in_milliseconds(file):
+    network, image = OnnxRuntime(saved(toy_model(), file), 1), whole_picture(next(iter(SMALL_INPUT_SIZES)))
+    shares = []
+    for _ in range(10):
+        began = time.perf_counter()
+        milliseconds = network.run(image)[2]
+        shares.append(milliseconds / (1000 * (time.perf_counter() - began)))
+    assert 0.1 < max(shares) <= 1
 
 
 def test_few_threads_are_no_fault_of_the_graph_either(file, monkeypatch):
