@@ -222,6 +222,13 @@ def test_the_command_proves_every_input_size_and_prints_it(tiny, tmp_path, capsy
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["net.onnx"]
 
 
+def test_the_proof_runs_the_file_as_it_is_written(tiny, monkeypatch):
+    """Not the form that the CPU runner makes of it; that would prove another graph than the one that is handed on."""
+    rewrite = "dekr_infer.backends.onnxruntime.optimize_for_cpu"
+    monkeypatch.setattr(rewrite, lambda _: pytest.fail("the graph was rewritten"))
+    assert all(found.holds for found in compare_with_torch(tiny.network, tiny.graph, SMALL_INPUT_SIZES, 1))
+
+
 def test_the_function_reports_what_it_wrote(tiny, tmp_path):
     network, output, seen = build_network(tiny.config), tmp_path / "net.onnx", []
     report = dekr_infer.export_onnx(
