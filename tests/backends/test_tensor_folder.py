@@ -165,6 +165,17 @@ def test_an_interrupted_run_with_overwrite_leaves_none_of_the_tensors_before(roo
         assert len(kept) < len(STEMS) and all(np.load(folder / name).dtype == np.uint8 for name in kept)
 
 
+def test_the_opencv_of_tensors_that_are_replaced_is_forgotten(root, copy):
+    place = copy / "prep_record.jsonl"
+    head, *entries = place.read_text().splitlines()
+    for options, known in (({}, ["0.0.1", cv2.__version__]), ({"overwrite": True}, [cv2.__version__])):
+        earlier = json.loads(head)
+        earlier["about"]["opencv"] = ["0.0.1"]
+        place.write_text("\n".join((json.dumps(earlier), *entries, "")))
+        make(root, copy, **options)
+        assert json.loads(place.read_text().splitlines()[0])["about"]["opencv"] == known
+
+
 def test_what_cannot_be_removed_is_named(root, copy):
     place = copy / "prep_flip" / f"{STEMS[2]}.npy"
     place.unlink()
