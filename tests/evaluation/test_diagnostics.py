@@ -19,13 +19,13 @@ from dekr_infer.data.coco import annotation_path, load_data_set
 from dekr_infer.detector import Detector
 from dekr_infer.evaluation import diagnostics
 from dekr_infer.evaluation.diagnostics import Counts, spread, warnings_of
-from dekr_infer.geometry import Placement
+from dekr_infer.geometry import Placement, Size
 from dekr_infer.pose import preprocess
 from dekr_infer.pose.encode import Encoding, noisy, write_dumps
 from dekr_infer.skeleton import COCO_17
 from dekr_infer.storage.run_record import read_record
 from dekr_infer.structures import Passes, People
-from tests.support.coco_files import COCO_MINI, DRAWN_AND_REAL
+from tests.support.coco_files import COCO_MINI, DRAWN_AND_REAL, person, write_annotation
 from tests.support.commands import Ran, run_command
 from tests.support.workspace import write_rescore_net
 
@@ -137,6 +137,50 @@ def test_missing_images_are_a_warning(drawn, dumps, tmp_path):
         (plain / path.name).hardlink_to(path)
     ran, metrics = evaluate(drawn, (plain, dumps["drawn"][1]), tmp_path / "results", "--allow_missing")
     assert set(metrics["warnings"]) == {"coverage"} and "only 9 of 10 images" in ran.err
+
+
+def person_and_result(tmp_path: Path, change: Callable[[np.ndarray], None]) -> Counts:
+    """What is counted of one person of 100 x 100 pixels, found but for a change of the detection."""
+    truth = np.concatenate((np.random.default_rng(1).uniform(10, 190, (17, 2)), np.full((17, 1), 2.0)), axis=1)
+    truth[5:7, :2] = (20, 20), (180, 180)  # shoulders
+    write_annotation(tmp_path, {"a.jpg": Size(200, 200)}, [person(1, 1000, truth)])
+    found = truth.copy()
+    change(found)
+    entry = {"image_id": 1000, "category_id": 1, "keypoints": found.ravel().tolist(), "score": 1.0}
+    counts = Counts()
+    diagnostics.count_matches(counts, load_data_set(tmp_path, "val2017"), [1000], [entry])
+    return counts
+
+
+def test_counting_starts_at_none():
+    assert set(vars(Counts()).values()) == {0, None}
+
+
+def test_a_person_is_counted_once_and_a_joint_behind_the_last_pixel_is_outside(tmp_path):
+    def move(found: np.ndarray) -> None:
+        found[0, :2] = 199.5, 50
+        found[1, :2] = 50, 198.5
+
+    counts = person_and_result(tmp_path, move)
+    assert (counts.annotated, counts.found, counts.predicted, counts.outside, counts.crossed) == (1, 1, 1, 1, 0)
+
+
+@pytest.mark.parametrize(("factor", "told"), [(1.5, False), (2.5, True)])
+def test_pairs_count_where_left_and_right_can_be_told_apart(tmp_path, factor, told):
+    truth = np.concatenate((np.random.default_rng(1).uniform(10, 190, (17, 2)), np.full((17, 1), 2.0)), axis=1)
+    pair = COCO_17.sides[2]
+    truth[:, 2] = 0
+    truth[[0, *pair], 2] = 2
+    area = 0.6 * 60 * 60
+    tolerance = 2 * (2 * COCO_17.sigmas[pair[0]]) ** 2 * area
+    truth[0, :2], truth[pair[0], :2] = (100, 100), (60, 60)
+    truth[pair[1], :2] = 60 + np.sqrt(factor * tolerance), 60
+    entry = person(1, 1000, truth) | {"area": area}
+    write_annotation(tmp_path, {"a.jpg": Size(200, 200)}, [entry])
+    counts = Counts()
+    result = {"image_id": 1000, "category_id": 1, "keypoints": truth.ravel().tolist(), "score": 1.0}
+    diagnostics.count_matches(counts, load_data_set(tmp_path, "val2017"), [1000], [result])
+    assert (counts.found, counts.pairs, counts.crossed) == (1, int(told), 0)
 
 
 def test_with_nobody_found_there_is_nothing_to_say():

@@ -155,6 +155,17 @@ def test_sums_that_do_not_nest_stay(model):
     assert applied(add_before_enlarging, model).graph.node == model.graph.node
 
 
+def test_a_map_enlarged_in_another_way_is_a_term_like_others():
+    factors = {"a": 8, "b": 2, "c": 3}
+    model = sum_of(factors)
+    for node in nodes_of(model, "Resize"):
+        if node.input[0] == "c":
+            next(entry for entry in node.attribute if entry.name == "mode").s = b"linear"
+    changed = applied(add_before_enlarging, model)
+    assert changed.graph.node != model.graph.node
+    np.testing.assert_allclose(outputs(changed, **feeds(factors))[0], outputs(model, **feeds(factors))[0], atol=1e-5)
+
+
 def bent_pointwise(model: ModelProto, what: str) -> None:
     """Give the first head's 1x1 convolution something that the rule does not cover."""
     concat = nodes_of(model, "Concat")[0].output[0]

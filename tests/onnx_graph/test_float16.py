@@ -20,6 +20,7 @@ from dekr_infer.onnx_graph.float16 import (
     TRUNK,
     TWICE,
     Rounding,
+    node_of,
     read_keep_list,
     rehearse,
 )
@@ -215,6 +216,46 @@ def test_apart_sampling_and_product_give_the_deformable_convolution(groups, offs
     (expected,) = run(model, whole)
     (found,) = run(rehearse(model, Rounding(deform=TWICE)), whole)
     assert np.array_equal(found, expected) and np.abs(expected).max() > 8
+
+
+def test_an_operator_reads_a_rounded_copy_of_every_input(image):
+    nodes = [
+        helper.make_node("Sigmoid", ["image"], ["rounded"], "first"),
+        helper.make_node("Add", ["rounded", "image"], ["y"], "second"),
+    ]
+    (found,) = run(rehearse(graph_of(nodes, {}), Rounding()), image)
+    (rounded,) = run(graph_of([helper.make_node("Sigmoid", ["image"], ["y"])], {}), half(image))
+    assert np.array_equal(found, half(half(rounded) + half(image)))
+
+
+def test_weights_alone_are_rounded_in_a_deformable_convolution_that_is_taken_apart(image):
+    rng = np.random.default_rng(5)
+    weights = {
+        "w": rng.standard_normal((6, 4, 3, 3)).astype(np.float32),
+        "off": rng.integers(-1, 2, (18, 4, 1, 1)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["image", "off"], ["taps"], "taps"),
+        helper.make_node("DeformConv", ["image", "w", "taps"], ["y"], "deform", kernel_shape=[3, 3], pads=[1] * 4),
+    ]
+    whole = np.round(image)
+    (expected,) = run(graph_of(nodes, weights | {"w": half(weights["w"])}), whole)
+    (found,) = run(rehearse(graph_of(nodes, weights), Rounding(weights_only=True, deform=TWICE)), whole)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+    assert np.abs(run(graph_of(nodes, weights), whole)[0] - expected).max() > 1e-4
+
+
+def test_a_value_of_the_rehearsal_leads_back_to_the_node_that_makes_or_reads_it(image):
+    nodes = [
+        helper.make_node("Sigmoid", ["image"], ["s"], "first"),
+        helper.make_node("Add", ["s", "image"], ["y"], "second"),
+    ]
+    rehearsed = rehearse(graph_of(nodes, {}), Rounding())
+    made = {output for node in rehearsed.graph.node for output in node.output}
+    assert {"s", "y"} <= made
+    assert node_of(rehearsed, "s") != "s" and node_of(rehearsed, node_of(rehearsed, "s")) == node_of(rehearsed, "s")
+    makers = {output: node.op_type for node in rehearsed.graph.node for output in node.output}
+    assert makers[node_of(rehearsed, "s")] == "Sigmoid" and makers[node_of(rehearsed, "y")] == "Add"
 
 
 def test_overflow_is_an_error_that_names_node_and_key(tiny, tmp_path, picture):
