@@ -174,7 +174,7 @@ def main() -> int:
         chosen = random.Random(0).sample(every, min(args.sample, len(every)))
         noticed: Counter[bool] = Counter()
         for mutant in chosen:
-            key = (short, mutant["operator"], *mutant["lines"])
+            key = (short, mutant["operator"], mutant["occurrence"], *mutant["lines"])
             if key not in done:
                 survives = passes(name, mutant["source"], tests, PATIENCE * usual + 10)
                 done[key] = {"key": key, "noticed": not survives}

@@ -1,6 +1,7 @@
 """scripts/tune_npu.sh on fakes of the tools: ranking, failures, and steps that are not repeated."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -17,6 +18,7 @@ from dekr_infer.ascend import tuning_report as ranking
 from dekr_infer.ascend.ais_bench import Summary
 from dekr_infer.ascend.tuning_report import Outcome, Shares
 from dekr_infer.cli import tune_npu
+from dekr_infer.errors import ConfigError
 from dekr_infer.export.parity import Difference
 from dekr_infer.export.variants import GATHER, GROUPED, PADDED, SEPARATE, VARIANTS
 from dekr_infer.geometry import PUBLISHED_SIZES, InputSizes, Size
@@ -203,6 +205,24 @@ def test_finished_steps_are_repeated_only_if_their_inputs_change(host, monkeypat
     exported.clear()
     (host.folder / "net.pth").write_text("other weights")
     assert tuned("--variants", SEPARATE).code == 0 and exported == [SEPARATE]
+
+
+def test_another_atc_converts_again(host, monkeypatch):
+    assert tuned("--variants", SEPARATE).code == 0
+    other = host.folder / "newer"
+    other.mkdir()
+    (other / "atc").write_text(f'#!/bin/sh\nexec {FAKES / "atc"} "$@"\n')
+    (other / "atc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{other}:{os.environ['PATH']}")
+    assert repeated(tuned("--variants", SEPARATE).out)[:1] == [f"{SEPARATE}: convert"]
+
+
+def test_a_wrong_command_line_is_no_variants_problem(host, monkeypatch):
+    def convert(*_: object) -> None:
+        raise ConfigError("no such option")
+
+    monkeypatch.setattr(tune.Tuning, "convert", convert)
+    assert_refused(tuned("--variants", SEPARATE), 2, "no such option")
 
 
 def made_data(folder: Path) -> Path:

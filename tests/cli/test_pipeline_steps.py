@@ -383,6 +383,20 @@ def test_a_changed_configuration_file_concerns_only_what_it_changes(chain):
     assert chain.executed(*words) == []
 
 
+@pytest.mark.parametrize(("flags", "last"), [((), "postprocess"), (("--stream",), "evaluate")])
+def test_another_category_repeats_the_evaluation_alone(new, flags, last):
+    content = json.loads((new.folder / ANNOTATION).read_text())
+    rider = content["categories"][0] | {"id": 2, "name": "rider"}
+    riders = [person | {"category_id": 2, "id": person["id"] + 100} for person in content["annotations"]]
+    content |= {"categories": [*content["categories"], rider], "annotations": content["annotations"] + riders}
+    new.write(str(ANNOTATION), json.dumps(content))
+    results = new.folder / "results/keypoints_val2017_results.json"
+    for number, (name, done) in enumerate((("person", None), ("rider", [last]), ("rider", [])), 1):
+        executed = new.executed(*flags, "--category", name)
+        assert executed == done if done is not None else last in executed
+        assert {entry["category_id"] for entry in json.loads(results.read_text())} == {min(number, 2)}
+
+
 def test_more_images_are_added_to_those_that_are_done(new):
     assert new.executed("--limit", "2") == ALL
     before = new.stamps()
