@@ -105,9 +105,9 @@ def test_speed_of_an_input_size_counts_each_loop_of_its_tensors():
     small, large = SMALL_INPUT_SIZES[:2]
     summary = Summary(throughput=5.0, npu_compute_time_list=[10.0, 20.0, 100.0, 300.0, 30.0, 40.0])
     lines = [line.split() for line in _speeds(summary, [small, large, small])]
-    assert [line[:4] for line in lines[:2]] == [
-        [str(small), "4", "passes", "25.00"],
-        [str(large), "2", "passes", "200.00"],
+    assert [" ".join(line) for line in lines[:2]] == [
+        f"{small} 4 passes 25.00 ms 40.00 passes/s",
+        f"{large} 2 passes 200.00 ms 5.00 passes/s",
     ]
     assert lines[2][:3] == ["overall:", "5.00", "passes/s"]
 

@@ -300,6 +300,7 @@ def test_the_running_ap_of_all_images_but_one_is_near_the_last(place):
 
 def test_bad_names_are_refused(place):
     assert_refused(evaluate("--run", "a/b"), 2, "--run a/b")
+    assert_refused(evaluate("--run", ".."), 2, "--run ..: it must be the name of a folder below --output")
     assert_refused(evaluate("--provider", "NoProvider"), 1, "has no NoProvider; it has ", "CPUExecutionProvider")
     assert_refused(evaluate("--model", "none.onnx"), 1, "none.onnx: cannot be read")
 
