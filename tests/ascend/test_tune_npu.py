@@ -181,6 +181,7 @@ def repeated(out: str) -> list[str]:
     return re.findall(r"^== (\w+: \w+)$", out, re.MULTILINE)
 
 
+@pytest.mark.long
 def test_finished_steps_are_repeated_only_if_their_inputs_change(host, monkeypatch, exported):
     two = ("--variants", f"{SEPARATE},{PADDED}")
     monkeypatch.setenv("ATC_TROUBLE", f"inner@{PADDED}")

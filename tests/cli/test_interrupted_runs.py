@@ -160,6 +160,7 @@ def test_signal_in_a_finaliser_is_not_lost(capfd, number, left):
     assert err.startswith("error: interrupted") and len(err.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_tuning_resumes(host, monkeypatch):
     (host.folder / "net.pth").write_text("weights")
     words = ("--work", "work", "--loop", "1", "--variants", "gather", "TEST.MODEL_FILE", "net.pth")

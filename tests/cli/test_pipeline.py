@@ -16,6 +16,7 @@ from scripts.demo import people
 from tests.support.ascend_host import FAKES, ROOT, Done, Host, executed, refused, steps
 from tests.support.tiny_models import ONE_THREAD
 
+pytestmark = pytest.mark.long  # test_pipeline_steps walks the same ways in one process
 PICTURES, SEED = 2, "2017"
 MODEL = "dekr_bs1.om"
 WEIGHTS, RESCORE = (ROOT / "scripts/demo/weights" / name for name in ("pose_dekr_demo.pth", "rescore_demo.pth"))
