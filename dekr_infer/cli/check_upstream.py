@@ -25,7 +25,7 @@ from dekr_infer.storage.atomic import write_json
 def main(argv: Arguments = None) -> int:
     """Run the command; return its exit code."""
     parser = Parser(__doc__)
-    parser.add_argument("--upstream", type=Path, default=Path("DEKR"), help="patched checkout (default: DEKR)")
+    parser.add_argument("--upstream", type=Path, default=Path("DEKR"), help="patched checkout")
     parser.add_argument("--root", type=Path, required=True, help="data set in COCO's layout")
     parser.add_argument("--cfg", default="dekr_w32_coco", help="the network's configuration")
     parser.add_argument("--checkpoint", type=Path, help="compare the network's maps, and decode those")

@@ -51,9 +51,7 @@ def main(argv: Arguments = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("overlays"), help="folder for the PNG files")
     parser.add_argument("--pictures", type=positive_int, default=12, metavar="N", help="how many")
     parser.add_argument("--min_score", type=float, default=0.1, help="draw only people above")
-    parser.add_argument(
-        "--min_joint_score", type=float, default=0.0, metavar="S", help="draw only joints above (default: 0)"
-    )
+    parser.add_argument("--min_joint_score", type=float, default=0.0, metavar="S", help="draw only joints above")
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--choose", choices=("first", "worst", "random"), default="first", help="which images")
     chosen.add_argument(

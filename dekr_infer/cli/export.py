@@ -70,10 +70,8 @@ def main(argv: Arguments = None, input_sizes: InputSizes | None = None) -> int:
         default=SEPARATE,
         help="variant of the deformable convolutions; grouped and gather are experimental",
     )
-    parser.add_argument(
-        "--input", choices=INPUTS, default=FLOAT32, help="normalised float32, or uint8 RGB (default: float32)"
-    )
-    parser.add_argument("--decode", choices=DECODINGS, default=MAPS, help="what the file yields (default: maps)")
+    parser.add_argument("--input", choices=INPUTS, default=FLOAT32, help="normalised float32, or uint8 RGB")
+    parser.add_argument("--decode", choices=DECODINGS, default=MAPS, help="what the file yields")
     parser.add_argument("--flip", choices=("on", "off"), help="for people: merge a flipped pass (default: FLIP_TEST)")
     parser.add_argument("--precision", choices=("float32", INT8), default="float32", help="of the trunk")
     parser.add_argument("--calibrate", type=Path, metavar="FOLDER", help="for int8: images like those to come")

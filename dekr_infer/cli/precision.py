@@ -19,7 +19,7 @@ def add_precision(parser: Parser) -> None:
         "--deform_rounding",
         choices=(ONCE, TWICE),
         default=ONCE,
-        help="for fp16: round a deformable convolution once, or its samples, too (default: once)",
+        help="for fp16: round a deformable convolution once, or its samples, too",
     )
 
 

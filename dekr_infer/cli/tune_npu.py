@@ -42,16 +42,14 @@ def main(argv: Arguments = None, input_sizes: InputSizes | None = None) -> int:
     parser = Parser(__doc__)
     names = ",".join(VARIANTS)
     parser.add_argument("--variants", type=_variants, default=VARIANTS, metavar="A,B", help=f"of {names}")
-    parser.add_argument(
-        "--work", type=Path, default=Path("models/tune"), help="folder of graphs and models (default: models/tune)"
-    )
+    parser.add_argument("--work", type=Path, default=Path("models/tune"), help="folder of graphs and models")
     parser.add_argument("--root", type=Path, help="weight input sizes as in this data set (default: a sample of COCO)")
     parser.add_argument(
         "--device", type=non_negative_int, metavar="N", help="NPU to convert for and run on (default: 0)"
     )
     parser.add_argument("--loop", type=positive_int, default=LOOP, metavar="N", help="timed passes per input size")
     for name, share in (("heat", HEAT_SHARE), ("offset", OFFSET_SHARE)):
-        text = f"difference from the CPU, as a share of the largest value (default: {share})"
+        text = "difference from the CPU, as a share of the largest value"
         parser.add_argument(f"--{name}_tolerance", type=_share, default=share, metavar="X", help=text)
     add_conversion(parser, cache="enable")  # the variants have most kernels in common
     add_config(parser)
