@@ -139,16 +139,17 @@ def test_missing_images_are_a_warning(drawn, dumps, tmp_path):
     assert set(metrics["warnings"]) == {"coverage"} and "only 9 of 10 images" in ran.err
 
 
-def person_and_result(tmp_path: Path, change: Callable[[np.ndarray], None]) -> Counts:
-    """What is counted of one person of 100 x 100 pixels, found but for a change of the detection."""
-    truth = np.concatenate((np.random.default_rng(1).uniform(10, 190, (17, 2)), np.full((17, 1), 2.0)), axis=1)
-    truth[5:7, :2] = (20, 20), (180, 180)  # shoulders
-    write_annotation(tmp_path, {"a.jpg": Size(200, 200)}, [person(1, 1000, truth)])
-    found = truth.copy()
-    change(found)
-    entry = {"image_id": 1000, "category_id": 1, "keypoints": found.ravel().tolist(), "score": 1.0}
+def truth_of_one() -> np.ndarray:
+    """Keypoints (17, 3) of a person about 180 pixels high and wide."""
+    return np.concatenate((np.random.default_rng(1).uniform(10, 190, (17, 2)), np.full((17, 1), 2.0)), axis=1)
+
+
+def counts_of_one(folder: Path, annotation: dict[str, Any], found: np.ndarray) -> Counts:
+    """What is counted of one annotated person in an image of 200 x 200 pixels, and one detection."""
+    write_annotation(folder, {"a.jpg": Size(200, 200)}, [annotation])
+    result = {"image_id": 1000, "category_id": 1, "keypoints": found.ravel().tolist(), "score": 1.0}
     counts = Counts()
-    diagnostics.count_matches(counts, load_data_set(tmp_path, "val2017"), [1000], [entry])
+    diagnostics.count_matches(counts, load_data_set(folder, "val2017"), [1000], [result])
     return counts
 
 
@@ -157,29 +158,23 @@ def test_counting_starts_at_none():
 
 
 def test_a_person_is_counted_once_and_a_joint_behind_the_last_pixel_is_outside(tmp_path):
-    def move(found: np.ndarray) -> None:
-        found[0, :2] = 199.5, 50
-        found[1, :2] = 50, 198.5
-
-    counts = person_and_result(tmp_path, move)
+    truth = truth_of_one()
+    truth[5:7, :2] = (20, 20), (180, 180)  # shoulders
+    found = truth.copy()
+    found[:2, :2] = (199.5, 50), (50, 198.5)
+    counts = counts_of_one(tmp_path, person(1, 1000, truth), found)
     assert (counts.annotated, counts.found, counts.predicted, counts.outside, counts.crossed) == (1, 1, 1, 1, 0)
 
 
 @pytest.mark.parametrize(("factor", "told"), [(1.5, False), (2.5, True)])
 def test_pairs_count_where_left_and_right_can_be_told_apart(tmp_path, factor, told):
-    truth = np.concatenate((np.random.default_rng(1).uniform(10, 190, (17, 2)), np.full((17, 1), 2.0)), axis=1)
-    pair = COCO_17.sides[2]
+    truth, (left, right), area = truth_of_one(), COCO_17.sides[2], 0.6 * 60 * 60
     truth[:, 2] = 0
-    truth[[0, *pair], 2] = 2
-    area = 0.6 * 60 * 60
-    tolerance = 2 * (2 * COCO_17.sigmas[pair[0]]) ** 2 * area
-    truth[0, :2], truth[pair[0], :2] = (100, 100), (60, 60)
-    truth[pair[1], :2] = 60 + np.sqrt(factor * tolerance), 60
-    entry = person(1, 1000, truth) | {"area": area}
-    write_annotation(tmp_path, {"a.jpg": Size(200, 200)}, [entry])
-    counts = Counts()
-    result = {"image_id": 1000, "category_id": 1, "keypoints": truth.ravel().tolist(), "score": 1.0}
-    diagnostics.count_matches(counts, load_data_set(tmp_path, "val2017"), [1000], [result])
+    truth[[0, left, right], 2] = 2
+    tolerance = 2 * (2 * COCO_17.sigmas[left]) ** 2 * area
+    truth[0, :2], truth[left, :2] = (100, 100), (60, 60)
+    truth[right, :2] = 60 + np.sqrt(factor * tolerance), 60
+    counts = counts_of_one(tmp_path, person(1, 1000, truth) | {"area": area}, truth)
     assert (counts.found, counts.pairs, counts.crossed) == (1, int(told), 0)
 
 

@@ -116,6 +116,18 @@ def network(config: Any) -> dict[str, np.ndarray]:
     return {"keys": np.array(list(state)), "heat": heat.numpy(), "offset": offset.numpy()}
 
 
+def merged(config: Any, maps: cases.Maps, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Upstream's merging of both passes over maps that stand in for a network's."""
+    turns = iter(((maps.heat, maps.offset), (maps.heat_flip, maps.offset_flip)))
+
+    def hand_out(image: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.from_numpy(values[None].copy()) for values in next(turns))
+
+    outputs: tuple[torch.Tensor, torch.Tensor]
+    outputs = module("core.inference").get_multi_stage_outputs(config, hand_out, torch.zeros(1, 3, 8, 8), flip)
+    return outputs
+
+
 def decoding(config: Any) -> dict[str, np.ndarray]:
     """For every case, with flip and without: kept poses, scores, final poses, rescored scores, matched poses."""
     recorded = {}
@@ -124,12 +136,7 @@ def decoding(config: Any) -> dict[str, np.ndarray]:
     centre, scale = affine(cases.IMAGE, input_size)
     for name, maps in map_cases_in_order():
         for flip in (True, False):
-            turns = iter(((maps.heat, maps.offset), (maps.heat_flip, maps.offset_flip)))
-
-            def hand_out(image: torch.Tensor, turns: Any = turns) -> tuple[torch.Tensor, ...]:
-                return tuple(torch.from_numpy(values[None].copy()) for values in next(turns))
-
-            heat, poses_map = inference.get_multi_stage_outputs(config, hand_out, torch.zeros(1, 3, 8, 8), flip)
+            heat, poses_map = merged(config, maps, flip)
             total, proposals = inference.aggregate_results(config, 0, [], heat, poses_map, 1.0)
             kept, scores = module("core.nms").pose_nms(config, total, proposals)
             key = f"{name}/{'flip' if flip else 'single'}"
@@ -153,13 +160,7 @@ def scales(config: Any) -> dict[str, np.ndarray]:
         for flip in (True, False):
             total, proposals = 0, []
             for scale in cases.SCALES:
-                maps = case[scale]
-                turns = iter(((maps.heat, maps.offset), (maps.heat_flip, maps.offset_flip)))
-
-                def hand_out(image: torch.Tensor, turns: Any = turns) -> tuple[torch.Tensor, ...]:
-                    return tuple(torch.from_numpy(values[None].copy()) for values in next(turns))
-
-                heat, poses_map = inference.get_multi_stage_outputs(config, hand_out, torch.zeros(1, 3, 8, 8), flip)
+                heat, poses_map = merged(config, case[scale], flip)
                 total, proposals = inference.aggregate_results(config, total, proposals, heat, poses_map, scale)
             mean = total / len(cases.SCALES)
             kept, scores = module("core.nms").pose_nms(config, mean, proposals)
